@@ -1,0 +1,209 @@
+"""One cycle of updates for a population and its objective, in plain PyTorch: what meta-training and meta-testing share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metagenrl_pl.batch import Windows
+from metagenrl_pl.inner import AdamMoments, InnerStep
+from metagenrl_pl.networks import first_critic
+from metagenrl_pl.nn import Parameters, clip_per_agent, norm_per_agent
+from metagenrl_pl.objectives import Objective
+from metagenrl_pl.population import AgentSettings, Population
+from metagenrl_pl.streams import AgentStreams
+from metagenrl_pl.updates import MetaTask, combine_meta_gradients, critic_gradients, meta_gradients, policy_gradients
+from metagenrl_pl.updates.policy import action_gradient_agreement
+
+Draw = Callable[[int], Windows]
+
+
+@dataclass(frozen=True)
+class MetaSettings:
+    """How the objective is meta-learned.
+
+    Args:
+        learning_rate: of Adam on the objective.
+        gradient: whether each agent's gradient of the objective is clipped at norm 1 (the paper) or normalised to norm 1.
+        annealing_env_steps: over how many env steps policies go over from the critic to the objective; 0 for at once.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    learning_rate: float = 1e-3
+    gradient: Literal["clip", "normalize"] = "clip"
+    annealing_env_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.gradient not in ("clip", "normalize"):
+            raise ValueError(f"gradient must be clip or normalize, got {self.gradient!r}")
+        if self.annealing_env_steps < 0:
+            raise ValueError(f"annealing_env_steps must not be negative, got {self.annealing_env_steps}")
+
+
+class Learner:
+    """Critics, policies and (in meta-training) the objective, with their optimizers.
+
+    Args:
+        population: the agents.
+        objective: what their policies descend.
+        settings: of the agents.
+        seeds: one for each agent, for the noise on targets.
+        inner, meta: how the objective is meta-learned; None keeps it frozen.
+        compile: run the updates through `torch.compile`. Takes minutes, then each update is a few times faster.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        objective: Objective,
+        settings: AgentSettings,
+        seeds: Sequence[int],
+        inner: InnerStep | None = None,
+        meta: MetaSettings | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.population, self.objective, self.settings = population, objective, settings
+        self.inner, self.meta = inner, meta if objective.learns and inner is not None else None
+        self.num_updates = 0
+        self.metrics: dict[str, Tensor] = {}  # newest, one value per agent, [P]
+        self._streams = AgentStreams(seeds, "target noise")
+        self._compile = torch.compile if compile else (lambda function: function)
+        self._critic_gradients = self._compile(critic_gradients)
+        self._policy_gradients = self._compile(policy_gradients)
+        self._meta_gradients = self._compile(meta_gradients)
+        self.critic_optimizer = _adam(population.critics.values(), settings.critic_learning_rate)
+        self.policy_optimizer = _adam(population.policy.values(), settings.policy_learning_rate)
+        self.objective_optimizer = _adam(objective.parameters(), self.meta.learning_rate) if self.meta else None
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Critics, policies and, in meta-training, the objective."""
+        every = [self.critic_optimizer, self.policy_optimizer, self.objective_optimizer]
+        return [optimizer for optimizer in every if optimizer is not None]
+
+    def update(self, draw: Draw, env_steps: int, critic_step: Callable[[], Any] | None = None) -> None:
+        """One update cycle: critics; every `policy_delay` cycles also policies, targets and the objective, in this order.
+
+        Args:
+            draw: gives that many new windows of every agent.
+            env_steps: taken by each agent so far, for the annealing.
+            critic_step: steps the critics' optimizer, if somebody else has to see it.
+        """
+        self._update_critics(draw(self.settings.num_windows), critic_step or self.critic_optimizer.step)
+        if self.num_updates % self.settings.policy_delay == 0:
+            self._update_policies(draw(self.settings.num_windows), env_steps)
+            self._move_targets()
+            if self.meta is not None and self.inner is not None:
+                self._update_objective(draw((self.inner.num_steps + 1) * self.settings.num_windows))
+        self.num_updates += 1
+
+    def _update_critics(self, windows: Windows, step: Callable[[], Any]) -> None:
+        population, settings = self.population, self.settings
+        noise = settings.target_noise * self._streams.normal(*windows.action.shape[1:])
+        noise = noise.clamp(-settings.target_noise_clip, settings.target_noise_clip).to(population.device)
+        gradients, self.metrics["critic_loss"] = self._critic_gradients(
+            population.networks,
+            population.critics,
+            population.target_policy,
+            population.target_critics,
+            windows,
+            noise,
+            settings.discount,
+        )
+        _assign(population.critics, gradients)
+        step()
+
+    def _update_policies(self, windows: Windows, env_steps: int) -> None:
+        population = self.population
+        gradients = self._policy_gradients(
+            population.networks,
+            self.objective,
+            self.objective.stacked_parameters(population.num_agents),
+            population.policy,
+            first_critic(population.critics),
+            windows,
+            self._objective_share(env_steps),
+        )
+        self.metrics["policy_gradient_norm"] = norm_per_agent(gradients)
+        _assign(population.policy, clip_per_agent(gradients, self.settings.policy_max_gradient_norm))
+        self.policy_optimizer.step()
+
+    def _objective_share(self, env_steps: int) -> Tensor | None:
+        """p of the annealing (paper section 3.3), a scalar; None once it is 1. Annealing belongs to meta-training alone."""
+        if self.meta is None or env_steps >= self.meta.annealing_env_steps:
+            return None
+        return torch.tensor(env_steps / self.meta.annealing_env_steps, device=self.population.device)
+
+    def _move_targets(self) -> None:
+        population = self.population
+        targets = [*population.target_policy.values(), *population.target_critics.values()]
+        networks = [*population.policy.values(), *population.critics.values()]
+        with torch.no_grad():  # a moving average, not learned
+            torch._foreach_lerp_(targets, networks, self.settings.target_rate)
+
+    def _update_objective(self, windows: Windows) -> None:
+        assert self.meta is not None and self.inner is not None and self.objective_optimizer is not None
+        population = self.population
+        task = MetaTask(
+            population.policy,
+            first_critic(population.critics),
+            windows,
+            self._policy_moments() if self.inner.needs_moments else None,
+        )
+        alpha = self.objective.stacked_parameters(population.num_agents)
+        gradients, self.metrics["meta_loss"] = self._meta_gradients(population.networks, self.objective, self.inner, alpha, task)
+        combined, self.metrics["meta_gradient_norm"] = combine_meta_gradients(gradients, self.meta.gradient)
+        _assign(dict(self.objective.named_parameters()), combined)
+        self.objective_optimizer.step()
+
+    def _policy_moments(self) -> AdamMoments:
+        """What the policies' optimizer remembers; every policy has been stepped before the objective is."""
+        state = {name: self.policy_optimizer.state[p] for name, p in self.population.policy.items()}
+        first = {name: s["exp_avg"] for name, s in state.items()}
+        second = {name: s["exp_avg_sq"] for name, s in state.items()}
+        return AdamMoments(first, second, next(iter(state.values()))["step"])
+
+    def agreement(self, windows: Windows) -> Tensor:
+        """Cosine of the objective's action gradient with -dQ1/da, [P]."""
+        population = self.population
+        alpha = self.objective.stacked_parameters(population.num_agents)
+        critic = first_critic(population.critics)
+        return action_gradient_agreement(population.networks, self.objective, alpha, population.policy, critic, windows)
+
+    def check_finite(self) -> None:
+        """Raise FloatingPointError, naming the agent and the quantity, if the newest update gave NaN or infinity."""
+        for name, values in self.metrics.items():
+            bad = (~torch.isfinite(values)).nonzero()
+            if len(bad):
+                agent = int(bad[0])
+                raise FloatingPointError(f"{name} of agent {agent} is {float(values[agent])} after {self.num_updates} updates")
+
+    def to(self, device: torch.device) -> None:
+        """Move population and objective to a device; before any optimizer has a state."""
+        self.population.to(device)
+        self.objective.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Agents, counter and random streams; the objective and the optimizers are kept by their owner."""
+        return {"population": self.population.state_dict(), "num_updates": self.num_updates, "streams": self._streams.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.population.load_state_dict(state["population"])
+        self.num_updates = state["num_updates"]
+        self._streams.load_state_dict(state["streams"])
+
+
+def _adam(parameters: Any, learning_rate: float) -> torch.optim.Adam:
+    return torch.optim.Adam(list(parameters), learning_rate, fused=True)
+
+
+def _assign(parameters: Parameters, gradients: Parameters) -> None:
+    for name, p in parameters.items():
+        p.grad = gradients[name]

@@ -1,0 +1,100 @@
+"""Stacked networks: every parameter of every agent is a slice of one tensor, so a population is one tensor program.
+
+Parameters are flat dictionaries of tensors and networks are pure functions of them, `out = network(parameters, x)`: what `torch.func`
+differentiates and what out-of-place updates return. The first axis of every parameter is the agent.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+
+
+def mixed(x: Tensor) -> Tensor:
+    """Relu on the first half of the units, square on the second half (the objective's activation)."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([torch.relu(first), second * second], -1)
+
+
+def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[P, N, in] x [P, in, out] + [P, out] -> [P, N, out], one matrix product for all agents."""
+    return torch.baddbmm(bias.unsqueeze(1), x, weight)
+
+
+def stacked_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last axis of [P, N, U] with one scale and shift [P, U] per agent.
+
+    Written out, because differentiating a forward-mode pass through `torch.nn.functional.layer_norm` is silently wrong (torch 2.13).
+    """
+    centred = x - x.mean(-1, keepdim=True)
+    normed = centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
+    return normed * weight.unsqueeze(1) + bias.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class StackedMLP:
+    """Hidden layers `linear -> activation -> layer norm`, then (optionally) a plain linear layer.
+
+    Args:
+        num_hidden: hidden layers.
+        activation: applied before the norm.
+        layer_norm_eps: added to the variance; None for no layer norm.
+        has_out: whether a linear layer follows the hidden ones.
+        prefix: what the names of this network's parameters begin with.
+
+    Parameters are named `hidden.K.weight|bias`, `norm.K.weight|bias`, `out.weight|bias`; weights are [P, in, out].
+    """
+
+    num_hidden: int
+    activation: Callable[[Tensor], Tensor] = torch.relu
+    layer_norm_eps: float | None = 1e-5
+    has_out: bool = True
+    prefix: str = ""
+
+    def __call__(self, parameters: Parameters, x: Tensor) -> Tensor:
+        """[P, N, in] -> [P, N, out]."""
+        name = self.prefix
+        for k in range(self.num_hidden):
+            x = self.activation(stacked_linear(x, parameters[f"{name}hidden.{k}.weight"], parameters[f"{name}hidden.{k}.bias"]))
+            if self.layer_norm_eps is not None:
+                weight, bias = parameters[f"{name}norm.{k}.weight"], parameters[f"{name}norm.{k}.bias"]
+                x = stacked_layer_norm(x, weight, bias, self.layer_norm_eps)
+        return stacked_linear(x, parameters[f"{name}out.weight"], parameters[f"{name}out.bias"]) if self.has_out else x
+
+    def init(self, num_in: int, num_units: int, num_out: int, generator: torch.Generator) -> Parameters:
+        """Glorot-uniform weights, zero biases, norms 1 and 0, for a single network: no agent axis."""
+        parameters = {}
+        for k in range(self.num_hidden):
+            parameters[f"{self.prefix}hidden.{k}.weight"] = glorot_uniform(num_units if k else num_in, num_units, generator)
+            parameters[f"{self.prefix}hidden.{k}.bias"] = torch.zeros(num_units)
+            if self.layer_norm_eps is not None:
+                parameters[f"{self.prefix}norm.{k}.weight"] = torch.ones(num_units)
+                parameters[f"{self.prefix}norm.{k}.bias"] = torch.zeros(num_units)
+        if self.has_out:
+            parameters[f"{self.prefix}out.weight"] = glorot_uniform(num_units, num_out, generator)
+            parameters[f"{self.prefix}out.bias"] = torch.zeros(num_out)
+        return parameters
+
+
+def glorot_uniform(num_in: int, num_out: int, generator: torch.Generator) -> Tensor:
+    """A weight [in, out], uniform in +-sqrt(6 / (in + out))."""
+    return (2 * torch.rand(num_in, num_out, generator=generator) - 1) * math.sqrt(6 / (num_in + num_out))
+
+
+def norm_per_agent(gradients: Parameters) -> Tensor:
+    """Global norm of each agent's gradient over all parameters, [P]."""
+    return torch.stack([(g * g).flatten(1).sum(1) for g in gradients.values()]).sum(0).sqrt()
+
+
+def scale_per_agent(gradients: Parameters, scale: Tensor) -> Parameters:
+    """Every agent's gradient times its own factor [P]."""
+    return {name: g * scale.view(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
+
+
+def clip_per_agent(gradients: Parameters, max_norm: float) -> Parameters:
+    """Scale each agent's gradient down to norm `max_norm` where it is larger."""
+    return scale_per_agent(gradients, max_norm / norm_per_agent(gradients).clamp(min=max_norm))

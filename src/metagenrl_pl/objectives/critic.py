@@ -1,0 +1,21 @@
+"""The deterministic policy gradient (DDPG, TD3) as an objective."""
+
+from torch import Tensor
+
+from metagenrl_pl.nn import Parameters
+from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
+
+
+class CriticObjective(Objective):
+    """L = -Q1(s, pi(s)), so that dL/da = -dQ1/da (Silver et al. 2014, eq. 9; with the clipped twin critics of TD3)."""
+
+    needs_critic_gradient = True
+
+    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """-V(s) of every step, [P, B, T]. A constant: the gradient in the action is what `action_gradient` returns."""
+        return -inputs.value[..., :-1] * inputs.valid
+
+    def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """-dQ1/da, [P, B, T, A], 0 where padded."""
+        assert inputs.critic_gradient is not None  # promised by needs_critic_gradient
+        return -inputs.critic_gradient * inputs.valid[..., None]

@@ -1,0 +1,228 @@
+"""The learned objective L_alpha: an LSTM that reads windows of experience backwards in time (paper section 3.2, figure 2)."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from metagenrl_pl.batch import valid_states
+from metagenrl_pl.nn import Parameters, StackedMLP, glorot_uniform, mixed
+from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
+
+_NORMALISATION_EPS = 1e-8
+_FORMAT = "metagenrl_pl.objective.1"
+
+
+class LearnedObjective(Objective):
+    """L_alpha(trajectory, pi(s), V): the mean over action dimensions of a small network, rewards, values and time, through an LSTM.
+
+    It never sees an observation, so it fits any environment. 15,497 parameters at the default sizes. The options are the alternative
+    parametrisations of the paper's figure 5.
+
+    Args:
+        hidden_units: width of every hidden layer and of the LSTM; even, since half of the units are squared.
+        context_units: width of the encoding of reward, time and values.
+        use_time: whether t / T is an input.
+        use_value: whether V(s) and V(s') are inputs.
+        use_lstm: whether the future of a step is read; without, every step is judged alone.
+        bounded_head: whether the output e becomes tanh(1e-3 e) / 1e-3.
+        layer_norm_eps: added to the variance of the layer norms.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: if a width is odd or not positive.
+    """
+
+    def __init__(
+        self,
+        hidden_units: int = 32,
+        context_units: int = 8,
+        use_time: bool = True,
+        use_value: bool = True,
+        use_lstm: bool = True,
+        bounded_head: bool = True,
+        layer_norm_eps: float = 1e-5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if hidden_units < 2 or hidden_units % 2:
+            raise ValueError(f"hidden_units must be even and at least 2, got {hidden_units}")
+        if context_units < 1:
+            raise ValueError(f"context_units must be at least 1, got {context_units}")
+        self.architecture: dict[str, Any] = {
+            "hidden_units": hidden_units,
+            "context_units": context_units,
+            "use_time": use_time,
+            "use_value": use_value,
+            "use_lstm": use_lstm,
+            "bounded_head": bounded_head,
+            "layer_norm_eps": layer_norm_eps,
+        }
+        self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
+        self.hidden_units = hidden_units
+        self.card: dict[str, Any] = {}
+        self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
+        self._context_transform = StackedMLP(2, mixed, None, prefix="context_transform.")
+        self._head = StackedMLP(2, mixed, layer_norm_eps, prefix="head.")
+
+        generator = torch.Generator().manual_seed(seed)
+        num_context = 1 + use_time + 2 * use_value
+        num_features = hidden_units + context_units
+        parameters = self._action_transform.init(2, hidden_units, 0, generator)
+        parameters |= self._context_transform.init(num_context, hidden_units, context_units, generator)
+        if use_lstm:
+            kernel = glorot_uniform(num_features + hidden_units, 4 * hidden_units, generator)
+            parameters["lstm.weight_input"], parameters["lstm.weight_hidden"] = kernel.split([num_features, hidden_units])
+            parameters["lstm.bias"] = torch.zeros(4 * hidden_units)
+        parameters |= self._head.init(hidden_units if use_lstm else num_features, hidden_units, 1, generator)
+        for name, value in parameters.items():
+            _register(self, name, nn.Parameter(value.clone()))
+
+    def forward(
+        self,
+        policy_action: Tensor,
+        replay_action: Tensor,
+        reward: Tensor,
+        value: Tensor,
+        terminated: Tensor,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Per-step loss of an ordinary, single policy; descend its mean over valid steps.
+
+        Args:
+            policy_action: what the policy would do now, in [-1, 1], [B, T, A]; the gradient flows through this alone.
+            replay_action: what was done, [B, T, A].
+            reward: [B, T].
+            value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]; entry `length` belongs to the state after the last valid step.
+            terminated: 1 where the episode ended for good (not by a time limit), [B, T].
+            valid: 1 on real steps, ones first, [B, T]; all by default.
+
+        Returns:
+            L_alpha, [B, T], 0 where padded.
+        """
+        valid = torch.ones_like(reward) if valid is None else valid
+        num_actions = policy_action.shape[-1]
+        weight = policy_action.new_full((num_actions,), 1 / num_actions)
+        constants = (x.detach() for x in (replay_action, reward, value, terminated, valid, weight))  # the contract's constants
+        inputs = ObjectiveInputs(policy_action[None], *(x[None] for x in constants))
+        return self.loss(self.stacked_parameters(1), inputs)[0]
+
+    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """L_alpha of every step, [P, B, T], 0 where padded."""
+        num_agents, num_windows, num_steps, num_actions = inputs.policy_action.shape
+        num_samples = num_windows * num_steps
+
+        pairs = torch.stack([inputs.replay_action, inputs.policy_action], -1).reshape(num_agents, -1, 2)
+        features = self._action_transform(parameters, pairs).view(num_agents, num_samples, num_actions, self.hidden_units)
+        features = (features * inputs.action_weight[:, None, :, None]).sum(2)  # mean over the real action dimensions
+        context = self._context_transform(parameters, self._context(inputs).view(num_agents, num_samples, -1))
+        features = torch.cat([features, context], -1)
+        if self.use_lstm:
+            features = self._backward_lstm(parameters, features, inputs.valid)
+        error = self._head(parameters, features).view(num_agents, num_windows, num_steps)
+        if self.bounded_head:
+            error = torch.tanh(1e-3 * error) / 1e-3
+        return error * inputs.valid
+
+    def _context(self, inputs: ObjectiveInputs) -> Tensor:
+        """Normalised reward, t / T, V(s') and V(s) of every step, [P, B, T, 1 to 4]."""
+        num_steps = inputs.reward.shape[-1]
+        context = [normalise(inputs.reward, inputs.valid)]
+        if self.use_time:
+            time = torch.arange(num_steps, dtype=inputs.reward.dtype, device=inputs.reward.device) / num_steps
+            context.append(time.expand_as(inputs.reward))
+        if self.use_value:
+            value = normalise(inputs.value, valid_states(inputs.valid))
+            context += [value[..., 1:] * (1 - inputs.terminated), value[..., :-1]]
+        return torch.stack(context, -1)
+
+    def _backward_lstm(self, parameters: Parameters, features: Tensor, valid: Tensor) -> Tensor:
+        """Hidden states, [P, B * T, U]. Runs from each window's last valid step, with zero initial state, to its first.
+
+        Hand-written, because cuDNN's LSTM has no double backward; the input projection is hoisted out of the loop.
+        """
+        num_agents, num_windows, num_steps = valid.shape
+        projected = torch.baddbmm(parameters["lstm.bias"].unsqueeze(1), features, parameters["lstm.weight_input"])
+        # Unbound, not indexed: the gradient of an index is a zero tensor of the whole size for every step.
+        projections = projected.view(num_agents, num_windows, num_steps, -1).unbind(2)
+        masks = valid.unsqueeze(-1).unbind(2)
+        hidden = cell = features.new_zeros(num_agents, num_windows, self.hidden_units)
+        outputs = []
+        for t in reversed(range(num_steps)):
+            gates = torch.baddbmm(projections[t], hidden, parameters["lstm.weight_hidden"])
+            write, candidate, forget, output = gates.chunk(4, -1)
+            # The mask keeps the state at zero until the last valid step is reached.
+            cell = masks[t] * (torch.sigmoid(forget + 1) * cell + torch.sigmoid(write) * torch.tanh(candidate))
+            hidden = masks[t] * torch.sigmoid(output) * torch.tanh(cell)
+            outputs.append(hidden)
+        return torch.stack(outputs[::-1], 2).view(num_agents, num_windows * num_steps, self.hidden_units)
+
+    @property
+    def inert_parameters(self) -> frozenset[str]:
+        """Without the bounded head the last bias adds a constant to L, and without the LSTM nothing else changes."""
+        return frozenset() if self.bounded_head else frozenset({"head.out.bias"})
+
+    def save(self, path: Path | str, card: Mapping[str, Any] | None = None) -> None:
+        """Write the weights as safetensors and, beside it with the ending `.json`, the card.
+
+        Args:
+            path: of the `.safetensors` file.
+            card: how the objective was made (training environments, env steps, commit, seed); the architecture is added.
+        """
+        path = Path(path)
+        card = {"format": _FORMAT, "architecture": self.architecture, **{**self.card, **(card or {})}}
+        text = json.dumps(card, indent=2)
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
+        temporary = path.with_name(path.name + ".tmp")
+        save_file(tensors, temporary, metadata={"card": text})
+        temporary.replace(path)
+        path.with_suffix(".json").write_text(text + "\n")
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read an objective that `save` wrote; its card is in `.card`.
+
+        Raises:
+            ValueError: if the file is missing, damaged or not an objective of this project.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"objective.path={path}: no such file; valid is an objective.safetensors of a meta-training run")
+        try:
+            with safe_open(path, framework="pt") as file:
+                card = json.loads((file.metadata() or {}).get("card", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"objective.path={path}: not a readable safetensors file ({error})") from error
+        if card.get("format") != _FORMAT:
+            raise ValueError(f"objective.path={path}: no objective of this project (its card names no format {_FORMAT!r})")
+        known = inspect.signature(cls.__init__).parameters
+        objective = cls(**{name: value for name, value in card.pop("architecture").items() if name in known})
+        objective.load_state_dict(tensors)
+        card.pop("format")
+        objective.card = card
+        return objective
+
+
+def normalise(x: Tensor, valid: Tensor) -> Tensor:
+    """z-normalise [P, B, T] over each agent's valid entries: population variance, 1e-8 added under the root."""
+    count = valid.sum((1, 2), keepdim=True)
+    centred = x - (x * valid).sum((1, 2), keepdim=True) / count
+    variance = (centred * centred * valid).sum((1, 2), keepdim=True) / count
+    return centred * torch.rsqrt(variance + _NORMALISATION_EPS)
+
+
+def _register(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Register a parameter under a dotted name, making the modules on the way."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    module.register_parameter(leaf, parameter)

@@ -1,0 +1,45 @@
+"""Off-policy REINFORCE with generalised advantage estimation, the hand-made objective that the paper compares with."""
+
+import torch
+from torch import Tensor
+
+from metagenrl_pl.nn import Parameters
+from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
+
+
+def generalised_advantage(inputs: ObjectiveInputs, discount: float, gae_lambda: float) -> Tensor:
+    """GAE(lambda) of every step, [P, B, T] (Schulman et al. 2016, eq. 16); stops at terminals and at the window's last valid step."""
+    td_error = inputs.reward + discount * inputs.value[..., 1:] * (1 - inputs.terminated) - inputs.value[..., :-1]
+    td_error = td_error * inputs.valid
+    advantage = torch.zeros_like(td_error[..., 0])
+    advantages = []
+    for t in reversed(range(td_error.shape[-1])):
+        advantage = td_error[..., t] + discount * gae_lambda * (1 - inputs.terminated[..., t]) * advantage
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1], -1)
+
+
+class Reinforce(Objective):
+    """L = mean_A (a_replay - a_policy)^2 * GAE: a Gaussian policy's log-likelihood with unit variance, on raw rewards and values.
+
+    Args:
+        discount: of the advantage.
+        gae_lambda: trade-off between bias (0) and variance (1) of the advantage.
+
+    Raises:
+        ValueError: if either is outside [0, 1].
+    """
+
+    def __init__(self, discount: float = 0.99, gae_lambda: float = 0.97) -> None:
+        super().__init__()
+        for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        self.discount = discount
+        self.gae_lambda = gae_lambda
+
+    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """Loss of every step, [P, B, T]; takes no parameters."""
+        squared = (inputs.replay_action - inputs.policy_action) ** 2  # [P, B, T, A]
+        distance = (squared * inputs.action_weight[:, None, None]).sum(-1)
+        return distance * generalised_advantage(inputs, self.discount, self.gae_lambda) * inputs.valid

@@ -1,0 +1,55 @@
+"""Random streams that belong to agents, so that a run does not depend on how the agents are spread over processes."""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from numbers and words; different parts give independent streams."""
+    entropy = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class AgentStreams:
+    """One random generator per agent for one purpose; draws are stacked, [P, ...].
+
+    Args:
+        seeds: one for each agent.
+        purpose: streams of the same seeds and different purposes are independent.
+
+    Drawn on the CPU, so that the numbers are the same whatever the device.
+    """
+
+    def __init__(self, seeds: Sequence[int], purpose: str) -> None:
+        self._generators = [torch.Generator().manual_seed(derive_seed(seed, purpose)) for seed in seeds]
+
+    def __getitem__(self, agent: int) -> torch.Generator:
+        """The generator of one agent."""
+        return self._generators[agent]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal, [P, *shape]."""
+        out = torch.empty(len(self._generators), *shape)
+        for row, generator in zip(out, self._generators, strict=True):
+            row.normal_(generator=generator)
+        return out
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1), float64, [P, *shape]."""
+        out = torch.empty(len(self._generators), *shape, dtype=torch.float64)
+        for row, generator in zip(out, self._generators, strict=True):
+            row.uniform_(generator=generator)
+        return out
+
+    def state_dict(self) -> list[Tensor]:
+        """The state of every agent's generator."""
+        return [generator.get_state() for generator in self._generators]
+
+    def load_state_dict(self, states: Sequence[Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state.cpu())

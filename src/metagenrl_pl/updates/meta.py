@@ -1,0 +1,110 @@
+"""Meta update: improve the objective by asking the critic what a policy step down its gradient would be worth (paper eq. 5 and 6).
+
+Two exact paths to the same gradient. `inner_stepped` differentiates through the whole inner loop. With one inner step the second order
+lives in the objective alone: with g(alpha) = dL/da, J = d pi / d phi and phi' = step(phi, J^T g),
+
+    d(-Q)/d alpha = d/d alpha < g(alpha), J w >,    w = d(-Q(phi')) / d(J^T g),
+
+where w needs one backward pass through critic, policy and the inner step, and J w one forward-mode pass through the policy.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metagenrl_pl.batch import Windows
+from metagenrl_pl.inner import AdamMoments, InnerStep
+from metagenrl_pl.networks import Networks
+from metagenrl_pl.nn import Parameters, norm_per_agent, scale_per_agent
+from metagenrl_pl.objectives import Objective
+from metagenrl_pl.updates.policy import objective_inputs
+
+
+class MetaTask(NamedTuple):
+    """What the objective's gradient is computed from; all of it constant."""
+
+    policy: Parameters  # [P, ...]
+    critic: Parameters  # the first critic, [P, ...]
+    windows: Windows  # (K + 1) B windows: inner step k uses windows k B to (k + 1) B, the meta-loss all of them
+    moments: AdamMoments | None = None
+
+
+def meta_loss(networks: Networks, policy: Parameters, critic: Parameters, windows: Windows) -> Tensor:
+    """-mean over valid steps of Q1(s, pi(s)), [P]."""
+    value = networks.q(critic, windows.observation, networks.action(policy, windows.observation))
+    return -(value * windows.valid).sum((1, 2)) / windows.num_valid
+
+
+def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask) -> Parameters:
+    """The policies after K inner steps, differentiable in alpha."""
+    num_windows = task.windows.reward.shape[1] // (inner.num_steps + 1)
+    policy = task.policy
+    for k in range(inner.num_steps):
+        windows = task.windows.slice(k * num_windows, (k + 1) * num_windows)
+        action, pull_back = torch.func.vjp(lambda phi, windows=windows: networks.action(phi, windows.observation), policy)
+        inputs = objective_inputs(networks, policy, task.critic, windows, action, objective.needs_critic_gradient)
+        # Values and dQ/da enter the objective as constants, also where the policy depends on alpha through earlier steps.
+        inputs = inputs._replace(
+            value=inputs.value.detach(),
+            critic_gradient=None if inputs.critic_gradient is None else inputs.critic_gradient.detach(),
+        )
+        (gradient,) = pull_back(objective.action_gradient(alpha, inputs))
+        policy = inner(policy, gradient, windows.num_valid, task.moments)
+    return policy
+
+
+def general_meta_gradients(
+    networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
+) -> tuple[Parameters, Tensor]:
+    """Gradient of each agent's meta-loss in its copy of alpha, [P, ...], through the whole inner loop, and the losses, [P]."""
+
+    def total(alpha: Parameters) -> tuple[Tensor, Tensor]:
+        loss = meta_loss(networks, inner_stepped(networks, objective, inner, alpha, task), task.critic, task.windows)
+        return loss.sum(), loss
+
+    return torch.func.grad(total, has_aux=True)(alpha)
+
+
+def factored_meta_gradients(
+    networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
+) -> tuple[Parameters, Tensor]:
+    """The same as `general_meta_gradients` for one inner step, without differentiating twice through policy or critic."""
+    windows = task.windows.slice(0, task.windows.reward.shape[1] // 2)
+
+    def act(policy: Parameters) -> Tensor:
+        return networks.action(policy, windows.observation)
+
+    action, pull_back_policy = torch.func.vjp(act, task.policy)
+    inputs = objective_inputs(networks, task.policy, task.critic, windows, action, objective.needs_critic_gradient)
+    action_gradient, pull_back_objective = torch.func.vjp(lambda alpha: objective.action_gradient(alpha, inputs), alpha)
+    (gradient,) = pull_back_policy(action_gradient)
+
+    def total(gradient: Parameters) -> tuple[Tensor, Tensor]:
+        stepped = inner(task.policy, gradient, windows.num_valid, task.moments)
+        loss = meta_loss(networks, stepped, task.critic, task.windows)
+        return loss.sum(), loss
+
+    cotangent, loss = torch.func.grad(total, has_aux=True)(gradient)
+    _, direction = torch.func.jvp(act, (task.policy,), (cotangent,))  # J w, [P, B, T, A]
+    (meta_gradient,) = pull_back_objective(direction)
+    return meta_gradient, loss
+
+
+def meta_gradients(
+    networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
+) -> tuple[Parameters, Tensor]:
+    """Gradient of each agent's meta-loss in its copy of alpha, [P, ...], and the losses, [P], by the cheapest exact path."""
+    path = factored_meta_gradients if inner.num_steps == 1 else general_meta_gradients
+    return path(networks, objective, inner, alpha, task)
+
+
+def combine_meta_gradients(gradients: Parameters, rule: Literal["clip", "normalize"]) -> tuple[Parameters, Tensor]:
+    """Mean over agents of their gradients, each clipped or normalised to norm 1 first, [...], and the raw norms, [P].
+
+    The paper clips. Where norms are far below 1 clipping does nothing and agents with large values drown the others; normalising
+    gives each agent the same say.
+    """
+    norm = norm_per_agent(gradients)
+    scale = 1 / norm.clamp(min=1.0 if rule == "clip" else 1e-12)
+    return {name: g.mean(0) for name, g in scale_per_agent(gradients, scale).items()}, norm
