@@ -1,5 +1,6 @@
 """Steps the agents' environments, fills the replay, and keeps in one place all that an exact resume needs."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metagenrl_pl.batch import Windows
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.replay import Replay
 from metagenrl_pl.streams import AgentStreams, derive_seed
@@ -24,11 +26,11 @@ class FinishedEpisode(NamedTuple):
 class Collector:
     """One environment per agent, stepped in turn.
 
-    Every episode begins with `reset(seed)` and a seed that follows from the agent's seed and the episode's number. So an episode is
-    known from its seed and its actions, which is how a resume re-enters one (environments cannot save their state exactly).
+    Every episode begins with `reset(seed)` and a seed that follows from the agent's seed and the episode's number. So an episode
+    is known from its seed and its actions, which is how a resume re-enters one (environments cannot save their state exactly).
 
     Args:
-        specs: each agent's environment.
+        environments: each agent's.
         seeds: one for each agent.
         replay: filled with every step.
         act: observations [P, O] -> noise-free actions [P, A] in [-1, 1].
@@ -48,13 +50,14 @@ class Collector:
         self.environments, self.replay = list(environments), replay
         self._seeds, self._act = list(seeds), act
         self._noise, self._random_env_steps = exploration_noise, random_env_steps
-        self._streams = AgentStreams(seeds, "exploration")
+        self._streams, self._draws = AgentStreams(seeds, "exploration"), AgentStreams(seeds, "replay")
         num_agents = len(self.environments)
         self._action_mask = np.zeros((num_agents, replay.action_size), np.float32)
         for agent, environment in enumerate(self.environments):
             self._action_mask[agent, : environment.action_size] = 1
         self.env_steps = 0  # of each agent
         self.finished: list[FinishedEpisode] = []  # since somebody last took them
+        self.recent_returns: list[deque[float]] = [deque(maxlen=10) for _ in range(num_agents)]  # of each agent's last episodes
         self._observation = np.zeros((num_agents, replay.observation_size), np.float32)
         self._num_episodes = [0] * num_agents
         self._episode_return = [0.0] * num_agents
@@ -95,17 +98,27 @@ class Collector:
         for agent in ended:
             length = len(self._episode_actions[agent])
             self.finished.append(FinishedEpisode(agent, self._episode_return[agent], length, self.env_steps))
+            self.recent_returns[agent].append(self._episode_return[agent])
             self._begin_episode(agent)
+
+    def draw(self, num_windows: int) -> Windows:
+        """New windows of every agent, from all that was collected so far, the newest step included."""
+        return self.replay.sample(num_windows, self._draws)
 
     def _explore(self) -> np.ndarray:
         """Noisy policy actions, or uniform ones at the start, [P, A], 0 where padded."""
-        size = self.replay.action_size
-        if self.env_steps < self._random_env_steps:
-            action = 2 * self._streams.uniform(size).float() - 1
-        else:
-            noise = self._noise * self._streams.normal(size)
-            action = (self._act(torch.from_numpy(self._observation)).cpu() + noise).clamp(-1, 1)
-        return action.numpy() * self._action_mask
+        is_random = self.env_steps < self._random_env_steps
+        drawn = torch.zeros(self._action_mask.shape)
+        for agent, environment in enumerate(self.environments):  # as many numbers as it would draw alone
+            row, generator = drawn[agent, : environment.action_size], self._streams[agent]
+            if is_random:
+                row.uniform_(-1, 1, generator=generator)
+            else:
+                row.normal_(0, self._noise, generator=generator)
+        if is_random:
+            return drawn.numpy()
+        action = self._act(torch.from_numpy(self._observation)).cpu() + drawn
+        return action.clamp(-1, 1).numpy() * self._action_mask
 
     def _begin_episode(self, agent: int) -> None:
         first = self._reset(agent, self._num_episodes[agent])
@@ -134,7 +147,9 @@ class Collector:
             "episode_actions": [torch.from_numpy(np.array(actions, np.float32)) for actions in self._episode_actions],
             "observation": torch.from_numpy(self._observation.copy()),
             "streams": self._streams.state_dict(),
+            "draws": self._draws.state_dict(),
             "finished": [tuple(episode) for episode in self.finished],
+            "recent_returns": [list(returns) for returns in self.recent_returns],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[int]:
@@ -150,7 +165,11 @@ class Collector:
         self._episode_actions = [list(actions.numpy()) for actions in state["episode_actions"]]
         self._observation = state["observation"].numpy().copy()
         self._streams.load_state_dict(state["streams"])
+        self._draws.load_state_dict(state["draws"])
         self.finished = [FinishedEpisode(*episode) for episode in state["finished"]]
+        for recent, returns in zip(self.recent_returns, state["recent_returns"], strict=True):
+            recent.clear()
+            recent.extend(returns)
         if not self._is_open:
             return []
         lost = [agent for agent in range(len(self.environments)) if not self._reenter(agent)]
@@ -159,11 +178,13 @@ class Collector:
         return lost
 
     def _reenter(self, agent: int) -> bool:
-        """Repeat an agent's open episode; whether it led to the same observation."""
+        """Repeat an agent's open episode; whether it led to the same observation and return."""
         environment = self.environments[agent]
-        observation = self._reset(agent, self._num_episodes[agent] - 1)
+        observation, episode_return = self._reset(agent, self._num_episodes[agent] - 1), 0.0
         for action in self._episode_actions[agent]:
-            observation, _, is_terminated, is_truncated = environment.step(action)
+            observation, reward, is_terminated, is_truncated = environment.step(action)
+            episode_return += reward
             if is_terminated or is_truncated:
                 return False
-        return bool(np.array_equal(observation, self._observation[agent, : environment.observation_size]))
+        is_same = np.array_equal(observation, self._observation[agent, : environment.observation_size])
+        return is_same and episode_return == self._episode_return[agent]

@@ -1,9 +1,8 @@
-"""Gymnasium environments as agents see them: flat float32 observations, actions in [-1, 1], terminated and truncated kept apart."""
+"""Gymnasium environments as agents see them: flat float32 observations, actions in [-1, 1], terminated and truncated apart."""
 
 import contextlib
 import difflib
-import os
-import sys
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,30 +22,42 @@ class EnvironmentSpec:
         id: a Gymnasium id, also `module:Id`.
         kwargs: for `gymnasium.make`.
         max_episode_steps: time limit in env steps; null keeps the environment's own.
+
+    Raises:
+        ValueError: if a value is of another kind, or the time limit is below 1.
     """
 
     id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str):
+            raise ValueError(f"environment {self.id}: id must be text")
+        if not isinstance(self.kwargs, Mapping):
+            raise ValueError(f"environment {self.id}: kwargs must be a mapping of names to values, got {self.kwargs!r}")
+        limit = self.max_episode_steps
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(f"environment {self.id}: max_episode_steps must be null or a whole number from 1, got {limit!r}")
+
     @classmethod
     def parse(cls, entry: "str | Mapping[str, Any] | EnvironmentSpec") -> "EnvironmentSpec":
         """From an id or a mapping with `id` and, optionally, `kwargs` and `max_episode_steps`.
 
         Raises:
-            ValueError: if the mapping has no id, an unknown key or a time limit below 1.
+            ValueError: if the mapping has no id, an unknown key or a value that does not fit.
         """
         if isinstance(entry, EnvironmentSpec):
             return entry
         if isinstance(entry, str):
             return cls(entry)
-        known = set(cls.__dataclass_fields__)
-        if "id" not in entry or not set(entry) <= known:
-            raise ValueError(f"environment {dict(entry)}: valid keys are {', '.join(sorted(known))}, and id is needed")
-        spec = cls(str(entry["id"]), dict(entry.get("kwargs") or {}), entry.get("max_episode_steps"))
-        if spec.max_episode_steps is not None and spec.max_episode_steps < 1:
-            raise ValueError(f"environment {spec.id}: max_episode_steps must be at least 1, got {spec.max_episode_steps}")
-        return spec
+        valid = ", ".join(cls.__dataclass_fields__)
+        if not isinstance(entry, Mapping) or "id" not in entry:
+            raise ValueError(f"environment {entry}: needs an id; valid is an id or a mapping with the keys {valid}")
+        for key in entry:
+            if key not in cls.__dataclass_fields__:
+                raise ValueError(f"environment {entry['id']}: unknown key {key!r}; valid: {valid}")
+        return cls(**{key: value for key, value in entry.items() if value is not None})
 
     @property
     def name(self) -> str:
@@ -63,7 +76,7 @@ class EnvironmentSets:
         test: where fresh agents are trained with the frozen objective.
 
     Raises:
-        ValueError: if there is nothing to train on.
+        ValueError: if there is nothing to train on, or an entry is no environment.
     """
 
     train: Sequence[str | Mapping[str, Any]]
@@ -72,6 +85,8 @@ class EnvironmentSets:
     def __post_init__(self) -> None:
         if not self.train:
             raise ValueError("train must name at least one environment, got []")
+        for entry in (*self.train, *self.test):
+            EnvironmentSpec.parse(entry)
 
     @property
     def train_specs(self) -> list[EnvironmentSpec]:
@@ -106,12 +121,12 @@ class Environment:
         if not (action_space.low < action_space.high).all():
             raise ValueError(f"environment {spec.name}: low is not below high in its actions, {action_space}")
         if not _is_flattenable(observation_space):
-            raise ValueError(f"environment {spec.name}: its observations are {observation_space}; valid is a Box or boxes in a Dict or Tuple")
-        self._action_shape = action_space.shape
-        self._middle = (action_space.high.astype(np.float64) + action_space.low).ravel() / 2
-        self._half_range = (action_space.high.astype(np.float64) - action_space.low).ravel() / 2
-        self._action_dtype = action_space.dtype
-        self._observation_space = observation_space
+            raise ValueError(
+                f"environment {spec.name}: its observations are {observation_space}; valid is a Box or boxes in a Dict or Tuple"
+            )
+        self._action_space, self._observation_space = action_space, observation_space
+        low, high = action_space.low.astype(np.float64).ravel(), action_space.high.astype(np.float64).ravel()
+        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
         self.observation_size = int(spaces.flatdim(observation_space))
         self.action_size = int(self._middle.size)
 
@@ -122,7 +137,9 @@ class Environment:
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         """Take an action in [-1, 1], [A]: next observation [O], reward, terminated, truncated."""
-        scaled = (self._middle + self._half_range * action).astype(self._action_dtype).reshape(self._action_shape)
+        space = self._action_space
+        scaled = (self._middle + self._half_range * action).astype(space.dtype).reshape(space.shape)
+        scaled = np.clip(scaled, space.low, space.high)  # rounding may pass a bound
         observation, reward, terminated, truncated, _ = self._env.step(scaled)
         return self._flat(observation), float(reward), bool(terminated), bool(truncated)
 
@@ -144,29 +161,32 @@ def _is_flattenable(space: gym.Space) -> bool:
 
 def _make(spec: EnvironmentSpec) -> gym.Env:
     try:
-        with _quiet_stderr():
+        with _without_mujoco_deprecation():
             return gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **spec.kwargs)
-    except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
-        near = difflib.get_close_matches(spec.id, list(gym.registry), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near and near[0] != spec.id else ""
-        raise ValueError(f"environment {spec.name}: {str(error).splitlines()[0]}{hint}") from error
+    except Exception as error:  # constructors refuse their arguments in any way, assertions included
+        told = (str(error) or type(error).__name__).splitlines()[0].split(" Did you mean")[0].rstrip(".")
+        name = spec.id.rpartition(":")[2]
+        near = [] if name in gym.registry else difflib.get_close_matches(name, list(gym.registry), n=1)
+        hint = f"; did you mean '{spec.id.removesuffix(name)}{near[0]}'?" if near else ""
+        raise ValueError(f"environment {spec.name}: {told}{hint}") from error
 
 
 @contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Holds back what C libraries print to stderr while an environment is made (a deprecation line of MuJoCo for each one)."""
+def _without_mujoco_deprecation() -> Iterator[None]:
+    """Drops the warning that MuJoCo gives for each environment of an old model, on stderr and in a file in the working folder."""
     try:
-        stderr = sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):  # replaced by an object without a file
+        import mujoco
+    except ImportError:  # optional
         yield
         return
-    sys.stderr.flush()
-    saved, null = os.dup(stderr), os.open(os.devnull, os.O_WRONLY)
+
+    def warn(message: str) -> None:
+        if "is deprecated" not in message:
+            log.warning("MuJoCo: %s", message)
+
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(warn)
     try:
-        os.dup2(null, stderr)
         yield
     finally:
-        sys.stderr.flush()
-        os.dup2(saved, stderr)
-        os.close(saved)
-        os.close(null)
+        mujoco.set_mju_user_warning(before)

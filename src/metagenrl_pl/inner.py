@@ -112,7 +112,7 @@ class Adam(InnerStep):
         gradient = scale_per_agent(gradient, 1 / num_valid)
         if self.max_gradient_norm is not None:
             gradient = clip_per_agent(gradient, self.max_gradient_norm)
-        step = moments.num_steps + 1
+        step = moments.num_steps.double() + 1  # as in the fused optimizer; 1 - 0.999 in float32 is off by 1e-5
         correction1, correction2 = 1 - self.beta1**step, 1 - self.beta2**step
         stepped = {}
         for name, p in policy.items():

@@ -73,6 +73,7 @@ class Learner:
         self.num_updates = 0
         self.metrics: dict[str, Tensor] = {}  # newest, one value per agent, [P]
         self._streams = AgentStreams(seeds, "target noise")
+        self.is_compiled = compile
         self._compile = torch.compile if compile else (lambda function: function)
         self._critic_gradients = self._compile(critic_gradients)
         self._policy_gradients = self._compile(policy_gradients)

@@ -85,9 +85,13 @@ def glorot_uniform(num_in: int, num_out: int, generator: torch.Generator) -> Ten
     return (2 * torch.rand(num_in, num_out, generator=generator) - 1) * math.sqrt(6 / (num_in + num_out))
 
 
+def _squared_norm_per_agent(gradients: Parameters) -> Tensor:
+    return torch.stack([(g * g).flatten(1).sum(1) for g in gradients.values()]).sum(0)
+
+
 def norm_per_agent(gradients: Parameters) -> Tensor:
-    """Global norm of each agent's gradient over all parameters, [P]."""
-    return torch.stack([(g * g).flatten(1).sum(1) for g in gradients.values()]).sum(0).sqrt()
+    """Global norm of each agent's gradient over all parameters, [P]. Its slope at 0 is infinite."""
+    return _squared_norm_per_agent(gradients).sqrt()
 
 
 def scale_per_agent(gradients: Parameters, scale: Tensor) -> Parameters:
@@ -96,5 +100,7 @@ def scale_per_agent(gradients: Parameters, scale: Tensor) -> Parameters:
 
 
 def clip_per_agent(gradients: Parameters, max_norm: float) -> Parameters:
-    """Scale each agent's gradient down to norm `max_norm` where it is larger."""
-    return scale_per_agent(gradients, max_norm / norm_per_agent(gradients).clamp(min=max_norm))
+    """Scale each agent's gradient down to norm `max_norm` where it is larger; differentiable, also where it is 0."""
+    # Clamped before the root, whose infinite slope at 0 would make the derivative of a saturated policy's step NaN.
+    norm = _squared_norm_per_agent(gradients).clamp(min=max_norm**2).sqrt()
+    return scale_per_agent(gradients, max_norm / norm)

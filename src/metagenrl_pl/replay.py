@@ -28,9 +28,9 @@ class _Group:
 class Replay:
     """Ring buffers of P agents.
 
-    A slot holds an observation and the step taken from it; an episode's last observation takes a slot of its own, so no observation is
-    stored twice. Steps carry running numbers, *ordinals*; the one with ordinal n in an agent's k-th episode lies in slot n + k (modulo
-    the capacity), because each earlier episode took one slot more than it had steps.
+    A slot holds an observation and the step taken from it; an episode's last observation takes a slot of its own, so that none is
+    stored twice. Steps carry running numbers, *ordinals*; the one with ordinal n in an agent's k-th episode lies in slot n + k
+    (modulo the capacity), because each earlier episode took one slot more than it had steps.
 
     Args:
         sizes: observation and action size of each agent's environment.
@@ -45,8 +45,9 @@ class Replay:
     def __init__(
         self, sizes: Sequence[tuple[int, int]], capacity: int, window_length: int = 20, device: torch.device | str = "cpu"
     ) -> None:
-        if capacity < window_length + 1:
-            raise ValueError(f"capacity must hold a window of {window_length} steps, at least {window_length + 1}, got {capacity}")
+        needed = window_length + 2  # one more for the episode's last observation, one for the next episode's first
+        if capacity < needed:
+            raise ValueError(f"replay.capacity must be at least {needed} for windows of {window_length} steps, got {capacity}")
         self.sizes, self.capacity, self.window_length, self.device = list(sizes), capacity, window_length, torch.device(device)
         check_memory(memory_bytes(sizes, capacity), self.device)
         self.observation_size = max(o for o, _ in sizes)
@@ -82,7 +83,8 @@ class Replay:
         self.head[agent] += 1
         self._forget_overwritten(agent)
         group, row = self._home[agent]
-        group.rows[row, self.head[agent] % self.capacity, : group.observation_size] = torch.as_tensor(observation, device=self.device)
+        first = torch.as_tensor(observation, device=self.device)
+        group.rows[row, self.head[agent] % self.capacity, : group.observation_size] = first
 
     def append(self, action: np.ndarray, reward: np.ndarray, terminated: np.ndarray, next_observation: np.ndarray) -> None:
         """Store one step of every agent.
@@ -109,9 +111,11 @@ class Replay:
     def sample(self, num_windows: int, streams: AgentStreams) -> Windows:
         """Draw windows for every agent.
 
-        A stored step is drawn uniformly; its window starts there, or earlier if fewer than T steps are left in its episode, but never
-        before the episode's (stored) start. So a window is shorter than T only where its episode is. The running episode takes part.
+        A stored step is drawn uniformly; its window starts there, or earlier if fewer than T steps are left in its episode, but
+        never before the episode's (stored) start. So a window is shorter than T only where its episode is. The running episode
+        takes part.
         """
+        assert len(self), "an agent has no stored step"
         oldest, count = self._device_tensor(self.oldest)[:, None], self._device_tensor(self.count)[:, None]
         drawn = oldest + (streams.uniform(num_windows).to(self.device) * (count - oldest)).long()  # ordinals, [P, B]
         episode = torch.searchsorted(self._device_starts, drawn, right=True) - 1
@@ -142,11 +146,15 @@ class Replay:
             reward[agents], terminated[agents] = steps[..., a], steps[..., a + 1]
         return Windows(states, action, reward, terminated, valid)
 
+    @property
+    def _counters(self) -> tuple[np.ndarray, ...]:
+        return self.head, self.count, self.oldest, self._oldest_episode, self._forgotten
+
     def _device_tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.copy()).to(self.device)
 
     def _set_starts(self, starts: np.ndarray) -> None:
-        """First ordinal of each episode, then never, [P, E]; on the host, where it is written, and on the device, where it is read."""
+        """First ordinal of each episode, then never, [P, E]: on the host for the bookkeeping, on the device for sampling."""
         self._starts = starts
         self._device_starts = torch.from_numpy(starts).to(self.device)
 
@@ -173,11 +181,10 @@ class Replay:
         """All that is stored of one agent: the used slots and the bookkeeping, as tensors for a file of its own."""
         group, row = self._home[agent]
         used = min(int(self.head[agent]) + 1, self.capacity)
-        counters = [x[agent] for x in (self.head, self.count, self.oldest, self._oldest_episode, self._forgotten)]
         return {
             "rows": group.rows[row, :used].cpu().clone(),
             "starts": torch.from_numpy(self._starts[agent, : self._num_starts[agent]].copy()),
-            "counters": torch.tensor(counters, dtype=torch.int64),
+            "counters": torch.tensor([counter[agent] for counter in self._counters], dtype=torch.int64),
         }
 
     def load_agent_state(self, agent: int, state: Mapping[str, Tensor]) -> None:
@@ -192,10 +199,8 @@ class Replay:
         if rows.shape[1] != group.rows.shape[2] or len(rows) != min(head + 1, self.capacity):
             raise ValueError(f"replay of agent {agent}: stored for another environment or capacity than {self.capacity}")
         group.rows[row, : len(rows)] = rows.to(self.device)
-        for array, value in zip(
-            (self.head, self.count, self.oldest, self._oldest_episode, self._forgotten), state["counters"].tolist(), strict=True
-        ):
-            array[agent] = value
+        for counter, value in zip(self._counters, state["counters"].tolist(), strict=True):
+            counter[agent] = value
         width = self._starts.shape[1]
         while len(starts) >= width:
             width *= 2

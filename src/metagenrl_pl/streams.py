@@ -1,17 +1,17 @@
 """Random streams that belong to agents, so that a run does not depend on how the agents are spread over processes."""
 
-import zlib
+import hashlib
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from numbers and words; different parts give independent streams."""
-    entropy = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # Hashed as text: numpy's SeedSequence takes (1,) and (1, 0) for the same.
+    text = repr([part if isinstance(part, str) else int(part) for part in parts])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 class AgentStreams:

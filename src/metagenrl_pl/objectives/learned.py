@@ -1,6 +1,5 @@
 """The learned objective L_alpha: an LSTM that reads windows of experience backwards in time (paper section 3.2, figure 2)."""
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,8 +164,8 @@ class LearnedObjective(Objective):
 
     @property
     def inert_parameters(self) -> frozenset[str]:
-        """Without the bounded head the last bias adds a constant to L, and without the LSTM nothing else changes."""
-        return frozenset() if self.bounded_head else frozenset({"head.out.bias"})
+        """Without the bounded head the last two biases, of the norm and of the linear layer behind it, only add a constant to L."""
+        return frozenset() if self.bounded_head else frozenset({"head.norm.1.bias", "head.out.bias"})
 
     def save(self, path: Path | str, card: Mapping[str, Any] | None = None) -> None:
         """Write the weights as safetensors and, beside it with the ending `.json`, the card.
@@ -189,7 +188,7 @@ class LearnedObjective(Objective):
         """Read an objective that `save` wrote; its card is in `.card`.
 
         Raises:
-            ValueError: if the file is missing, damaged or not an objective of this project.
+            ValueError: if the file is missing, damaged, not an objective of this project or one with options that are not known here.
         """
         path = Path(path)
         if not path.is_file():
@@ -202,9 +201,12 @@ class LearnedObjective(Objective):
             raise ValueError(f"objective.path={path}: not a readable safetensors file ({error})") from error
         if card.get("format") != _FORMAT:
             raise ValueError(f"objective.path={path}: no objective of this project (its card names no format {_FORMAT!r})")
-        known = inspect.signature(cls.__init__).parameters
-        objective = cls(**{name: value for name, value in card.pop("architecture").items() if name in known})
-        objective.load_state_dict(tensors)
+        try:
+            objective = cls(**card.pop("architecture"))
+            objective.load_state_dict(tensors)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"objective.path={path}: its weights do not fit its card ({reason})") from error
         card.pop("format")
         objective.card = card
         return objective

@@ -1,0 +1,121 @@
+"""Checkpoints in the run folder, with the replay beside the newest one, and the objective as a file of its own."""
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+from callbacks.schedule import check_interval, crossed, datamodule_of, env_steps_of, is_last, module_of
+from metagenrl_pl.csv_logger import RunCSVLogger
+from metagenrl_pl.datamodule import MacroBatch, replay_folder
+from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.results import drop_rows_after
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves `<run_dir>/checkpoints/env_steps_<n>.ckpt` every so many env steps and at the end.
+
+    Lightning's ModelCheckpoint misses multiples that a macro batch jumps over.
+
+    Args:
+        run_dir: the run's folder.
+        every_env_steps: between two checkpoints; null for the end only.
+        keep: newest checkpoints that stay; null for all.
+        with_replay: whether the replay is kept beside the newest checkpoint. A resume without it fills up a new one first.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    def __init__(self, run_dir: str, every_env_steps: int | None, keep: int | None = 2, with_replay: bool = True) -> None:
+        check_interval("every_env_steps", every_env_steps)
+        check_interval("keep", keep)
+        self._folder = Path(run_dir) / "checkpoints"
+        self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After a resume: drop results that come after the checkpoint, which are made again."""
+        env_steps = env_steps_of(trainer)
+        if env_steps:
+            drop_rows_after(self._folder.parent / "meta_test.csv", env_steps)
+            for logger in trainer.loggers:
+                if isinstance(logger, RunCSVLogger):
+                    logger.keep_until(env_steps)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+        """Save when the interval is crossed and at the end of the run."""
+        if crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> Path:
+        """Save now: first the replay, then the checkpoint, then remove what is older."""
+        path = self._folder / f"env_steps_{env_steps_of(trainer):09d}.ckpt"
+        if self._with_replay:
+            unfinished = replay_folder(path).with_suffix(".replay.tmp")
+            for folder in (unfinished, replay_folder(path)):
+                shutil.rmtree(folder, ignore_errors=True)
+            datamodule_of(trainer).save_replay(unfinished)
+            unfinished.rename(replay_folder(path))
+        trainer.save_checkpoint(path)
+        for folder in self._folder.glob("*.replay*"):
+            if folder != replay_folder(path):
+                shutil.rmtree(folder)
+        if self._keep is not None:
+            for old in sorted(self._folder.glob("env_steps_*.ckpt"))[: -self._keep]:
+                old.unlink()
+        return path
+
+
+class ObjectiveExport(pl.Callback):
+    """Writes `<run_dir>/objective.safetensors` with its card every so many env steps and at the end.
+
+    Args:
+        run_dir: the run's folder.
+        every_env_steps: between two files; null for the end only.
+        keep_stages: whether each is also kept as `<run_dir>/objectives/env_steps_<n>.safetensors`.
+
+    Raises:
+        ValueError: if the interval is not positive.
+    """
+
+    def __init__(self, run_dir: str, every_env_steps: int | None = None, keep_stages: bool = False) -> None:
+        check_interval("every_env_steps", every_env_steps)
+        self._run_dir, self._every, self._keep_stages = Path(run_dir), every_env_steps, keep_stages
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+        """Write when the interval is crossed and at the end, if the objective is being learned."""
+        learner, env_steps = module_of(trainer).learner, env_steps_of(trainer)
+        if learner.meta is None or not isinstance(learner.objective, LearnedObjective):
+            return
+        if crossed(self._every, env_steps, batch) or is_last(trainer):
+            card = self._card(trainer)
+            learner.objective.save(self._run_dir / "objective.safetensors", card)
+            if self._keep_stages:
+                folder = self._run_dir / "objectives"
+                folder.mkdir(exist_ok=True)
+                learner.objective.save(folder / f"env_steps_{env_steps:09d}.safetensors", card)
+
+    @staticmethod
+    def _card(trainer: pl.Trainer) -> Mapping[str, Any]:
+        environments = [environment.spec.name for environment in datamodule_of(trainer).environments]
+        config = module_of(trainer).run_config
+        return {
+            "training_environments": sorted(set(environments)),
+            "num_agents": len(environments),
+            "env_steps": env_steps_of(trainer),
+            "seed": config.get("seed"),
+            "commit": _commit(),
+        }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a mark if there are changes on top; None outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

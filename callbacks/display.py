@@ -1,0 +1,165 @@
+"""What a run shows in the terminal: progress with an ETA and a live table of the population, then the meta-test's results."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from callbacks.schedule import datamodule_of, env_steps_of, module_of
+from metagenrl_pl.datamodule import MacroBatch
+from metagenrl_pl.plots import learning_curves
+from metagenrl_pl.results import final_table, read_rows
+
+_MAX_ROWS = 20
+
+
+class PopulationDisplay(ProgressBar):
+    """A progress bar with an ETA above a table of the agents; plain lines where the output is no terminal.
+
+    Args:
+        refresh_per_second: of the live display.
+
+    Raises:
+        ValueError: if the rate is not positive.
+    """
+
+    def __init__(self, refresh_per_second: float = 2.0) -> None:
+        super().__init__()
+        if not refresh_per_second > 0:
+            raise ValueError(f"refresh_per_second must be positive, got {refresh_per_second}")
+        self._console = Console()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"))
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
+        self._live: Live | None = None
+        self._rate = refresh_per_second
+        self._trainer_shown: pl.Trainer | None = None
+        self._training: Callable[[int], None] | None = None
+        self._redrawn = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the table and the bar."""
+        self._trainer_shown = trainer
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        what = "meta-training" if module_of(trainer).learner.meta else "training"
+        self._training = self._add(what, datamodule_of(trainer).env_steps, env_steps_of(trainer), lines_in_all=20, note=self._returns_text)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+        """Move the bar."""
+        assert self._training is not None  # made in on_train_start
+        self._training(env_steps_of(trainer))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the terminal back, also after an error."""
+        if self._live is not None:
+            self._redraw(force=True)
+            self._live.stop()
+            self._live = None
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar of its own for something that interrupts or follows training; call the result with what is done."""
+        yield self._add(description, total, 0, lines_in_all=2, note=lambda: "")
+
+    def _add(self, description: str, total: int, first: int, lines_in_all: int, note: Callable[[], str]) -> Callable[[int], None]:
+        """A bar, or where there is no terminal to redraw, a number of lines, each with a note."""
+        bar = self._progress.add_task(description, total=total, completed=first)
+        start, lines = time.monotonic(), first * lines_in_all // total
+
+        def report(done: int) -> None:
+            nonlocal lines
+            self._progress.update(bar, completed=done)
+            if self._live is not None:
+                self._redraw(force=done >= total)
+            elif done * lines_in_all // total > lines:
+                lines = done * lines_in_all // total
+                seconds = time.monotonic() - start
+                eta = seconds / max(done - first, 1) * (total - done)
+                self._console.print(
+                    f"{description}: {done:,}/{total:,} env steps, {_clock(seconds)} elapsed, ETA {_clock(eta)}{note()}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+        return report
+
+    def _redraw(self, force: bool = False) -> None:
+        if self._live is not None and (force or time.monotonic() - self._redrawn > 1 / self._rate):
+            self._redrawn = time.monotonic()
+            self._live.update(Group(self._table(), self._progress), refresh=True)
+
+    def _returns_text(self) -> str:
+        """Mean return of the last episodes by environment."""
+        assert self._trainer_shown is not None
+        datamodule = datamodule_of(self._trainer_shown)
+        by_environment: dict[str, list[float]] = {}
+        for environment, returns in zip(datamodule.environments, datamodule.collector.recent_returns, strict=True):
+            by_environment.setdefault(environment.spec.name, []).extend(returns)
+        return "".join(f", {name} {fmean(returns):.1f}" for name, returns in by_environment.items() if returns)
+
+    def _table(self) -> Table:
+        """One row for each agent."""
+        assert self._trainer_shown is not None
+        datamodule, metrics = datamodule_of(self._trainer_shown), module_of(self._trainer_shown).learner.metrics
+        table = Table(title="population")
+        table.add_column("agent", justify="right")
+        table.add_column("environment")
+        table.add_column("return, last 10", justify="right")
+        for metric in metrics:
+            table.add_column(metric.replace("_", " "), justify="right")
+        for agent, environment in enumerate(datamodule.environments[:_MAX_ROWS]):
+            returns = datamodule.collector.recent_returns[agent]
+            values = [f"{float(values[agent]):.3g}" for values in metrics.values()]
+            table.add_row(str(agent), environment.spec.name, f"{fmean(returns):.1f}" if returns else "-", *values)
+        if len(datamodule.environments) > _MAX_ROWS:
+            table.caption = f"and {len(datamodule.environments) - _MAX_ROWS} more agents"
+        return table
+
+
+class FinalReport(pl.Callback):
+    """Draws `<run_dir>/learning_curves.png` and prints the table of meta-test returns when a run ends.
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self._run_dir = Path(run_dir)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Draw and print; after the display has given the terminal back."""
+        picture, rows = learning_curves(self._run_dir), read_rows(self._run_dir / "meta_test.csv")
+        console = Console()
+        if rows:
+            console.print(final_table(rows))
+        if picture is not None:
+            console.print(f"Learning curves: {picture}", soft_wrap=True, highlight=False)
+
+
+class _Silent:
+    """Stands in where the display is switched off."""
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A report that goes nowhere."""
+        yield lambda done: None
+
+
+def progress_of(trainer: pl.Trainer) -> PopulationDisplay | _Silent:
+    """Where progress is shown."""
+    display = trainer.progress_bar_callback
+    return display if isinstance(display, PopulationDisplay) else _Silent()
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

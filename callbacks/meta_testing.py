@@ -1,0 +1,161 @@
+"""Meta-test evaluation during and after meta-training, and noise-free evaluation of the population itself."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from callbacks.display import progress_of
+from callbacks.schedule import agent_names, check_interval, crossed, datamodule_of, env_steps_of, is_last, log_metrics, module_of
+from metagenrl_pl.datamodule import MacroBatch
+from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.meta_test import Evaluator, meta_test, random_returns
+from metagenrl_pl.objectives import LearnedObjective, Objective
+from metagenrl_pl.results import MetaTestRow, append_rows, method_name, read_rows
+from metagenrl_pl.streams import derive_seed
+
+
+class MetaTest(pl.Callback):
+    """Trains fresh agents with the frozen objective, every so many env steps of meta-training and at its end.
+
+    Beside it, once, at the end: an untrained objective, hand-made ones and random actions. Nothing of the training is touched:
+    everything is drawn from random streams of its own.
+
+    Args:
+        run_dir: the run's folder, where `meta_test.csv` grows.
+        environments: where fresh agents are trained: ids or mappings, as in `env.test`; empty for no meta-test.
+        seeds: of the fresh agents, in each environment.
+        env_steps: of each fresh agent.
+        evaluate_every_env_steps: of each fresh agent, noise-free.
+        num_episodes: per evaluation.
+        every_env_steps: of meta-training, between two meta-tests; null for one at the end.
+        untrained: whether the objective's own architecture with fresh weights is tested beside it.
+        random: whether random actions are tested beside it.
+        baselines: objectives by the name of their method.
+
+    Raises:
+        ValueError: if a number is not positive, there is no seed, or an environment cannot serve.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        environments: Sequence[str | Mapping[str, Any]],
+        seeds: Sequence[int],
+        env_steps: int,
+        evaluate_every_env_steps: int,
+        num_episodes: int = 10,
+        every_env_steps: int | None = None,
+        untrained: bool = True,
+        random: bool = True,
+        baselines: Mapping[str, Objective] | None = None,
+    ) -> None:
+        for name, value in (("env_steps", env_steps), ("evaluate_every_env_steps", evaluate_every_env_steps), ("num_episodes", num_episodes)):
+            check_interval(name, value)
+        check_interval("every_env_steps", every_env_steps)
+        if not seeds:
+            raise ValueError("seeds must name at least one seed, got []")
+        self._path = Path(run_dir) / "meta_test.csv"
+        self._specs = [EnvironmentSpec.parse(entry) for entry in environments]
+        for spec in self._specs:  # refuse now what would fail after hours of training
+            Environment(spec).close()
+        self._seeds, self._env_steps, self._evaluate_every = list(seeds), env_steps, evaluate_every_env_steps
+        self._num_episodes, self._every = num_episodes, every_env_steps
+        self._untrained, self._random, self._baselines = untrained, random, dict(baselines or {})
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+        """Test the objective when the interval is crossed."""
+        if crossed(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
+            self._test(trainer, "learned", module_of(trainer).objective, env_steps_of(trainer))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Test the final objective and whatever it is compared with."""
+        if not is_last(trainer) or not self._specs:
+            return
+        objective = module_of(trainer).objective
+        tests: list[tuple[str, Objective, int | None]] = [("learned", objective, env_steps_of(trainer))]
+        if self._untrained and isinstance(objective, LearnedObjective):
+            tests.append(("untrained", LearnedObjective(**objective.architecture, seed=derive_seed(0, "untrained objective")), 0))
+        tests += [(method, baseline, None) for method, baseline in self._baselines.items()]
+        for method, tested, stage in tests:
+            if not self._is_done(method, self._env_steps, stage):
+                self._test(trainer, method, tested, stage)
+        if self._random and not self._is_done("random", 0, None):
+            append_rows(self._path, random_returns(self._specs, self._seeds, self._num_episodes))
+
+    def _is_done(self, method: str, env_steps: int, stage: int | None) -> bool:
+        """Whether every result of a method is in the file: a run that was stopped here goes on with the rest."""
+        done = {row[:4] for row in read_rows(self._path) if row.meta_training_env_steps == stage}
+        return all((spec.name, method, seed, env_steps) in done for spec in self._specs for seed in self._seeds)
+
+    def _test(self, trainer: pl.Trainer, method: str, objective: Objective, stage: int | None) -> None:
+        if not self._specs:
+            return
+        module = module_of(trainer)
+        with progress_of(trainer).task(f"meta-test, {method_name(method)}", self._env_steps) as report:
+            rows = meta_test(
+                method,
+                objective,
+                self._specs,
+                self._seeds,
+                module.agent,
+                self._env_steps,
+                self._evaluate_every,
+                self._num_episodes,
+                module.device,
+                module.learner.is_compiled,
+                report,
+            )
+        append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
+        final = [row for row in rows if row.env_steps == self._env_steps]
+        metrics = {}
+        for spec in self._specs:
+            returns = [row.episode_return for row in final if row.environment == spec.name]
+            metrics[f"meta_test/{spec.name}/{method}"] = sum(returns) / len(returns)
+        log_metrics(trainer, metrics)
+
+
+class PolicyEvaluation(pl.Callback):
+    """Noise-free returns of the population's own policies, every so many env steps and at the end.
+
+    Args:
+        run_dir: the run's folder.
+        every_env_steps: between two evaluations.
+        num_episodes: per evaluation and agent.
+        method: for a run that is a meta-test or a baseline itself: the name under which returns also go to `meta_test.csv`.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    def __init__(self, run_dir: str, every_env_steps: int, num_episodes: int = 10, method: str | None = None) -> None:
+        check_interval("every_env_steps", every_env_steps)
+        check_interval("num_episodes", num_episodes)
+        self._path = Path(run_dir) / "meta_test.csv"
+        self._every, self._num_episodes, self._method = every_env_steps, num_episodes, method
+        self._evaluator: Evaluator | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+        """Evaluate when the interval is crossed and at the end."""
+        if not (crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer)):
+            return
+        specs = [environment.spec for environment in datamodule_of(trainer).environments]
+        if self._evaluator is None:
+            self._evaluator = Evaluator(specs, range(len(specs)), self._num_episodes)
+        population = module_of(trainer).learner.population
+        returns = self._evaluator(population.act)
+        log_metrics(trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)})
+        if self._method is not None:
+            objective, num_environments = module_of(trainer).objective, len(dict.fromkeys(spec.name for spec in specs))
+            stage = objective.card.get("env_steps", 0) if isinstance(objective, LearnedObjective) else None
+            rows = [
+                MetaTestRow(spec.name, self._method, agent // num_environments, env_steps_of(trainer), float(value), stage)
+                for agent, (spec, value) in enumerate(zip(specs, returns, strict=True))
+            ]
+            append_rows(self._path, rows)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Close the environments."""
+        if self._evaluator is not None:
+            self._evaluator.close()

@@ -1,0 +1,50 @@
+"""When callbacks act: intervals in env steps, which trigger when they are crossed, since a macro batch may jump over a multiple."""
+
+from typing import cast
+
+import pytorch_lightning as pl
+
+from metagenrl_pl.datamodule import MacroBatch, ReplayDataModule
+from metagenrl_pl.module import MetaGenRL
+
+
+def check_interval(name: str, value: int | None) -> None:
+    """Raise ValueError, naming the key, unless an interval is positive or None (never)."""
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, or null for never, got {value}")
+
+
+def crossed(interval: int | None, env_steps: int, batch: MacroBatch) -> bool:
+    """Whether a multiple of the interval lies in the macro batch that ended at `env_steps`."""
+    return interval is not None and env_steps // interval > (env_steps - len(batch)) // interval
+
+
+def datamodule_of(trainer: pl.Trainer) -> ReplayDataModule:
+    """The run's datamodule."""
+    return cast(ReplayDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+
+
+def module_of(trainer: pl.Trainer) -> MetaGenRL:
+    """The run's module."""
+    return cast(MetaGenRL, trainer.lightning_module)
+
+
+def env_steps_of(trainer: pl.Trainer) -> int:
+    """Env steps that each agent has taken."""
+    return datamodule_of(trainer).collector.env_steps
+
+
+def is_last(trainer: pl.Trainer) -> bool:
+    """Whether the run has reached its length."""
+    return env_steps_of(trainer) >= datamodule_of(trainer).env_steps
+
+
+def agent_names(trainer: pl.Trainer) -> list[str]:
+    """`<environment>/agent_<i>` of each agent, as used in metric names."""
+    return [f"{environment.spec.name}/agent_{i}" for i, environment in enumerate(datamodule_of(trainer).environments)]
+
+
+def log_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    """Give metrics to all loggers at the current env steps; `self.log` would cost 0.3 ms a call and count batches on its x axis."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=env_steps_of(trainer))

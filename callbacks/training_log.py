@@ -1,0 +1,112 @@
+"""What meta-training looks like from inside: returns, losses, gradients, speed."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+
+from callbacks.schedule import agent_names, check_interval, crossed, datamodule_of, env_steps_of, is_last, log_metrics, module_of
+from metagenrl_pl.datamodule import MacroBatch
+from metagenrl_pl.streams import AgentStreams, derive_seed
+
+
+class EpisodeReturns(pl.Callback):
+    """Logs each agent's mean exploration return since the last line, and the newest losses and gradient norms.
+
+    Args:
+        every_env_steps: between two lines.
+
+    Raises:
+        ValueError: if the interval is not positive.
+    """
+
+    def __init__(self, every_env_steps: int) -> None:
+        check_interval("every_env_steps", every_env_steps)
+        self._every = every_env_steps
+        self._returns: dict[int, list[float]] = {}  # by agent, since the last line
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+        """Collect what ended; log when the interval is crossed."""
+        for episode in datamodule_of(trainer).collector.take_finished():
+            self._returns.setdefault(episode.agent, []).append(episode.episode_return)
+        if crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
+            names = agent_names(trainer)
+            metrics = {f"episode_return/{names[agent]}": float(np.mean(values)) for agent, values in self._returns.items()}
+            for metric, values in module_of(trainer).learner.metrics.items():
+                metrics |= {f"{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
+            self._returns = {}
+            log_metrics(trainer, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns that are not logged yet."""
+        return {"returns": self._returns}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._returns = state_dict["returns"]
+
+
+class ActionGradientAgreement(pl.Callback):
+    """Logs how well the objective's action gradient agrees with the critic's: the cosine with -dQ/da, per agent.
+
+    Args:
+        every_env_steps: between two lines.
+        num_windows: of each agent, drawn anew from random streams of its own.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    def __init__(self, every_env_steps: int, num_windows: int = 32) -> None:
+        check_interval("every_env_steps", every_env_steps)
+        check_interval("num_windows", num_windows)
+        self._every, self._num_windows = every_env_steps, num_windows
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+        """Log when the interval is crossed and updates have begun."""
+        env_steps, learner = env_steps_of(trainer), module_of(trainer).learner
+        if not (crossed(self._every, env_steps, batch) and learner.num_updates):
+            return
+        seeds = [derive_seed(agent, "agreement", env_steps) for agent in range(learner.population.num_agents)]
+        windows = datamodule_of(trainer).collector.replay.sample(self._num_windows, AgentStreams(seeds, "windows"))
+        cosines = learner.agreement(windows)
+        log_metrics(trainer, {f"agreement/{name}": float(c) for name, c in zip(agent_names(trainer), cosines, strict=True)})
+
+
+class Throughput(pl.Callback):
+    """Logs env steps (of all agents) and update cycles per second.
+
+    Args:
+        every_env_steps: between two lines.
+
+    Raises:
+        ValueError: if the interval is not positive.
+    """
+
+    def __init__(self, every_env_steps: int) -> None:
+        check_interval("every_env_steps", every_env_steps)
+        self._every = every_env_steps
+        self._start = (0.0, 0, 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = self._now(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+        """Log when the interval is crossed."""
+        if crossed(self._every, env_steps_of(trainer), batch):
+            now = self._now(trainer)
+            seconds, env_steps, updates = (a - b for a, b in zip(now, self._start, strict=True))
+            self._start = now
+            log_metrics(
+                trainer,
+                {
+                    "throughput/agent_env_steps_per_second": env_steps * module_of(trainer).learner.population.num_agents / seconds,
+                    "throughput/update_cycles_per_second": updates / seconds,
+                },
+            )
+
+    @staticmethod
+    def _now(trainer: pl.Trainer) -> tuple[float, int, int]:
+        return time.perf_counter(), env_steps_of(trainer), module_of(trainer).learner.num_updates

@@ -1,0 +1,105 @@
+"""From the command line to jobs: Hydra, made strict, with every user's mistake answered by one line.
+
+Hydra accepts what it does not know (`+sed=3`), names no near key and prints tracebacks. Here:
+
+    command line -> Hydra composes -> `validated` (keys, types, choices) -> `main(config)` -> `build(node)` -> objects
+                    `hydra_entry` answers mistakes made on the way: `error: ...` on stderr, exit code 2
+"""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from metagenrl_pl.config import ConfigError, explanation, located, parameters_of, validated
+from metagenrl_pl.messages import choice_message, key_message, one_line
+
+log = logging.getLogger(__name__)
+
+
+def hydra_entry(main: Callable[[DictConfig], Any], config_path: Path, config_name: str, schema: type) -> None:
+    """Run `main` as a Hydra application: overrides, `-m`, `--help`, `--cfg job` and the rest work as Hydra documents them.
+
+    A user's mistake is printed as one line, `error: ...`, and ends the process with code 2: whatever goes wrong before a job
+    starts (an unknown key or choice, an override that cannot be parsed), a `ConfigError`, and a mistake that a constructor
+    reports inside `instantiate` or `build`. Every other exception of `main` is a bug: it keeps its traceback, code 1. In a
+    multirun the other jobs still run. `hydra.verbose=true` logs the traceback of a mistake as well.
+
+    Args:
+        main: Called once per job with the validated config.
+        config_path: The folder of the Hydra groups.
+        config_name: The primary config in it.
+        schema: What the root of the config may hold, see `validated`.
+
+    Raises:
+        SystemExit: With code 2 after a user's mistake.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so that the printing is ours
+    mistakes: list[str] = []
+    bugs: list[Exception] = []
+
+    @functools.wraps(main)  # Hydra names the job after the file of the wrapped function
+    def job(config: DictConfig) -> Any:
+        try:
+            return main(validated(config, schema))
+        except Exception as error:
+            explained = explanation(error)
+            if explained is None:
+                bugs.append(error)
+                raise
+            mistakes.append(explained)
+            print(f"error: {explained}", file=sys.stderr)
+            log.debug("the mistake was found here", exc_info=True)
+
+    try:
+        hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
+    except Exception as error:
+        if error in bugs:
+            raise
+        mistakes.append(_composition_error(error, Path(config_path), schema))  # before a job: command line or config files
+        print(f"error: {mistakes[-1]}", file=sys.stderr)
+    if mistakes:
+        sys.exit(2)
+
+
+def overridden_keys() -> list[str]:
+    """The dotted keys and groups that the command line of the running job sets, Hydra's own left out: `["seed", "env.train"]`.
+
+    In a multirun, those of this job. Prefixes (`+`, `++`, `~`) and packages (`@...`) are taken off.
+    """
+    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    return [override.key_or_group for override in overrides]
+
+
+def _composition_error(error: Exception, config_path: Path, schema: type) -> str:
+    """The line for an error that Hydra raised before the job started."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return choice_message(group, choice, error.options)
+    if isinstance(error, OverrideParseException):
+        reason = one_line(error).removeprefix(f"Error parsing override '{error.override}' ")
+        return f"cannot read the override '{error.override}': {reason}"
+    cause = error.__cause__
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
+        parent, key = str(cause.full_key).rpartition(".")[0], str(cause.key)
+        try:
+            target = schema if not parent else located(cause.parent_node.get("_target_"), parent)
+            settable = parameters_of(target) or {}
+        except ConfigError:
+            settable = {}
+        if key in settable:
+            return f"the config does not set '{cause.full_key}'; to set it, write +{cause.full_key}=..."
+        groups = [] if parent else [path.name for path in config_path.iterdir() if path.is_dir()]
+        return key_message(parent, key, [*cause.parent_node, *settable, *groups])
+    message = one_line(error) + (f": {one_line(cause)}" if isinstance(cause, OmegaConfBaseException) else "")
+    return message if isinstance(error, HydraException) else f"cannot compose the config: {message}"

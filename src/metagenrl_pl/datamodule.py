@@ -1,0 +1,208 @@
+"""The Lightning face of experience: streams lazy macro batches of update cycles from environments and replay."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from metagenrl_pl.collector import Collector
+from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.population import AgentSettings
+from metagenrl_pl.replay import Replay, memory_bytes
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Where experience is kept.
+
+    Args:
+        capacity: slots of each agent's ring buffer: its env steps plus one for each episode.
+        device: `auto` for the device of the updates, or a device's name.
+
+    Raises:
+        ValueError: if the capacity is not positive.
+    """
+
+    capacity: int = 1_000_000
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {self.capacity}")
+
+
+class MacroBatch:
+    """Some update cycles, handed out one at a time, so that their number changes the overhead and nothing else.
+
+    Iterating makes every agent take one env step, then yields the collector, from which windows are drawn.
+    """
+
+    def __init__(self, collector: Collector, num_cycles: int) -> None:
+        self._collector, self._num_cycles = collector, num_cycles
+
+    def __len__(self) -> int:
+        return self._num_cycles
+
+    def __iter__(self) -> Iterator[Collector]:
+        for _ in range(self._num_cycles):
+            self._collector.step()
+            yield self._collector
+
+
+class _MacroBatchLoader:
+    """What Lightning iterates: the macro batches that are left. Has a length, or Lightning would fetch a batch ahead of its time."""
+
+    def __init__(self, datamodule: "ReplayDataModule") -> None:
+        self._datamodule = datamodule
+
+    def __len__(self) -> int:
+        """Macro batches of the whole run: those done before a resume and those that are left."""
+        left = self._datamodule.env_steps - self._datamodule.collector.env_steps
+        return self._datamodule.num_batches + math.ceil(max(left, 0) / self._datamodule.updates_per_batch)
+
+    def __iter__(self) -> Iterator[MacroBatch]:
+        datamodule = self._datamodule
+        while (left := datamodule.env_steps - datamodule.collector.env_steps) > 0:
+            datamodule.num_batches += 1
+            yield MacroBatch(datamodule.collector, min(datamodule.updates_per_batch, left))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the datamodule restores the stream. That it is here tells Lightning that the stream can resume."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class ReplayDataModule(pl.LightningDataModule):
+    """Environments, collector and replay of a population.
+
+    Args:
+        specs: each agent's environment.
+        seeds: one for each agent.
+        agent: settings of the agents.
+        replay: where experience is kept.
+        env_steps: length of the run, in env steps of each agent.
+        updates_per_batch: update cycles per Lightning batch (M).
+
+    Raises:
+        ValueError: if a number is not positive, an environment cannot serve or the replay does not fit.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[EnvironmentSpec],
+        seeds: Sequence[int],
+        agent: AgentSettings,
+        replay: ReplaySettings,
+        env_steps: int,
+        updates_per_batch: int,
+    ) -> None:
+        super().__init__()
+        for name, value in (("env_steps", env_steps), ("updates_per_batch", updates_per_batch)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if replay.capacity < agent.warmup_env_steps + 1:
+            raise ValueError(
+                f"replay.capacity must hold the {agent.warmup_env_steps} steps of agent.warmup_env_steps, got {replay.capacity}"
+            )
+        self.env_steps, self.updates_per_batch, self.num_batches = env_steps, updates_per_batch, 0
+        self.environments = [Environment(spec) for spec in specs]
+        self.sizes = [(environment.observation_size, environment.action_size) for environment in self.environments]
+        self._seeds, self._agent, self._settings = list(seeds), agent, replay
+        self.collector: Collector
+
+    @property
+    def replay_bytes(self) -> int:
+        """Memory that the full replay needs."""
+        return memory_bytes(self.sizes, self._settings.capacity)
+
+    def setup(self, stage: str) -> None:
+        """Make the replay on its device and the collector, which asks the population for actions."""
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device if self._settings.device == "auto" else self._settings.device
+        replay = Replay(self.sizes, self._settings.capacity, self._agent.window_length, device)
+        population = self.trainer.lightning_module.learner.population
+        self.collector = Collector(
+            self.environments,
+            self._seeds,
+            replay,
+            lambda observation: population.act(observation),
+            exploration_noise=self._agent.exploration_noise,
+            random_env_steps=self._agent.random_env_steps,
+        )
+
+    def train_dataloader(self) -> Any:
+        """The stream of macro batches."""
+        return _MacroBatchLoader(self)
+
+    def teardown(self, stage: str) -> None:
+        """Close the environments."""
+        for environment in self.environments:
+            environment.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Environments, counters, random streams and open episodes. The replay is in files of its own."""
+        return {
+            "environments": [environment.spec.name for environment in self.environments],
+            "collector": self.collector.state_dict(),
+            "num_batches": self.num_batches,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the stream, with the replay that lies beside the checkpoint, if there is one.
+
+        Raises:
+            ValueError: if the checkpoint was saved with other agents, or its replay is damaged.
+        """
+        saved, ours = state_dict["environments"], [environment.spec.name for environment in self.environments]
+        if saved != ours:
+            raise ValueError(
+                f"ckpt_path={self._checkpoint}: saved with population.size={len(saved)} on {', '.join(dict.fromkeys(saved))}, "
+                f"this run has population.size={len(ours)} on {', '.join(dict.fromkeys(ours))}"
+            )
+        self.num_batches = state_dict["num_batches"]
+        folder = replay_folder(self._checkpoint)
+        state = dict(state_dict["collector"])
+        if folder.is_dir():
+            self._load_replay(folder)
+        else:
+            rank_zero_info(f"No replay beside {self._checkpoint.name}: it fills up anew before updates go on.")
+            state["is_open"] = False
+        lost = self.collector.load_state_dict(state)
+        if lost:
+            names = ", ".join(f"{agent} ({ours[agent]})" for agent in lost)
+            rank_zero_info(f"Open episodes that could not be re-entered count as truncated, new ones begin: agents {names}.")
+
+    @property
+    def _checkpoint(self) -> Path:
+        assert self.trainer is not None
+        return Path(str(self.trainer.ckpt_path))
+
+    def save_replay(self, folder: Path) -> None:
+        """Write one file per agent."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for agent in range(len(self.sizes)):
+            save_file(self.collector.replay.agent_state(agent), folder / f"agent_{agent:03d}.safetensors")
+
+    def _load_replay(self, folder: Path) -> None:
+        for agent in range(len(self.sizes)):
+            path = folder / f"agent_{agent:03d}.safetensors"
+            try:
+                self.collector.replay.load_agent_state(agent, load_file(path))
+            except (OSError, SafetensorError, KeyError) as error:
+                raise ValueError(
+                    f"ckpt_path={self._checkpoint}: the replay beside it is damaged ({path.name}: {error}); "
+                    f"remove the folder {folder} to resume with an empty replay"
+                ) from error
+
+
+def replay_folder(checkpoint: Path) -> Path:
+    """Where the replay of a checkpoint lies, if it was kept."""
+    return checkpoint.with_suffix(".replay")

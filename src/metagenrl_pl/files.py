@@ -1,0 +1,86 @@
+"""Files that survive a kill: replaced as a whole, or appended to line by line.
+
+A line counts once its newline is on disk. A kill in the middle of a write leaves at most one line without, which readers skip and
+the next append cuts off.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Replace a local file as a whole: `path` holds either what it held before or all that was written, whatever happens.
+
+    The bytes go to a temporary file in the same folder (made if missing), which takes the place of `path` once it is on the disk.
+    If the body raises, the temporary file is removed and `path` is untouched. One process at a time may write a path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows (column -> text) of a CSV file's whole lines; a last line without its newline is skipped."""
+    content = path.read_bytes()
+    reader = csv.DictReader(io.StringIO(content[: content.rfind(b"\n") + 1].decode(), newline=""))
+    return list(reader.fieldnames or ()), list(reader)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a CSV file as a whole (`atomic_write`). A column that a row lacks is an empty cell."""
+    with atomic_write(path) as file:
+        file.write(_csv_bytes(columns, rows, header=True))
+
+
+def append_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a CSV file whose header is `columns` and wait for the disk; a half-written last line is cut off first.
+
+    The file and its folder are made if missing. A column that a row lacks is an empty cell.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        whole = file.seek(0, os.SEEK_END)
+        file.seek(max(whole - 1, 0))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+        file.write(_csv_bytes(columns, rows, header=whole == 0))
+        file.flush()
+        os.fsync(file.fileno())
+    if whole == 0:
+        _fsync_folder(path.parent)
+
+
+def _csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Put the folder's entries on the disk: without it a new name may be lost in a power cut. Windows cannot open a folder."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,203 @@
+"""Learning curves of a run as one picture."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from metagenrl_pl.files import atomic_write, read_csv
+from metagenrl_pl.results import (
+    MetaTestRow,
+    interval_over_seeds,
+    method_name,
+    methods_in_order,
+    newest_stage,
+    read_rows,
+)
+
+METHOD_COLOURS = {
+    "learned": "#0072B2",
+    "untrained": "#CC79A7",
+    "reinforce": "#E69F00",
+    "critic": "#009E73",
+    "random": "#666666",
+}
+"""Colour of each known method, told apart by colour-blind readers too (Okabe & Ito)."""
+
+_OTHER_COLOURS = ("#D55E00", "#56B4E9", "#000000")
+_AGENT_COLOUR = "#34495E"
+_MAX_PANELS_PER_ROW = 4
+_METRIC = re.compile(r"(episode_return|evaluation_return)/(.+)/agent_(\d+)")
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Env steps [points], return [points]; only finite values, env steps ascending."""
+
+
+def learning_curves(run_dir: Path) -> Path | None:
+    """Draw `<run_dir>/learning_curves.png` from what the folder holds of `metrics.csv` and `meta_test.csv`.
+
+    Upper part: a panel per meta-training environment, return against env steps per agent; thin lines are agents, the thick one
+    is their mean. Evaluation returns count where there are any; exploration returns are faint then.
+    Lower part: a panel per meta-test environment, return against env steps of the fresh agents; a line per method is the mean
+    over seeds, shaded its 95 % interval; lighter lines are earlier stages of the learned objective; random actions are dashed.
+
+    Returns:
+        Path of the picture; None, and no picture, if there is nothing to draw yet.
+    """
+    training = _training_curves(run_dir / "metrics.csv")
+    test = _by_environment(read_rows(run_dir / "meta_test.csv"))
+    parts = [panels for panels in (training, test) if panels]
+    if not parts:
+        return None
+
+    columns = min(_MAX_PANELS_PER_ROW, max(len(panels) for panels in parts))
+    heights = [0.8 + 2.7 * math.ceil(len(panels) / columns) for panels in parts]  # inches
+    figure = Figure(figsize=(max(3.4 * columns, 7.5), sum(heights)), layout="constrained")
+    subfigures = iter(figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0])
+    if training:
+        subfigure = next(subfigures)
+        for axes, (environment, kinds) in zip(_panels(subfigure, training, columns), training.items(), strict=True):
+            _draw_training(axes, environment, kinds)
+        _finish(subfigure, columns, "Meta-training", ("env steps per agent", "return"), _training_legend(training))
+    if test:
+        subfigure = next(subfigures)
+        rows = [row for environment_rows in test.values() for row in environment_rows]
+        colours = _colours(rows)
+        newest = set(newest_stage(rows))
+        for axes, (environment, environment_rows) in zip(_panels(subfigure, test, columns), test.items(), strict=True):
+            _draw_test(axes, environment, environment_rows, newest, colours)
+        title = "Meta-test: fresh agents, unseen environments"
+        y_label = "return (shaded: 95 % interval)" if len({row.seed for row in rows}) > 1 else "return (one seed)"
+        _finish(subfigure, columns, title, ("env steps of the fresh agent", y_label), _test_legend(rows, colours))
+
+    path = run_dir / "learning_curves.png"
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    return path
+
+
+def _training_curves(path: Path) -> dict[str, dict[str, list[Curve]]]:
+    """From `metrics.csv`: environment -> kind of return -> a curve per agent that has one."""
+    curves: dict[str, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
+    columns, rows = read_csv(path) if path.exists() else ([], [])
+    for column in columns:
+        if match := _METRIC.fullmatch(column):
+            points = [(int(row["env_steps"]), float(row[column])) for row in rows if row[column]]
+            points = [point for point in points if math.isfinite(point[1])]
+            if points:
+                env_steps, returns = np.array(sorted(points)).T
+                curves[match[2]][match[1]].append((env_steps, returns))
+    return dict(sorted(curves.items()))
+
+
+def _by_environment(rows: Sequence[MetaTestRow]) -> dict[str, list[MetaTestRow]]:
+    groups: dict[str, list[MetaTestRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.environment].append(row)
+    return dict(sorted(groups.items()))
+
+
+def _panels(subfigure: SubFigure, panels: Mapping[str, object], columns: int) -> list[Axes]:
+    """An axes per panel, row by row; what is left of the last row stays blank."""
+    grid = subfigure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    return list(grid[: len(panels)])
+
+
+def _finish(subfigure: SubFigure, columns: int, title: str, labels: tuple[str, str], legend: Sequence[Line2D]) -> None:
+    """What all panels of a part share: title, labels, one legend."""
+    subfigure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    subfigure.legend(handles=legend, loc="outside lower center", ncols=max(3, 2 * columns), frameon=False, fontsize=8)
+    for axes in subfigure.axes:
+        axes.set_xlabel(labels[0], fontsize=9, color="#444444")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#999999")
+        axes.grid(color="#E6E6E6", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8, color="#999999")
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    subfigure.axes[0].set_ylabel(labels[1], fontsize=9, color="#444444")
+
+
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Mean over agents at every env step that one of them has, from where all have begun; in between, agents are interpolated."""
+    env_steps = np.unique(np.concatenate([steps for steps, _ in curves]))  # [points]
+    returns = np.stack([np.interp(env_steps, *curve, left=np.nan) for curve in curves])  # [P, points]
+    return env_steps, returns.mean(axis=0)
+
+
+def _draw_training(axes: Axes, environment: str, kinds: Mapping[str, Sequence[Curve]]) -> None:
+    exploration, evaluation = kinds.get("episode_return", []), kinds.get("evaluation_return", [])
+    if evaluation:
+        for curve in exploration:
+            axes.plot(*curve, color=_AGENT_COLOUR, linewidth=0.6, alpha=0.15)
+    agents = evaluation or exploration
+    for curve in agents:
+        axes.plot(*curve, color=_AGENT_COLOUR, linewidth=0.9, alpha=0.45)
+    axes.plot(*_mean_curve(agents), color=_AGENT_COLOUR, linewidth=2.4)
+    axes.set_title(environment, fontsize=10)
+
+
+def _draw_test(
+    axes: Axes, environment: str, rows: Sequence[MetaTestRow], newest: set[MetaTestRow], colours: Mapping[str, str]
+) -> None:
+    earlier = [row for row in rows if row.method == "learned" and row not in newest]
+    stages = sorted({row.meta_training_env_steps or 0 for row in earlier})
+    for index, stage in enumerate(stages):  # the older, the lighter
+        env_steps, mean, _, _ = _seed_curve([row for row in earlier if row.meta_training_env_steps == stage])
+        axes.plot(env_steps, mean, color=colours["learned"], linewidth=1.0, alpha=0.15 + 0.35 * (index + 1) / len(stages))
+    for method in reversed(methods_in_order(rows)):  # the learned objective on top
+        of_method = [row for row in rows if row.method == method and row in newest]
+        if method == "random":  # trains nothing, so it has no curve
+            axes.axhline(interval_over_seeds(of_method).mean, color=colours[method], linewidth=1.3, linestyle="--")
+        elif of_method:
+            env_steps, mean, low, high = _seed_curve(of_method)
+            axes.fill_between(env_steps, low, high, color=colours[method], alpha=0.16, linewidth=0)
+            axes.plot(env_steps, mean, color=colours[method], linewidth=2.4 if method == "learned" else 1.7)
+    axes.set_title(environment, fontsize=10)
+
+
+def _seed_curve(rows: Sequence[MetaTestRow]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Env steps, mean over seeds, lower and upper end of its 95 % interval, each [points]."""
+    seeds: dict[int, list[MetaTestRow]] = defaultdict(list)
+    for row in rows:
+        seeds[row.env_steps].append(row)
+    points = [(env_steps, *interval_over_seeds(seeds[env_steps])) for env_steps in sorted(seeds)]
+    env_steps, mean, low, high = np.array(points).T
+    return env_steps, mean, low, high
+
+
+def _colours(rows: Sequence[MetaTestRow]) -> dict[str, str]:
+    others = [method for method in methods_in_order(rows) if method not in METHOD_COLOURS]
+    return METHOD_COLOURS | {method: _OTHER_COLOURS[index % len(_OTHER_COLOURS)] for index, method in enumerate(others)}
+
+
+def _training_legend(training: Mapping[str, Mapping[str, Sequence[Curve]]]) -> list[Line2D]:
+    kinds = {kind for panel in training.values() for kind in panel}
+    legend = [
+        Line2D([], [], color=_AGENT_COLOUR, linewidth=2.4, label="mean of the agents"),
+        Line2D([], [], color=_AGENT_COLOUR, linewidth=0.9, alpha=0.6, label="one agent"),
+    ]
+    if len(kinds) == 2:
+        legend.append(Line2D([], [], color=_AGENT_COLOUR, linewidth=0.9, alpha=0.25, label="one agent, exploring"))
+    return legend
+
+
+def _test_legend(rows: Sequence[MetaTestRow], colours: Mapping[str, str]) -> list[Line2D]:
+    legend = []
+    for method in methods_in_order(rows):
+        legend.append(Line2D([], [], color=colours[method], linewidth=1.8, label=method_name(method)))
+        if method == "random":
+            legend[-1].set_linestyle("--")
+        if method == "learned" and len({row.meta_training_env_steps for row in rows if row.method == method}) > 1:
+            legend.append(Line2D([], [], color=colours[method], linewidth=1.0, alpha=0.4, label="its earlier stages"))
+    return legend

@@ -1,0 +1,61 @@
+"""Going on from a checkpoint: its own configuration, in its own folder, with the few changes that leave the experiment the same."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metagenrl_pl.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO
+from metagenrl_pl.config import ConfigError
+
+OVERRIDABLE = (
+    "ckpt_path",
+    "env_steps",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.accelerator",
+    "num_threads",
+    "logger",
+    "callbacks",
+)
+"""What a resume may change: the length, the devices, loggers and callbacks."""
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint belongs to: checkpoints lie in `<run_dir>/checkpoints`."""
+    return checkpoint.parent.parent
+
+
+def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
+    """The configuration of the run that `config.ckpt_path` was saved by, with what the command line may change.
+
+    Raises:
+        ConfigError: if the checkpoint cannot be read or the command line sets anything else.
+    """
+    path = Path(config.ckpt_path)
+    refused = [key for key in overridden if not any(key == name or key.startswith(name + ".") for name in OVERRIDABLE)]
+    if refused:
+        raise ConfigError(f"{refused[0]} cannot be changed on a resume with ckpt_path; what can be is {', '.join(OVERRIDABLE[1:])}")
+    try:
+        stored = AtomicCheckpointIO().load_checkpoint(path)[PROJECT_KEY]["config"]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not stored:
+        raise ConfigError(f"ckpt_path={path}: was saved without a configuration; valid is a checkpoint that train.py saved")
+    resumed = OmegaConf.create(_moved(stored, stored["run_dir"], str(folder_of(path))))
+    for key in overridden:
+        OmegaConf.update(resumed, key, OmegaConf.select(config, key), merge=False, force_add=True)
+    return resumed
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """The configuration with the run's folder, wherever it is named, as it is called now."""
+    if isinstance(value, dict):
+        return {key: _moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    if isinstance(value, str) and (value == old or value.startswith(old + "/")):
+        return new + value[len(old) :]
+    return value

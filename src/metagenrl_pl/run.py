@@ -1,0 +1,70 @@
+"""Around a run: its folder, its threads, what it refuses before it starts."""
+
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from metagenrl_pl.config import ConfigError, resolved_yaml
+from metagenrl_pl.resume import folder_of
+
+STRATEGIES = ("auto",)
+"""What `trainer.strategy` may be."""
+
+
+def run_folder(ckpt_path: str | None) -> str:
+    """Where a run goes by default: the folder of the run that a checkpoint belongs to, a sweep job's, or a new one."""
+    if ckpt_path is not None:
+        return str(folder_of(Path(ckpt_path)))
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return str(HydraConfig.get().runtime.output_dir)
+    return f"runs/{_process_start()}"
+
+
+@cache
+def _process_start() -> str:
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def check_strategy(trainer: DictConfig) -> None:
+    """Refuse what the trainer's configuration asks for and this project cannot do.
+
+    Raises:
+        ConfigError: for a strategy or a number of processes other than one.
+    """
+    if trainer.strategy not in STRATEGIES:
+        raise ConfigError(f"trainer.strategy={trainer.strategy} cannot serve; valid: {', '.join(STRATEGIES)}")
+    if str(trainer.devices) not in ("1", "auto", "[0]") or trainer.num_nodes != 1:
+        raise ConfigError(f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}: valid is one process, 1 and 1")
+
+
+def choose_num_threads(num_threads: int | None) -> int:
+    """Threads of PyTorch on the CPU: as configured, or one, since stacked tensors of small networks are too small to share.
+
+    Raises:
+        ConfigError: if the number is not positive.
+    """
+    if num_threads is None:
+        return 1
+    if num_threads < 1:
+        raise ConfigError(f"num_threads must be at least 1, or null to choose, got {num_threads}")
+    return num_threads
+
+
+def open_run_folder(config: DictConfig) -> None:
+    """Make the run's folder and write its configuration.
+
+    Raises:
+        ConfigError: if the folder holds another run.
+    """
+    folder = Path(config.run_dir)
+    if config.ckpt_path is None and (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"run_dir={folder} holds a run already; valid is a new folder (in a sweep one for each job, run_dir={folder}/'${{seed}}'), "
+            f"or ckpt_path={folder}/checkpoints/... to go on"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(resolved_yaml(config))

@@ -1,0 +1,242 @@
+"""The meta-gradient: exact, by finite differences and by two different paths; what receives it, and what must not change."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from random_population import SEEDS, random_like, random_windows, small_population, small_settings
+from torch import Tensor
+
+from metagenrl_pl.inner import SGD, Adam, AdamMoments, InnerStep
+from metagenrl_pl.learner import Learner, MetaSettings
+from metagenrl_pl.networks import Networks, first_critic
+from metagenrl_pl.nn import Parameters, norm_per_agent, scale_per_agent
+from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.population import Population
+from metagenrl_pl.updates import MetaTask, combine_meta_gradients, meta_gradients
+from metagenrl_pl.updates.meta import factored_meta_gradients, general_meta_gradients, inner_stepped, meta_loss
+
+NUM_WINDOWS = 3  # B
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Any:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def small_objective(**options: Any) -> LearnedObjective:
+    return LearnedObjective(**{"hidden_units": 8, "context_units": 3, **options})
+
+
+def inner_step(kind: str, num_steps: int = 1) -> InnerStep:
+    """With steps large enough that the policy's curvature weighs, and small enough that it does not saturate."""
+    return SGD(step_size=0.02, num_steps=num_steps) if kind == "sgd" else Adam(learning_rate=0.01, num_steps=num_steps)
+
+
+def task_of(population: Population, inner: InnerStep) -> MetaTask:
+    """Agents of three sizes, so padded, with windows of 1 to 4 steps."""
+    windows = random_windows((inner.num_steps + 1) * NUM_WINDOWS)
+    assert windows.length.unique().tolist() == [1, 2, 3, 4]
+    moments = None
+    if inner.needs_moments:
+        first = {name: 0.1 * x for name, x in random_like(population.policy, 1).items()}
+        second = {name: 0.01 * x**2 for name, x in random_like(population.policy, 2).items()}
+        # What is padded never had a gradient.
+        real = {name: p.ne(0) | (name.endswith("bias") and name != "out.bias") for name, p in population.policy.items()}
+        moments = AdamMoments(*({k: x * real[k] for k, x in m.items()} for m in (first, second)), torch.tensor(7.0))
+    return MetaTask(population.policy, first_critic(population.critics), windows, moments)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("num_steps", "options"),
+    [(1, {}), (1, {"use_lstm": False, "use_time": False}), (1, {"bounded_head": False}), (2, {"use_value": False})],
+    ids=["one", "one_no_lstm", "one_unbounded", "two"],
+)
+def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool]) -> None:
+    """Along one random direction in each parameter of the objective, for all agents at once: what one agent's copy of alpha does to its
+    loss does not concern the others.
+
+    With several inner steps the values that later steps see are constants by definition, though the policy that they belong to depends
+    on alpha; so finite differences are of an objective that does not read values.
+    """
+    population, objective, inner = small_population(), small_objective(**options), inner_step(kind, num_steps)
+    task, alpha = task_of(population, inner), objective.stacked_parameters(3)
+    gradients, loss = meta_gradients(population.networks, objective, inner, alpha, task)
+
+    def losses(alpha: Parameters) -> Tensor:
+        stepped = inner_stepped(population.networks, objective, inner, alpha, task)
+        return meta_loss(population.networks, stepped, task.critic, task.windows)
+
+    torch.testing.assert_close(loss, losses(alpha), rtol=1e-12, atol=0)
+    assert (norm_per_agent(gradients) > 1e-6).all()
+    directions = random_like(alpha, 5)
+    directions, h = scale_per_agent(directions, 1 / norm_per_agent(directions)), 1e-6
+    for name, direction in directions.items():
+        plus, minus = (losses({**alpha, name: alpha[name] + step * direction}) for step in (h, -h))
+        expected = (plus - minus) / (2 * h)  # rounding: 1e-15 / 1e-6
+        actual = (gradients[name] * direction).flatten(1).sum(1)
+        error = (actual - expected).abs()
+        assert (error <= 1e-6 * norm_per_agent({name: gradients[name]}) + 2e-9).all(), (name, actual, expected, error)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("options", [{}, {"use_lstm": False}, {"use_value": False, "bounded_head": False}], ids=str)
+def test_two_paths_one_gradient(kind: str, options: dict[str, bool]) -> None:
+    population, objective, inner = small_population(), small_objective(**options), inner_step(kind)
+    task, alpha = task_of(population, inner), objective.stacked_parameters(3)
+    factored, loss = factored_meta_gradients(population.networks, objective, inner, alpha, task)
+    general, same_loss = general_meta_gradients(population.networks, objective, inner, alpha, task)
+    torch.testing.assert_close(loss, same_loss, rtol=1e-12, atol=0)
+    assert factored.keys() == general.keys() == alpha.keys()
+    for name, g in general.items():
+        torch.testing.assert_close(factored[name], g, rtol=1e-9, atol=1e-11 * float(g.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_inner_steps_use_windows_of_their_own_and_the_loss_all(kind: str) -> None:
+    population, objective, inner = small_population(), small_objective(), inner_step(kind, num_steps=2)
+    task, alpha = task_of(population, inner), objective.stacked_parameters(3)
+
+    def stepped_and_loss(changed: int) -> tuple[Parameters, Tensor]:
+        """With other rewards and actions in the `changed`-th B windows."""
+        index = slice(changed * NUM_WINDOWS, (changed + 1) * NUM_WINDOWS)
+        parts = {name: getattr(task.windows, name).clone() for name in ("reward", "action", "states")}
+        for x in parts.values():
+            x[:, index] *= -0.5
+        windows = task.windows._replace(**parts)
+        stepped = inner_stepped(population.networks, objective, inner, alpha, task._replace(windows=windows))
+        return stepped, meta_loss(population.networks, stepped, task.critic, windows)
+
+    original, (_, loss) = (
+        inner_stepped(population.networks, objective, inner, alpha, task),
+        meta_gradients(population.networks, objective, inner, alpha, task),
+    )
+    for k in range(3):
+        stepped, changed_loss = stepped_and_loss(k)
+        is_inner = k < inner.num_steps
+        assert torch.equal(stepped["out.weight"], original["out.weight"]) == (not is_inner)
+        assert (changed_loss != loss).all()
+
+
+def test_meta_loss_is_the_mean_over_valid_steps() -> None:
+    population, windows = small_population(), random_windows(NUM_WINDOWS)
+    critic = first_critic(population.critics)
+    loss = meta_loss(population.networks, population.policy, critic, windows)
+    for agent in range(3):
+        observation = windows.observation[:, windows.valid[agent] > 0]  # [P, valid, O]
+        value = population.networks.q(critic, observation, population.networks.action(population.policy, observation))
+        torch.testing.assert_close(loss[agent], -value[agent].mean())
+
+
+FIGURE_5 = [
+    dict(zip(("use_time", "use_value", "use_lstm", "bounded_head"), values, strict=True))
+    for values in itertools.product([True, False], repeat=4)
+]
+
+
+@pytest.mark.parametrize("options", FIGURE_5, ids=str)
+def test_every_parameter_that_matters_receives_a_gradient(options: dict[str, bool]) -> None:
+    objective = small_objective(**options)
+    assert objective.inert_parameters == (frozenset() if options["bounded_head"] else {"head.norm.1.bias", "head.out.bias"})
+    population, inner = small_population(), inner_step("sgd")
+    gradients, _ = meta_gradients(population.networks, objective, inner, objective.stacked_parameters(3), task_of(population, inner))
+    assert gradients.keys() == dict(objective.named_parameters()).keys()
+    for name, gradient in gradients.items():
+        largest = gradient.abs().flatten(1).amax(1)  # [P]
+        assert gradient.isfinite().all(), name
+        assert largest.eq(0).all() if name in objective.inert_parameters else largest.gt(0).all(), name
+
+
+def test_every_parameter_receives_a_gradient_in_float32_at_full_size() -> None:
+    torch.set_default_dtype(torch.float32)
+    population, objective, inner = small_population(), LearnedObjective(), SGD()
+    gradients, _ = meta_gradients(population.networks, objective, inner, objective.stacked_parameters(3), task_of(population, inner))
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all() and gradient.abs().flatten(1).amax(1).gt(0).all(), name
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_a_saturated_agent_gives_no_nan(kind: str) -> None:
+    """Its tanh is flat to the last bit, so its action gradient reaches no parameter at all."""
+    population, objective, inner = small_population(), small_objective(), inner_step(kind)
+    population.policy["out.bias"][1] = 100.0
+    task, alpha = task_of(population, inner), objective.stacked_parameters(3)
+    if task.moments is not None:
+        for x in (*task.moments.first.values(), *task.moments.second.values()):
+            x[1] = 0
+    gradients, loss = meta_gradients(population.networks, objective, inner, alpha, task)
+    norm = norm_per_agent(gradients)
+    assert loss.isfinite().all() and norm[1] == 0 and (norm[[0, 2]] > 1e-6).all()
+
+
+def gradients_of(*norms: float) -> Parameters:
+    """One agent per norm, in the ratio 3 : 4 over two parameters."""
+    norm = torch.tensor(norms)
+    return {"a": 0.6 * norm[:, None], "b": 0.8 * norm[:, None, None]}  # [P, 1], [P, 1, 1]
+
+
+def test_combine_clips_each_agent() -> None:
+    """Norms 10, 0.1 and 1 become 1, 0.1 and 1: their mean is 2.1 / 3 = 0.7."""
+    mean, norm = combine_meta_gradients(gradients_of(10, 0.1, 1), "clip")
+    torch.testing.assert_close(norm, torch.tensor([10, 0.1, 1.0]))
+    torch.testing.assert_close(mean, {"a": torch.tensor([0.6 * 0.7]), "b": torch.tensor([[0.8 * 0.7]])})
+
+
+def test_combine_normalises_each_agent() -> None:
+    """Norms 10 and 1e-6 become 1; an agent without a gradient stays without: the mean is 2 / 3."""
+    mean, norm = combine_meta_gradients(gradients_of(10, 1e-6, 0), "normalize")
+    torch.testing.assert_close(norm, torch.tensor([10, 1e-6, 0]))
+    torch.testing.assert_close(mean, {"a": torch.tensor([0.6 * 2 / 3]), "b": torch.tensor([[0.8 * 2 / 3]])})
+
+
+def bits(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """Every tensor of nested dictionaries and lists, copied, by its path."""
+    found = {}
+    items = tensors.items() if isinstance(tensors, dict) else enumerate(tensors)
+    for key, value in items:
+        if isinstance(value, Tensor):
+            found[str(key)] = value.detach().clone()
+        elif isinstance(value, dict | list):
+            found |= {f"{key}/{path}": x for path, x in bits(value).items()}  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_a_meta_step_changes_the_objective_alone(kind: str) -> None:
+    population, objective = small_population(), small_objective()
+    learner = Learner(population, objective, small_settings(), SEEDS, inner_step(kind), MetaSettings(annealing_env_steps=0))
+    learner.update(random_windows, env_steps=0)  # so that every optimizer has a state
+
+    def agents() -> dict[str, Tensor]:
+        optimizers = {"critic": learner.critic_optimizer.state_dict(), "policy": learner.policy_optimizer.state_dict()}
+        return bits({"population": population.state_dict(), "optimizers": optimizers, "streams": learner.state_dict()["streams"]})
+
+    before, alpha = agents(), bits(dict(objective.named_parameters()))
+    learner._update_objective(random_windows(2 * NUM_WINDOWS, seeds=[1, 2, 3]))
+    after = agents()
+    assert len(after) > 50 and after.keys() == before.keys()
+    assert all(torch.equal(after[path], before[path]) for path in before)
+    assert all(not torch.equal(p, alpha[name]) for name, p in objective.named_parameters())
+
+
+def test_the_factored_path_serves_one_inner_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def recording(name: str) -> Any:
+        def path(networks: Networks, *_: Any) -> tuple[Parameters, Tensor]:
+            used.append(name)
+            return {}, torch.zeros(0)
+
+        return path
+
+    monkeypatch.setattr("metagenrl_pl.updates.meta.factored_meta_gradients", recording("factored"))
+    monkeypatch.setattr("metagenrl_pl.updates.meta.general_meta_gradients", recording("general"))
+    population, objective = small_population(), small_objective()
+    for num_steps in (1, 2):
+        inner = inner_step("sgd", num_steps)
+        meta_gradients(population.networks, objective, inner, {}, task_of(population, inner))
+    assert used == ["factored", "general"]

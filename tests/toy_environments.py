@@ -1,0 +1,83 @@
+"""Environments that tests can compute by hand. Importing this module registers them."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Echo(gym.Env):
+    """Observes the action that it was given."""
+
+    def __init__(self, action_space: spaces.Box) -> None:
+        self.action_space = action_space
+        self.observation_space = spaces.Box(-np.inf, np.inf, action_space.shape, action_space.dtype)  # type: ignore[arg-type]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(self.action_space.shape, self.action_space.dtype), {}  # type: ignore[arg-type]
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        return action, 0.0, False, False, {}
+
+
+class Showing(gym.Env):
+    """Observes one given value of a given space, whatever happens."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space | None = None,
+        action_space: spaces.Space | None = None,
+        observation: Any = None,
+    ) -> None:
+        self.observation_space = observation_space or spaces.Box(-1, 1, (2,))
+        self.action_space = action_space or spaces.Box(-1, 1, (2,))
+        self._observation = observation
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self._observation, {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self._observation, 0.0, False, False, {}
+
+
+class Counting(gym.Env):
+    """Observes [number of the episode's seed, steps done, sum of the last action]; the reward is the number of steps done.
+
+    Args:
+        ends_after: steps until it terminates; None: never.
+        num_actions: in [-1, 1].
+        global_randomness: what no seed reproduces: `observation`, `reward`, `length` or none.
+    """
+
+    steps_taken_by_all = 0
+
+    def __init__(self, ends_after: int | None = None, num_actions: int = 1, global_randomness: str = "none") -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,))
+        self.action_space = spaces.Box(-1, 1, (num_actions,))
+        self._ends_after, self._randomness = ends_after, global_randomness
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._episode, self._num_steps = int(self.np_random.integers(1_000_000)), 0
+        return np.array([self._episode, 0, 0], np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        Counting.steps_taken_by_all += 1
+        random = Counting.steps_taken_by_all
+        self._num_steps += 1
+        observation = np.array([self._episode, self._num_steps, action.sum()], np.float32)
+        reward = float(self._num_steps)
+        terminated = self._num_steps == self._ends_after
+        if self._randomness == "observation":
+            observation[2] = random
+        elif self._randomness == "reward":
+            reward = float(random)
+        elif self._randomness == "length":
+            terminated = random % 50 == 49
+        return observation, reward, terminated, False, {}
+
+
+for kind in (Echo, Showing, Counting):
+    gym.register(f"{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")

@@ -1,0 +1,73 @@
+"""Meta-train, meta-test or run a baseline: `python train.py [group=choice] [key=value] ...`; see `python train.py --help`."""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from metagenrl_pl.checkpoint_io import AtomicCheckpointIO
+from metagenrl_pl.command_line import hydra_entry, overridden_keys
+from metagenrl_pl.config import ConfigError, build
+from metagenrl_pl.datamodule import ReplayDataModule
+from metagenrl_pl.module import MetaGenRL
+from metagenrl_pl.resume import resumed_config
+from metagenrl_pl.run import check_strategy, choose_num_threads, open_run_folder, run_folder
+from metagenrl_pl.streams import derive_seed
+
+
+@dataclass
+class RunConfig:
+    """What the root of the configuration may hold; nodes are checked against the classes that they name."""
+
+    env: Any
+    agent: Any
+    objective: Any
+    inner: Any
+    population: Any
+    replay: Any
+    trainer: Any
+    env_steps: int
+    updates_per_batch: int
+    seed: int
+    run_dir: str
+    meta: Any = None
+    compile: bool = False
+    num_threads: int | None = None
+    ckpt_path: str | None = None
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+
+
+def main(config: DictConfig) -> None:
+    """Assemble the run and let Lightning do it."""
+    if config.ckpt_path is not None:
+        config = resumed_config(config, overridden_keys())
+    check_strategy(config.trainer)
+    torch.set_num_threads(choose_num_threads(config.num_threads))
+
+    environments, agent, num_agents = build(config.env), build(config.agent), build(config.population).size
+    specs = [environments.train_specs[i % len(environments.train)] for i in range(num_agents)]
+    seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
+    try:
+        datamodule = ReplayDataModule(specs, seeds, agent, build(config.replay), config.env_steps, config.updates_per_batch)
+        inner, meta = build(config.inner), build(config.meta) if config.meta else None
+        plain = OmegaConf.to_container(config)
+        module = MetaGenRL(datamodule.sizes, seeds, build(config.objective), agent, inner, meta, config.compile, plain)
+        callbacks = [build(node) for node in config.callbacks.values() if node]
+        open_run_folder(config)
+        loggers = [build(node) for node in config.logger.values() if node]
+        trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
+        print(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB)", flush=True)
+        trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
+    except (ValueError, FloatingPointError) as error:
+        raise ConfigError(str(error)) from error
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    OmegaConf.register_new_resolver("run_folder", run_folder)
+    hydra_entry(main, Path(__file__).parent / "conf", "config", RunConfig)
