@@ -7,15 +7,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from metagenrl_pl.checkpoint_io import AtomicCheckpointIO
+from metagenrl_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from metagenrl_pl.command_line import hydra_entry, overridden_keys
 from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import ReplayDataModule
 from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.resume import resumed_config
-from metagenrl_pl.run import check_strategy, choose_num_threads, open_run_folder, run_folder
+from metagenrl_pl.run import check_strategy, choose_num_threads, keep_freed_memory, open_run_folder, run_folder
 from metagenrl_pl.streams import derive_seed
 
 
@@ -47,23 +48,28 @@ def main(config: DictConfig) -> None:
     if config.ckpt_path is not None:
         config = resumed_config(config, overridden_keys())
     check_strategy(config.trainer)
+    keep_freed_memory()
     torch.set_num_threads(choose_num_threads(config.num_threads))
 
-    environments, agent, num_agents = build(config.env), build(config.agent), build(config.population).size
-    specs = [environments.train_specs[i % len(environments.train)] for i in range(num_agents)]
+    agent, num_agents = build(config.agent), build(config.population).size
+    train_specs = build(config.env).train_specs
+    specs = [train_specs[i % len(train_specs)] for i in range(num_agents)]
     seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
+    inner, meta = build(config.inner), build(config.meta) if config.meta else None
     try:
         datamodule = ReplayDataModule(specs, seeds, agent, build(config.replay), config.env_steps, config.updates_per_batch)
-        inner, meta = build(config.inner), build(config.meta) if config.meta else None
-        plain = OmegaConf.to_container(config)
-        module = MetaGenRL(datamodule.sizes, seeds, build(config.objective), agent, inner, meta, config.compile, plain)
-        callbacks = [build(node) for node in config.callbacks.values() if node]
-        open_run_folder(config)
-        loggers = [build(node) for node in config.logger.values() if node]
-        trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
-        print(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB)", flush=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    plain = OmegaConf.to_container(config)
+    module = MetaGenRL(datamodule.sizes, seeds, build(config.objective), agent, inner, meta, config.compile, plain)
+    callbacks = [build(node) for node in config.callbacks.values() if node]
+    open_run_folder(config)
+    loggers = [build(node) for node in config.logger.values() if node]
+    trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
+    print(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB)", flush=True)
+    try:
         trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
-    except (ValueError, FloatingPointError) as error:
+    except (CheckpointError, FloatingPointError, MisconfigurationException) as error:
         raise ConfigError(str(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""Small random populations and windows that several test files compute on. An agent's numbers do not depend on the agents beside it."""
+"""Small random populations and windows that several test files compute on; an agent's numbers follow from its own seed."""
 
 from collections.abc import Sequence
 from typing import Any

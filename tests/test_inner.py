@@ -38,9 +38,7 @@ def test_sgd_steps_on_the_sum() -> None:
         torch.testing.assert_close(stepped[name], policy[name] - 0.5 * gradient[name])
 
 
-def real_optimizer(
-    policy: Parameters, max_norm: float | None, num_steps: int
-) -> tuple[torch.optim.Adam, list[Tensor]]:
+def real_optimizer(policy: Parameters, max_norm: float | None, num_steps: int) -> tuple[torch.optim.Adam, list[Tensor]]:
     """Adam, `num_steps` real steps on its way, each on the mean gradient, clipped agent by agent."""
     parameters = [policy[name].clone() for name in policy]
     optimizer = torch.optim.Adam(parameters, lr=0.01, fused=True)
@@ -114,7 +112,8 @@ def test_adam_derivative() -> None:
 @pytest.mark.parametrize("zero", ["one entry", "one agent"])
 def test_no_nan_where_there_never_was_a_gradient(zero: str) -> None:
     policy = policy_of_three()
-    moments = AdamMoments(*({name: torch.ones_like(p) for name, p in policy.items()} for _ in range(2)), torch.tensor(3.0))
+    first, second = ({name: torch.ones_like(p) for name, p in policy.items()} for _ in range(2))
+    moments = AdamMoments(first, second, torch.tensor(3.0))
     gradient = random_like(policy, 1)
     for tensors in (moments.first, moments.second, gradient):
         if zero == "one entry":

@@ -42,11 +42,11 @@ def task_of(population: Population, inner: InnerStep) -> MetaTask:
     assert windows.length.unique().tolist() == [1, 2, 3, 4]
     moments = None
     if inner.needs_moments:
-        first = {name: 0.1 * x for name, x in random_like(population.policy, 1).items()}
-        second = {name: 0.01 * x**2 for name, x in random_like(population.policy, 2).items()}
         # What is padded never had a gradient.
         real = {name: p.ne(0) | (name.endswith("bias") and name != "out.bias") for name, p in population.policy.items()}
-        moments = AdamMoments(*({k: x * real[k] for k, x in m.items()} for m in (first, second)), torch.tensor(7.0))
+        first = {name: 0.1 * x * real[name] for name, x in random_like(population.policy, 1).items()}
+        second = {name: 0.01 * x**2 * real[name] for name, x in random_like(population.policy, 2).items()}
+        moments = AdamMoments(first, second, torch.tensor(7.0))
     return MetaTask(population.policy, first_critic(population.critics), windows, moments)
 
 
@@ -57,11 +57,10 @@ def task_of(population: Population, inner: InnerStep) -> MetaTask:
     ids=["one", "one_no_lstm", "one_unbounded", "two"],
 )
 def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool]) -> None:
-    """Along one random direction in each parameter of the objective, for all agents at once: what one agent's copy of alpha does to its
-    loss does not concern the others.
+    """Along one random direction in each parameter, for all agents at once: an agent's copy of alpha concerns its own loss alone.
 
-    With several inner steps the values that later steps see are constants by definition, though the policy that they belong to depends
-    on alpha; so finite differences are of an objective that does not read values.
+    With several inner steps the values that later steps see are constants by definition, though the policy that they belong to
+    depends on alpha; so finite differences are of an objective that does not read values.
     """
     population, objective, inner = small_population(), small_objective(**options), inner_step(kind, num_steps)
     task, alpha = task_of(population, inner), objective.stacked_parameters(3)
@@ -74,13 +73,13 @@ def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool])
     torch.testing.assert_close(loss, losses(alpha), rtol=1e-12, atol=0)
     assert (norm_per_agent(gradients) > 1e-6).all()
     directions = random_like(alpha, 5)
-    directions, h = scale_per_agent(directions, 1 / norm_per_agent(directions)), 1e-6
+    directions, h = scale_per_agent(directions, 1 / norm_per_agent(directions)), 3e-6
     for name, direction in directions.items():
         plus, minus = (losses({**alpha, name: alpha[name] + step * direction}) for step in (h, -h))
-        expected = (plus - minus) / (2 * h)  # rounding: 1e-15 / 1e-6
+        expected = (plus - minus) / (2 * h)  # rounding: about 1e-15 / h
         actual = (gradients[name] * direction).flatten(1).sum(1)
         error = (actual - expected).abs()
-        assert (error <= 1e-6 * norm_per_agent({name: gradients[name]}) + 2e-9).all(), (name, actual, expected, error)
+        assert (error <= 1e-6 * norm_per_agent({name: gradients[name]}) + 3e-9).all(), (name, actual, expected, error)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
@@ -143,7 +142,9 @@ def test_every_parameter_that_matters_receives_a_gradient(options: dict[str, boo
     objective = small_objective(**options)
     assert objective.inert_parameters == (frozenset() if options["bounded_head"] else {"head.norm.1.bias", "head.out.bias"})
     population, inner = small_population(), inner_step("sgd")
-    gradients, _ = meta_gradients(population.networks, objective, inner, objective.stacked_parameters(3), task_of(population, inner))
+    gradients, _ = meta_gradients(
+        population.networks, objective, inner, objective.stacked_parameters(3), task_of(population, inner)
+    )
     assert gradients.keys() == dict(objective.named_parameters()).keys()
     for name, gradient in gradients.items():
         largest = gradient.abs().flatten(1).amax(1)  # [P]
@@ -154,7 +155,9 @@ def test_every_parameter_that_matters_receives_a_gradient(options: dict[str, boo
 def test_every_parameter_receives_a_gradient_in_float32_at_full_size() -> None:
     torch.set_default_dtype(torch.float32)
     population, objective, inner = small_population(), LearnedObjective(), SGD()
-    gradients, _ = meta_gradients(population.networks, objective, inner, objective.stacked_parameters(3), task_of(population, inner))
+    gradients, _ = meta_gradients(
+        population.networks, objective, inner, objective.stacked_parameters(3), task_of(population, inner)
+    )
     for name, gradient in gradients.items():
         assert gradient.isfinite().all() and gradient.abs().flatten(1).amax(1).gt(0).all(), name
 

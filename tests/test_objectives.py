@@ -101,7 +101,9 @@ def test_padded_steps_have_no_loss_and_no_influence(make: Callable[[], Objective
         assert loss[padded].eq(0).all() and gradient[padded].eq(0).all()
         assert loss[~padded].ne(0).all()
     torch.testing.assert_close(loss_of(objective, changed), loss_of(objective, inputs), rtol=1e-10, atol=0)
-    torch.testing.assert_close(action_gradient_of(objective, changed), action_gradient_of(objective, inputs), rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(
+        action_gradient_of(objective, changed), action_gradient_of(objective, inputs), rtol=1e-10, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("make", OBJECTIVES)
@@ -159,8 +161,8 @@ def test_only_the_learned_objective_learns() -> None:
 def test_parameter_count() -> None:
     """The sizes behind 15,497.
 
-    Action branch: (2 + 1) 32 + 2 (32 + 1) 32 + 3 norms of 64 = 96 + 2112 + 192 = 2400. Context branch: (4 + 1) 32 + 33 * 32 + 33 * 8 =
-    160 + 1056 + 264 = 1480. LSTM: (40 + 32 + 1) 128 = 9344. Head: 2 * 33 * 32 + 2 norms of 64 + 33 = 2273.
+    Action branch: 3 * 32 + 2 * 33 * 32 + 3 norms of 64 = 2400. Context branch: 5 * 32 + 33 * 32 + 33 * 8 = 1480.
+    LSTM: (40 + 32 + 1) * 128 = 9344. Head: 2 * 33 * 32 + 2 norms of 64 + 33 = 2273.
     """
     assert sum(p.numel() for p in LearnedObjective().parameters()) == 2400 + 1480 + 9344 + 2273 == 15_497
 
@@ -212,8 +214,13 @@ def test_options_change_the_parameters_that_they_should(options: dict[str, bool]
 def test_use_time(use_time: bool) -> None:
     """In windows where every step is the same step, only time tells steps apart."""
     inputs = random_inputs(torch.full_like(LENGTH, NUM_STEPS))
-    same = {name: getattr(inputs, name)[:, :, :1].expand_as(getattr(inputs, name)) for name in ("policy_action", "replay_action", "reward")}
-    inputs = inputs._replace(**same, value=inputs.value[:, :, :1].expand_as(inputs.value), terminated=torch.zeros_like(inputs.valid))
+    same = {
+        name: getattr(inputs, name)[:, :, :1].expand_as(getattr(inputs, name))
+        for name in ("policy_action", "replay_action", "reward")
+    }
+    inputs = inputs._replace(
+        **same, value=inputs.value[:, :, :1].expand_as(inputs.value), terminated=torch.zeros_like(inputs.valid)
+    )
     loss = loss_of(small(use_time=use_time, use_lstm=False), inputs)
     is_constant = (loss - loss[..., :1]).abs().amax((1, 2)) < 1e-12
     assert is_constant.all() == (not use_time) and is_constant.any() == (not use_time)
@@ -325,7 +332,8 @@ def test_forward_takes_all_steps_as_valid_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"hidden_units": 5}, "hidden_units"), ({"hidden_units": 0}, "even"), ({"context_units": 0}, "at least 1")]
+    ("arguments", "message"),
+    [({"hidden_units": 5}, "hidden_units"), ({"hidden_units": 0}, "even"), ({"context_units": 0}, "at least 1")],
 )
 def test_refuses_widths(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -335,7 +343,9 @@ def test_refuses_widths(arguments: dict[str, int], message: str) -> None:
 # Files
 
 
-@pytest.mark.parametrize("options", [*FIGURE_5[:1], *FIGURE_5[-1:], {"hidden_units": 6, "context_units": 2, "layer_norm_eps": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [*FIGURE_5[:1], *FIGURE_5[-1:], {"hidden_units": 6, "context_units": 2, "layer_norm_eps": 0.1}], ids=str
+)
 def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float32)
     saved, path = small(**options, seed=5), tmp_path / "objective.safetensors"
@@ -367,7 +377,10 @@ def broken_files(folder: Path) -> dict[str, Path]:
         metadata = file.metadata()
     card = json.loads(metadata["card"])
     newer = json.dumps({**card, "architecture": {**card["architecture"], "use_magic": True}})
-    paths = {name: folder / f"{name}.safetensors" for name in ("missing", "truncated", "empty", "text", "foreign", "other", "newer", "bare")}
+    paths = {
+        name: folder / f"{name}.safetensors"
+        for name in ("missing", "truncated", "empty", "text", "foreign", "other", "newer", "bare")
+    }
     paths["truncated"].write_bytes(content[: len(content) // 2])
     paths["empty"].write_bytes(b"")
     paths["text"].write_text("not an objective\n" * 10)
@@ -391,7 +404,7 @@ def test_refuses_files_that_are_no_objective(tmp_path: Path) -> None:
 
 
 def naive_advantage(inputs: ObjectiveInputs, discount: float, gae_lambda: float) -> Tensor:
-    """Window by window and step by step: the sum of (discount lambda)^k times the k-th TD error ahead, up to a terminal or the end."""
+    """Step by step: the sum of (discount lambda)^k times the k-th TD error ahead, up to a terminal or the window's end."""
     advantage = torch.zeros_like(inputs.reward)
     for p, b in itertools.product(range(NUM_AGENTS), range(NUM_WINDOWS)):
         length = int(inputs.valid[p, b].sum())
@@ -456,9 +469,7 @@ def test_critic_objective_is_the_deterministic_policy_gradient() -> None:
     expected = -leaf.grad * networks.action_mask[:, None, None]  # type: ignore[operator]
     torch.testing.assert_close(objective.action_gradient({}, inputs), expected)
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(
-        objective.loss({}, inputs), -networks.q(critic, windows.observation, action) * windows.valid
-    )
+    torch.testing.assert_close(objective.loss({}, inputs), -networks.q(critic, windows.observation, action) * windows.valid)
 
     policy: Parameters = {name: p.clone().requires_grad_() for name, p in population.policy.items()}
     value = networks.q(critic, windows.observation, networks.action(policy, windows.observation))

@@ -14,6 +14,10 @@ PROJECT_KEY = "metagenrl"
 """Top-level key that every checkpoint of this project has."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be resumed from, told in one line."""
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Saves each checkpoint as a whole or not at all, and loads this project's checkpoints alone.
 
@@ -53,12 +57,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             weights_only: ignored: a checkpoint holds plain containers and tensors, so no code in a file is ever run.
 
         Raises:
-            ValueError: there is no such file, it is damaged (by a single bit, too), or it is no checkpoint of this project.
+            CheckpointError: there is no such file, it is damaged (by a single bit, too), or it is no checkpoint of this project.
         """
         path = Path(path)
         if not path.is_file():
             nearby = ", ".join(sorted(file.name for file in path.parent.glob("*.ckpt") if file.is_file())) or "none"
-            raise ValueError(f"ckpt_path={path}: there is no such file; valid is a .ckpt file of a run, in that folder: {nearby}")
+            raise CheckpointError(f"ckpt_path={path}: there is no such file; valid is a .ckpt file of a run, in that folder: {nearby}")
         with path.open("rb") as file:
             try:
                 if damaged := zipfile.ZipFile(file).testzip():  # compares checksums, which torch.load does not
@@ -68,12 +72,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             except torch.OutOfMemoryError:
                 raise  # the machine's trouble, not the file's
             except Exception as error:  # a damaged file may raise anything, OSError included
-                raise ValueError(
+                raise CheckpointError(
                     f"ckpt_path={path}: the file is truncated, corrupt or no checkpoint at all ({type(error).__name__});"
                     " valid is a .ckpt file that a run of this project saved"
                 ) from error
         if not isinstance(checkpoint, dict) or PROJECT_KEY not in checkpoint:
-            raise ValueError(
+            raise CheckpointError(
                 f"ckpt_path={path}: the file was saved by torch but not by a run of this project (it has no key {PROJECT_KEY!r});"
                 " valid is a .ckpt file that a run of this project saved"
             )

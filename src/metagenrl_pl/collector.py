@@ -52,9 +52,6 @@ class Collector:
         self._noise, self._random_env_steps = exploration_noise, random_env_steps
         self._streams, self._draws = AgentStreams(seeds, "exploration"), AgentStreams(seeds, "replay")
         num_agents = len(self.environments)
-        self._action_mask = np.zeros((num_agents, replay.action_size), np.float32)
-        for agent, environment in enumerate(self.environments):
-            self._action_mask[agent, : environment.action_size] = 1
         self.env_steps = 0  # of each agent
         self.finished: list[FinishedEpisode] = []  # since somebody last took them
         self.recent_returns: list[deque[float]] = [deque(maxlen=10) for _ in range(num_agents)]  # of each agent's last episodes
@@ -106,9 +103,9 @@ class Collector:
         return self.replay.sample(num_windows, self._draws)
 
     def _explore(self) -> np.ndarray:
-        """Noisy policy actions, or uniform ones at the start, [P, A], 0 where padded."""
+        """Noisy policy actions, or uniform ones at the start, [P, A]; nobody reads padded ones."""
         is_random = self.env_steps < self._random_env_steps
-        drawn = torch.zeros(self._action_mask.shape)
+        drawn = torch.zeros(len(self.environments), self.replay.action_size)
         for agent, environment in enumerate(self.environments):  # as many numbers as it would draw alone
             row, generator = drawn[agent, : environment.action_size], self._streams[agent]
             if is_random:
@@ -118,7 +115,7 @@ class Collector:
         if is_random:
             return drawn.numpy()
         action = self._act(torch.from_numpy(self._observation)).cpu() + drawn
-        return action.clamp(-1, 1).numpy() * self._action_mask
+        return action.clamp(-1, 1).numpy()
 
     def _begin_episode(self, agent: int) -> None:
         first = self._reset(agent, self._num_episodes[agent])
@@ -138,8 +135,9 @@ class Collector:
             environment.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, random streams and each agent's open episode, in plain containers and tensors."""
+        """Seeds, counters, random streams and each agent's open episode, in plain containers and tensors."""
         return {
+            "seeds": list(self._seeds),
             "env_steps": self.env_steps,
             "is_open": self._is_open,
             "num_episodes": list(self._num_episodes),
@@ -160,7 +158,7 @@ class Collector:
         Returns:
             Agents whose environment did not reproduce its episode. That episode counts as truncated and a new one has begun.
         """
-        self.env_steps, self._is_open = state["env_steps"], state["is_open"]
+        self._seeds, self.env_steps, self._is_open = list(state["seeds"]), state["env_steps"], state["is_open"]
         self._num_episodes, self._episode_return = list(state["num_episodes"]), list(state["episode_return"])
         self._episode_actions = [list(actions.numpy()) for actions in state["episode_actions"]]
         self._observation = state["observation"].numpy().copy()

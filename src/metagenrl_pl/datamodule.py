@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_info
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from metagenrl_pl.checkpoint_io import CheckpointError
 from metagenrl_pl.collector import Collector
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.population import AgentSettings
-from metagenrl_pl.replay import Replay, memory_bytes
+from metagenrl_pl.replay import Replay, check_memory, memory_bytes
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class ReplayDataModule(pl.LightningDataModule):
         self.environments = [Environment(spec) for spec in specs]
         self.sizes = [(environment.observation_size, environment.action_size) for environment in self.environments]
         self._seeds, self._agent, self._settings = list(seeds), agent, replay
+        if replay.device in ("auto", "cpu"):  # a GPU is asked in setup
+            check_memory(self.replay_bytes, torch.device("cpu"))
         self.collector: Collector
 
     @property
@@ -159,11 +163,11 @@ class ReplayDataModule(pl.LightningDataModule):
         """Restore the stream, with the replay that lies beside the checkpoint, if there is one.
 
         Raises:
-            ValueError: if the checkpoint was saved with other agents, or its replay is damaged.
+            CheckpointError: if the checkpoint was saved with other agents, or its replay is damaged.
         """
         saved, ours = state_dict["environments"], [environment.spec.name for environment in self.environments]
         if saved != ours:
-            raise ValueError(
+            raise CheckpointError(
                 f"ckpt_path={self._checkpoint}: saved with population.size={len(saved)} on {', '.join(dict.fromkeys(saved))}, "
                 f"this run has population.size={len(ours)} on {', '.join(dict.fromkeys(ours))}"
             )
@@ -196,8 +200,8 @@ class ReplayDataModule(pl.LightningDataModule):
             path = folder / f"agent_{agent:03d}.safetensors"
             try:
                 self.collector.replay.load_agent_state(agent, load_file(path))
-            except (OSError, SafetensorError, KeyError) as error:
-                raise ValueError(
+            except (OSError, SafetensorError, KeyError, ValueError) as error:
+                raise CheckpointError(
                     f"ckpt_path={self._checkpoint}: the replay beside it is damaged ({path.name}: {error}); "
                     f"remove the folder {folder} to resume with an empty replay"
                 ) from error

@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +10,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def _without_mujoco_deprecation() -> Iterator[None]:
 
     def warn(message: str) -> None:
         if "is deprecated" not in message:
-            log.warning("MuJoCo: %s", message)
+            warnings.warn(f"MuJoCo: {message}", stacklevel=2)
 
     before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(warn)

@@ -67,6 +67,8 @@ class MetaGenRL(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the agents and the run's config."""
+        # A run is one epoch. If its last batch were remembered as such, Lightning would refuse to make the run longer on a resume.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         checkpoint[PROJECT_KEY] = {"config": self.run_config, "learner": self.learner.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

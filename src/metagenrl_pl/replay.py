@@ -64,7 +64,7 @@ class Replay:
         self.head = np.full(num_agents, -1, np.int64)  # slot of the current observation, counted without wrapping
         self.count = np.zeros(num_agents, np.int64)  # steps ever stored: the next ordinal
         self.oldest = np.zeros(num_agents, np.int64)  # first ordinal that is still stored
-        self._oldest_episode = np.zeros(num_agents, np.int64)  # the episode it belongs to, counted from the first ever
+        self._oldest_episode = np.zeros(num_agents, np.int64)  # its episode, counted from the first ever; lags till it matters
         self._forgotten = np.zeros(num_agents, np.int64)  # episodes dropped from the left of `_starts`
         self._num_starts = np.zeros(num_agents, np.int64)
         self._set_starts(np.full((num_agents, 64), _NEVER))
@@ -161,8 +161,9 @@ class Replay:
     def _forget_overwritten(self, agent: int) -> None:
         """Move `oldest` past steps whose slots hold newer observations now."""
         while self.oldest[agent] + self._oldest_episode[agent] <= self.head[agent] - self.capacity:
-            self.oldest[agent] += 1
-            while self.oldest[agent] >= self._starts[agent, self._oldest_episode[agent] - self._forgotten[agent] + 1]:
+            if self.oldest[agent] < self._starts[agent, self._oldest_episode[agent] - self._forgotten[agent] + 1]:
+                self.oldest[agent] += 1
+            else:  # it belongs to the next episode, so it lies a slot further on
                 self._oldest_episode[agent] += 1
 
     def _make_room(self, agent: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from metagenrl_pl.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO
+from metagenrl_pl.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError
 from metagenrl_pl.config import ConfigError
 
 OVERRIDABLE = (
@@ -40,7 +40,7 @@ def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         raise ConfigError(f"{refused[0]} cannot be changed on a resume with ckpt_path; what can be is {', '.join(OVERRIDABLE[1:])}")
     try:
         stored = AtomicCheckpointIO().load_checkpoint(path)[PROJECT_KEY]["config"]
-    except ValueError as error:
+    except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if not stored:
         raise ConfigError(f"ckpt_path={path}: was saved without a configuration; valid is a checkpoint that train.py saved")

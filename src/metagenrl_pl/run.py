@@ -1,5 +1,7 @@
 """Around a run: its folder, its threads, what it refuses before it starts."""
 
+import ctypes
+import sys
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -52,6 +54,21 @@ def choose_num_threads(num_threads: int | None) -> int:
     if num_threads < 1:
         raise ConfigError(f"num_threads must be at least 1, or null to choose, got {num_threads}")
     return num_threads
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep memory that tensors free, where it would give each large one back to the kernel and fault it in again.
+
+    Page faults take a third of the time of an update on a CPU otherwise (`benchmarks/allocator.py`). Elsewhere than on glibc: nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+        mallopt(m_mmap_threshold, 32 * 2**20)  # the largest that glibc takes
+        mallopt(m_trim_threshold, 2**30)
+        mallopt(m_top_pad, 64 * 2**20)
 
 
 def open_run_folder(config: DictConfig) -> None:

@@ -156,9 +156,9 @@ class LearnedObjective(Objective):
         for t in reversed(range(num_steps)):
             gates = torch.baddbmm(projections[t], hidden, parameters["lstm.weight_hidden"])
             write, candidate, forget, output = gates.chunk(4, -1)
-            # The mask keeps the state at zero until the last valid step is reached.
+            # The mask keeps the cell, and with it the hidden state, at zero until the last valid step is reached.
             cell = masks[t] * (torch.sigmoid(forget + 1) * cell + torch.sigmoid(write) * torch.tanh(candidate))
-            hidden = masks[t] * torch.sigmoid(output) * torch.tanh(cell)
+            hidden = torch.sigmoid(output) * torch.tanh(cell)
             outputs.append(hidden)
         return torch.stack(outputs[::-1], 2).view(num_agents, num_windows * num_steps, self.hidden_units)
 

@@ -42,7 +42,9 @@ def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, al
     policy = task.policy
     for k in range(inner.num_steps):
         windows = task.windows.slice(k * num_windows, (k + 1) * num_windows)
-        action, pull_back = torch.func.vjp(lambda phi, windows=windows: networks.action(phi, windows.observation), policy)
+        action, pull_back = torch.func.vjp(  # type: ignore[misc]
+            lambda phi, windows=windows: networks.action(phi, windows.observation), policy
+        )
         inputs = objective_inputs(networks, policy, task.critic, windows, action, objective.needs_critic_gradient)
         # Values and dQ/da enter the objective as constants, also where the policy depends on alpha through earlier steps.
         inputs = inputs._replace(
@@ -75,9 +77,11 @@ def factored_meta_gradients(
     def act(policy: Parameters) -> Tensor:
         return networks.action(policy, windows.observation)
 
-    action, pull_back_policy = torch.func.vjp(act, task.policy)
+    action, pull_back_policy = torch.func.vjp(act, task.policy)  # type: ignore[misc]
     inputs = objective_inputs(networks, task.policy, task.critic, windows, action, objective.needs_critic_gradient)
-    action_gradient, pull_back_objective = torch.func.vjp(lambda alpha: objective.action_gradient(alpha, inputs), alpha)
+    action_gradient, pull_back_objective = torch.func.vjp(  # type: ignore[misc]
+        lambda alpha: objective.action_gradient(alpha, inputs), alpha
+    )
     (gradient,) = pull_back_policy(action_gradient)
 
     def total(gradient: Parameters) -> tuple[Tensor, Tensor]:
@@ -86,7 +90,7 @@ def factored_meta_gradients(
         return loss.sum(), loss
 
     cotangent, loss = torch.func.grad(total, has_aux=True)(gradient)
-    _, direction = torch.func.jvp(act, (task.policy,), (cotangent,))  # J w, [P, B, T, A]
+    _, direction = torch.func.jvp(act, (task.policy,), (cotangent,))  # type: ignore[misc]  # J w, [P, B, T, A]
     (meta_gradient,) = pull_back_objective(direction)
     return meta_gradient, loss
 

@@ -55,7 +55,9 @@ def policy_gradients(
         critic: the first critic, [P, ...].
         objective_share: p, a scalar or one for each agent [P]; None for 1, which spares the critic's gradient.
     """
-    action, pull_back = torch.func.vjp(lambda phi: networks.action(phi, windows.observation), policy)
+    action, pull_back = torch.func.vjp(  # type: ignore[misc]
+        lambda phi: networks.action(phi, windows.observation), policy
+    )
     with_critic_gradient = objective.needs_critic_gradient or objective_share is not None
     inputs = objective_inputs(networks, policy, critic, windows, action, with_critic_gradient)
     gradient = objective.action_gradient(alpha, inputs)  # [P, B, T, A]

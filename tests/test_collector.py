@@ -1,0 +1,283 @@
+"""Collection: what is stored of an env step, exploration, and a resume in the middle of an episode."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toy_environments  # noqa: F401  (registers them)
+from torch import Tensor
+
+from metagenrl_pl.batch import Windows
+from metagenrl_pl.collector import Collector, FinishedEpisode
+from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.replay import Replay
+
+
+def counting(max_episode_steps: int | None = None, **kwargs: Any) -> EnvironmentSpec:
+    """Observes [number of the episode, steps done, sum of the last action]; the reward is the number of steps done."""
+    return EnvironmentSpec("Counting-v0", kwargs, max_episode_steps)
+
+
+def collect(
+    *specs: EnvironmentSpec,
+    seeds: list[int] | None = None,
+    act: Callable[[Tensor], Tensor] | None = None,
+    exploration_noise: float = 0.1,
+    random_env_steps: int = 0,
+    capacity: int = 1000,
+) -> Collector:
+    """A collector for windows of 4 steps whose policy, by default, always takes the action 0.25 in every dimension."""
+    environments = [Environment(spec) for spec in specs]
+    replay = Replay([(environment.observation_size, environment.action_size) for environment in environments], capacity, 4)
+    act = act or (lambda observation: torch.full((len(specs), replay.action_size), 0.25))
+    return Collector(environments, seeds or list(range(len(specs))), replay, act, exploration_noise, random_env_steps)
+
+
+def steps(collector: Collector, num_steps: int) -> None:
+    for _ in range(num_steps):
+        collector.step()
+
+
+def stored_actions(collector: Collector, agent: int = 0) -> Tensor:
+    """Every action of an agent whose first episode is still running, in order, [steps, A]."""
+    collector.replay.window_length, length = collector.env_steps, collector.replay.window_length
+    windows = collector.draw(1)
+    collector.replay.window_length = length
+    return windows.action[agent, 0]
+
+
+# --------------------------------------------------------------------------------------------------------- what is stored
+
+
+def test_a_step_is_stored_between_the_states_before_and_after_it() -> None:
+    collector = collect(counting(ends_after=7, num_actions=2), counting(9))
+    steps(collector, 100)
+    windows = collector.draw(300)
+    episode, time, action_sum = windows.states.unbind(-1)
+    valid = windows.valid.bool()
+    start = time[..., :1]
+    offset = torch.arange(5)
+    assert torch.equal(time[..., 1:][valid], (start + offset)[..., 1:][valid])  # consecutive
+    assert torch.equal(windows.reward[valid], time[..., 1:][valid])  # made by the step, with the state after it
+    assert torch.equal(windows.action.sum(-1)[valid], action_sum[..., 1:][valid])
+    assert torch.equal(episode[..., 1:][valid], episode[..., :1].expand(-1, -1, 4)[valid])
+    for agent in range(2):
+        assert len(episode[agent, :, 0].unique()) > 10  # every episode has a seed of its own
+    assert not set(episode[0, :, 0].tolist()) & set(episode[1, :, 0].tolist())
+
+
+def test_terminated_is_stored_and_truncated_is_not() -> None:
+    collector = collect(counting(ends_after=5), counting(5), counting(5, ends_after=5))
+    steps(collector, 30)
+    windows = collector.draw(200)
+    is_last = (windows.states[:, :, 1:, 1] == 5).float() * windows.valid
+    assert (is_last.sum((1, 2)) > 0).all() and (is_last[..., :-1] == 0).all()
+    assert torch.equal(windows.terminated[0], is_last[0])
+    assert (windows.terminated[1] == 0).all()
+    assert torch.equal(windows.terminated[2], is_last[2])  # both at once
+
+
+def test_finished_episodes_are_told_once_with_return_and_length() -> None:
+    collector = collect(counting(ends_after=3), counting(4))
+    steps(collector, 8)
+    assert collector.take_finished() == [
+        FinishedEpisode(agent=0, episode_return=6.0, length=3, env_steps=3),  # 1 + 2 + 3
+        FinishedEpisode(agent=1, episode_return=10.0, length=4, env_steps=4),
+        FinishedEpisode(agent=0, episode_return=6.0, length=3, env_steps=6),
+        FinishedEpisode(agent=1, episode_return=10.0, length=4, env_steps=8),
+    ]
+    assert collector.take_finished() == []
+    steps(collector, 1)
+    assert [episode.env_steps for episode in collector.take_finished()] == [9] and collector.env_steps == 9
+    assert [list(returns) for returns in collector.recent_returns] == [[6.0] * 3, [10.0] * 2]
+
+
+def test_the_newest_step_can_be_drawn_at_once() -> None:
+    collector = collect(counting(ends_after=6), counting())
+    for number in range(1, 30):
+        steps(collector, 1)
+        windows = collector.draw(400)
+        assert (windows.reward[1] == number).any()
+        assert (windows.reward[0] == (number - 1) % 6 + 1).any()
+
+
+# -------------------------------------------------------------------------------------------------------------- exploration
+
+
+def test_the_first_actions_are_uniform_and_the_policy_is_not_asked() -> None:
+    asked = []
+
+    def act(observation: Tensor) -> Tensor:
+        asked.append(observation.clone())
+        return torch.full((1, 2), 0.25)
+
+    collector = collect(counting(num_actions=2), act=act, exploration_noise=0.0, random_env_steps=2000, capacity=3000)
+    steps(collector, 2000)
+    assert not asked
+    steps(collector, 2)
+    assert [observation[0, 1].item() for observation in asked] == [2000, 2001]  # the state that the action is taken in
+    actions = stored_actions(collector)
+    assert (actions[2000:] == 0.25).all()
+    random = actions[:2000]
+    assert random.min() >= -1 and random.max() <= 1 and len(random.unique()) > 3900
+    quarters = torch.histc(random, 4, -1, 1)
+    assert (quarters - 1000).abs().max() < 5 * (4000 * 3 / 16) ** 0.5  # five deviations
+
+
+def test_policy_actions_are_noisy_and_stay_in_bounds() -> None:
+    collector = collect(counting(num_actions=2), act=lambda observation: torch.tensor([[0.9, -0.5]]), exploration_noise=0.1)
+    steps(collector, 900)
+    first, second = stored_actions(collector).unbind(-1)
+    assert first.max() == 1 and 0.1 < (first == 1).float().mean() < 0.22  # 16 % lie beyond one deviation
+    assert abs(second.mean() + 0.5) < 0.02 and abs(second.std() - 0.1) < 0.015
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.17
+
+
+@pytest.mark.parametrize("random_env_steps", [0, 100])
+def test_padded_actions_are_zero_and_no_environment_sees_them(random_env_steps: int) -> None:
+    collector = collect(counting(num_actions=1), counting(num_actions=3), random_env_steps=random_env_steps)
+    steps(collector, 20)
+    windows = collector.draw(100)
+    assert (windows.action[0, ..., 1:] == 0).all() and (windows.action[0, ..., 0] != 0).any()
+    assert (windows.action[1][windows.valid[1].bool()] != 0).all()
+    assert torch.equal(windows.action.sum(-1), windows.states[:, :, 1:, 2] * windows.valid)
+
+
+def test_agents_in_the_same_environment_differ() -> None:
+    collector = collect(counting(), counting())
+    steps(collector, 50)
+    windows = collector.draw(50)
+    assert not torch.equal(windows.reward[0], windows.reward[1])  # other windows
+    assert (stored_actions(collector, 0) != stored_actions(collector, 1)).all()
+    assert (windows.states[0, :, 0, 0] != windows.states[1, :, 0, 0]).all()  # other episodes
+
+
+@pytest.mark.parametrize("random_env_steps", [0, 100])
+def test_an_agents_experience_does_not_depend_on_the_others(random_env_steps: int) -> None:
+    """Wider ones included."""
+    specs = [counting(ends_after=9, num_actions=1), counting(7, num_actions=3)]
+    together = collect(*specs, seeds=[4, 5], random_env_steps=random_env_steps)
+    alone = collect(specs[0], seeds=[4], random_env_steps=random_env_steps)
+    steps(together, 50)
+    steps(alone, 50)
+    assert together.replay.agent_state(0).keys() == alone.replay.agent_state(0).keys()
+    assert all(torch.equal(value, together.replay.agent_state(0)[name]) for name, value in alone.replay.agent_state(0).items())
+    assert torch.equal(together.draw(20).action[:1, ..., :1], alone.draw(20).action)
+
+
+# ------------------------------------------------------------------------------------------------------------------- resume
+
+
+def saved(collector: Collector) -> tuple[Any, list[dict[str, Tensor]]]:
+    """State and replay, through a file."""
+    file = io.BytesIO()
+    replay = collector.replay
+    torch.save((collector.state_dict(), [replay.agent_state(agent) for agent in range(len(replay.sizes))]), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def restored(collector: Collector, state: tuple[Any, list[dict[str, Tensor]]]) -> list[int]:
+    for agent, rows in enumerate(state[1]):
+        collector.replay.load_agent_state(agent, rows)
+    return collector.load_state_dict(state[0])
+
+
+def same(one: Windows, other: Windows) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def steep_policy(observation: Tensor) -> Tensor:
+    """Whose actions tell observations apart that differ in the last bit, sooner or later."""
+    return torch.stack([(observation.sum(-1) * 7).sin(), (observation[:, 0] * 13).sin()] * 3, -1)
+
+
+@pytest.mark.parametrize("number", [3, 45])  # in the first episode, during random actions; later
+@pytest.mark.parametrize("id", ["Pendulum-v1", "HalfCheetah-v5", "LunarLanderContinuous-v3", "Counting-v0"])
+def test_a_resume_goes_on_as_if_it_had_never_stopped(id: str, number: int) -> None:
+    def made(seeds: list[int]) -> Collector:
+        specs = [EnvironmentSpec(id, max_episode_steps=20), counting(ends_after=13)]
+        collector = collect(*specs, seeds=seeds, random_env_steps=10, capacity=60)
+        collector._act = lambda observation: steep_policy(observation)[:, : collector.replay.action_size]
+        return collector
+
+    first, second = made([1, 2]), made([3, 4])
+    steps(first, number)
+    steps(second, 7)
+    assert not same(first.draw(20), second.draw(20))
+
+    state = saved(first)
+    assert restored(second, state) == []
+    assert second.env_steps == number and second.finished == first.finished and second.recent_returns == first.recent_returns
+    for _ in range(60):
+        first.step()
+        second.step()
+        assert same(first.draw(5), second.draw(5))
+    assert first.take_finished() == second.take_finished() != []
+    assert first.recent_returns == second.recent_returns
+    for agent in range(2):
+        states = first.replay.agent_state(agent), second.replay.agent_state(agent)
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("randomness", ["observation", "reward", "length"])
+def test_an_episode_that_does_not_reproduce_counts_as_truncated(randomness: str) -> None:
+    specs = [counting(ends_after=50), counting(ends_after=49, global_randomness=randomness), counting(ends_after=50)]
+    first, second = collect(*specs), collect(*specs)
+    toy_environments.Counting.steps_taken_by_all = 0
+    steps(first, 10)
+    state = saved(first)
+    toy_environments.Counting.steps_taken_by_all = 29  # so that `length` ends the episode with the last step, number 49
+    assert restored(second, state) == [1]
+
+    assert second.finished == [] and second.env_steps == 10
+    before = second.draw(50)
+    assert (before.terminated == 0).all() and before.reward[0].max() == 10
+    steps(second, 3)
+    windows = second.draw(400)
+    episode, time = windows.states[1, ..., 0], windows.states[1, ..., 1]
+    valid = windows.valid[1].bool()
+    assert (windows.terminated == 0).all()
+    assert torch.equal(episode[:, 1:][valid], episode[:, :1].expand(-1, 4)[valid]) and len(episode[:, 0].unique()) == 2
+    assert time[episode == episode[time.argmax() // 5, 0]].max() == 10  # the old one as it was
+    assert windows.states[0, ..., 1].max() == 13 and windows.states[2, ..., 1].max() == 13  # others are still in theirs
+    steps(second, 46)
+    finished = {episode.agent: (episode.length, episode.env_steps) for episode in second.take_finished()}
+    assert finished[0] == finished[2] == (50, 50)
+    if randomness != "length":
+        assert finished[1] == (49, 59)
+
+
+def test_a_resume_before_the_first_step() -> None:
+    first, second = (collect(counting(ends_after=5), seeds=[seed]) for seed in (1, 2))
+    assert restored(second, saved(first)) == []
+    steps(first, 8)
+    steps(second, 8)
+    assert same(first.draw(10), second.draw(10)) and first.finished == second.finished
+
+
+def test_a_resume_without_the_replay_begins_new_episodes() -> None:
+    first, second = collect(counting(ends_after=50)), collect(counting(ends_after=50))
+    steps(first, 10)
+    seen = first.draw(20).states[0, :, 0, 0].unique()
+    assert second.load_state_dict({**saved(first)[0], "is_open": False}) == []
+    steps(second, 5)
+    windows = second.draw(20)
+    assert windows.states[0, ..., 1].max() == 5 and second.env_steps == 15
+    assert not set(windows.states[0, :, 0, 0].tolist()) & set(seen.tolist())
+
+
+def test_a_saved_state_is_a_copy() -> None:
+    collector = collect(counting(ends_after=5))
+    steps(collector, 3)
+    state = collector.state_dict()
+    before = io.BytesIO()
+    torch.save(state, before)
+    steps(collector, 4)
+    after = io.BytesIO()
+    torch.save(state, after)
+    assert before.getvalue() == after.getvalue()
+    assert np.array_equal(state["observation"][0, 1], 3)

@@ -1,0 +1,323 @@
+"""Update cycles: their order and delays, the annealing, a frozen objective, and continuing bit for bit."""
+
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from random_population import SEEDS, SIZES, random_windows, small_population, small_settings
+from torch import Tensor
+
+from metagenrl_pl.batch import Windows
+from metagenrl_pl.inner import SGD, Adam, InnerStep
+from metagenrl_pl.learner import Learner, MetaSettings
+from metagenrl_pl.nn import Parameters
+from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
+
+B = 3  # windows per update, `small_settings`
+
+
+def small_objective(seed: int = 0) -> LearnedObjective:
+    return LearnedObjective(hidden_units=8, context_units=3, seed=seed)
+
+
+def learner_of(
+    objective: Objective,
+    inner: InnerStep | None = None,
+    meta: MetaSettings | None = None,
+    seeds: list[int] = SEEDS,
+    **settings: Any,
+) -> Learner:
+    every = small_settings(**settings)
+    return Learner(small_population(seeds=seeds, settings=every), objective, every, seeds, inner, meta)
+
+
+def meta_learner(num_inner_steps: int = 1, annealing_env_steps: int = 0, **settings: Any) -> Learner:
+    inner, meta = SGD(num_steps=num_inner_steps), MetaSettings(annealing_env_steps=annealing_env_steps)
+    return learner_of(small_objective(), inner, meta, **settings)
+
+
+def copied(parameters: Parameters) -> Parameters:
+    return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def snapshot(learner: Learner) -> dict[str, Parameters]:
+    """All that is learned."""
+    sets: dict[str, Parameters] = {**learner.population.parameter_sets, "objective": dict(learner.objective.named_parameters())}
+    return {kind: copied(parameters) for kind, parameters in sets.items()}
+
+
+def changed(before: dict[str, Parameters], after: dict[str, Parameters]) -> set[str]:
+    return {
+        kind
+        for kind, parameters in before.items()
+        if any(not torch.equal(p, after[kind][name]) for name, p in parameters.items())
+    }
+
+
+def assert_same(first: dict[str, Parameters], second: dict[str, Parameters]) -> None:
+    for kind, parameters in first.items():
+        for name, p in parameters.items():
+            assert torch.equal(p, second[kind][name]), (kind, name)
+
+
+class RecordingDraw:
+    """New windows at each call; notes how many were asked for and what had changed by then since the cycle's start."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.num_calls = learner, 0
+        self.start_cycle()
+
+    def start_cycle(self) -> None:
+        self.start = snapshot(self.learner)
+        self.calls: list[tuple[int, set[str]]] = []
+
+    def __call__(self, num_windows: int) -> Windows:
+        self.calls.append((num_windows, changed(self.start, snapshot(self.learner))))
+        self.num_calls += 1
+        return random_windows(num_windows, seeds=[seed + 1000 * self.num_calls for seed in SEEDS])
+
+
+def numbered_draw(cycle: int) -> Callable[[int], Windows]:
+    """The same windows whenever the same cycle asks for as many."""
+    return partial(random_windows, seeds=[seed + 1000 * cycle for seed in SEEDS])
+
+
+CRITICS, POLICIES = {"critics"}, {"critics", "policy", "target_policy", "target_critics"}
+
+
+@pytest.mark.parametrize("num_inner_steps", [1, 2])
+@pytest.mark.parametrize("policy_delay", [1, 2, 3])
+def test_order_and_delays(policy_delay: int, num_inner_steps: int) -> None:
+    """Critics with B windows; every `policy_delay` cycles policies with B more, targets, the objective with (K + 1) B more."""
+    learner = meta_learner(num_inner_steps, policy_delay=policy_delay)
+    draw = RecordingDraw(learner)
+    for cycle in range(4):
+        draw.start_cycle()
+        learner.update(draw, env_steps=0)
+        end = changed(draw.start, snapshot(learner))
+        if cycle % policy_delay == 0:
+            assert draw.calls == [(B, set()), (B, CRITICS), ((num_inner_steps + 1) * B, POLICIES)]
+            assert end == POLICIES | {"objective"}
+        else:
+            assert draw.calls == [(B, set())]
+            assert end == CRITICS
+    assert learner.num_updates == 4
+
+
+def test_every_update_uses_the_windows_drawn_for_it() -> None:
+    """Another second (third) batch changes policies (objective), and nothing that was updated before."""
+
+    def after(other: int | None) -> dict[str, Parameters]:
+        learner, calls = meta_learner(), 0
+
+        def draw(num_windows: int) -> Windows:
+            nonlocal calls
+            calls += 1
+            return random_windows(num_windows, seeds=[seed + 1000 * calls + (7 if calls == other else 0) for seed in SEEDS])
+
+        learner.update(draw, env_steps=0)
+        return snapshot(learner)
+
+    usual = after(None)
+    assert changed(usual, after(1)) == POLICIES | {"objective"}
+    assert changed(usual, after(2)) == {"policy", "target_policy", "objective"}
+    assert changed(usual, after(3)) == {"objective"}
+
+
+def test_targets_move_by_their_rate() -> None:
+    learner = learner_of(Reinforce(), target_rate=0.25)
+    before = snapshot(learner)
+    learner.update(numbered_draw(0), env_steps=0)
+    for kind in ("policy", "critics"):
+        for name, p in learner.population.parameter_sets[kind].items():
+            # Targets start equal to their networks: 3/4 of the old value and 1/4 of the new one.
+            expected = 0.75 * before[kind][name] + 0.25 * p
+            torch.testing.assert_close(learner.population.parameter_sets[f"target_{kind}"][name], expected)
+
+
+def test_somebody_else_may_step_the_critics() -> None:
+    learner, usual, steps = learner_of(Reinforce()), learner_of(Reinforce()), []
+
+    def step() -> None:
+        steps.append(learner.num_updates)
+        learner.critic_optimizer.step()
+
+    for cycle in range(3):
+        learner.update(numbered_draw(cycle), 0, critic_step=step)
+        usual.update(numbered_draw(cycle), 0)
+    assert steps == [0, 1, 2]
+    assert_same(snapshot(learner), snapshot(usual))
+    learner.update(numbered_draw(3), 0, critic_step=lambda: None)
+    assert_same({"critics": snapshot(learner)["critics"]}, {"critics": snapshot(usual)["critics"]})
+
+
+# Annealing
+
+
+def policy_gradient(learner: Learner, env_steps: int) -> dict[str, Tensor]:
+    """What the first cycle, from the same weights and windows, leaves as the policies' gradient."""
+    learner.update(numbered_draw(0), env_steps)
+    return {name: p.grad.clone() for name, p in learner.population.policy.items() if p.grad is not None}
+
+
+def test_annealing_goes_from_the_critic_to_the_objective() -> None:
+    unclipped: dict[str, Any] = {"policy_max_gradient_norm": 1e9}
+    critic = policy_gradient(learner_of(CriticObjective(), **unclipped), 0)
+    objective = policy_gradient(learner_of(small_objective(), **unclipped), 0)
+    assert critic.keys() == objective.keys() and not torch.allclose(critic["out.weight"], objective["out.weight"], rtol=0.1)
+    for env_steps, share in ((0, 0.0), (25, 0.25), (100, 1.0), (1000, 1.0)):
+        actual = policy_gradient(meta_learner(annealing_env_steps=100, **unclipped), env_steps)
+        for name, g in actual.items():
+            torch.testing.assert_close(g, share * objective[name] + (1 - share) * critic[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner", [None, SGD()])
+def test_no_annealing_where_nothing_is_meta_learned(inner: InnerStep | None) -> None:
+    """A frozen objective, though the settings of meta-training are there; and one without parameters."""
+    frozen = learner_of(small_objective(), None, MetaSettings(annealing_env_steps=100))
+    baseline = learner_of(Reinforce(), inner, MetaSettings(annealing_env_steps=100))
+    for learner, same in ((frozen, learner_of(small_objective())), (baseline, learner_of(Reinforce()))):
+        first, last = policy_gradient(learner, 0), policy_gradient(same, 100)
+        assert all(torch.equal(g, last[name]) for name, g in first.items())
+        assert learner.objective_optimizer is None
+
+
+def test_policy_gradients_are_clipped_per_agent() -> None:
+    clipped = policy_gradient(learner_of(small_objective(), policy_max_gradient_norm=1e-3), 0)
+    unclipped = policy_gradient(learner_of(small_objective(), policy_max_gradient_norm=1e9), 0)
+    for agent in range(3):
+        norms = [torch.cat([g[agent].flatten() for g in x.values()]).norm() for x in (clipped, unclipped)]
+        assert norms[0].item() == pytest.approx(1e-3, rel=1e-4) and norms[1] > 2e-3
+
+
+# Frozen or learning
+
+
+def test_a_frozen_objective_stays_as_it_is() -> None:
+    learner = learner_of(small_objective())
+    before, draw = snapshot(learner), RecordingDraw(learner)
+    for _ in range(4):
+        learner.update(draw, env_steps=0)
+    assert changed(before, snapshot(learner)) == POLICIES
+    assert [n for n, _ in draw.calls] == [B, B, B, B, B, B]  # nothing is drawn for the objective
+    assert learner.objective_optimizer is None and len(learner.optimizers) == 2
+    assert learner.metrics.keys() == {"critic_loss", "policy_gradient_norm"}
+
+
+def test_metrics_are_per_agent() -> None:
+    learner = meta_learner()
+    learner.update(numbered_draw(0), env_steps=0)
+    assert len(learner.optimizers) == 3
+    assert learner.metrics.keys() == {"critic_loss", "policy_gradient_norm", "meta_loss", "meta_gradient_norm"}
+    for name, values in learner.metrics.items():
+        assert values.shape == (3,) and values.unique().numel() == 3, name
+
+
+def test_agreement() -> None:
+    windows = random_windows(B)
+    torch.testing.assert_close(learner_of(CriticObjective()).agreement(windows), torch.ones(3))
+    cosine = learner_of(small_objective()).agreement(windows)
+    assert cosine.shape == (3,) and cosine.abs().lt(0.999).all() and cosine.ne(0).all()
+
+
+# State
+
+
+@pytest.mark.parametrize("num_before", [3, 4])
+@pytest.mark.parametrize("inner", [SGD(), Adam()], ids=["sgd", "adam"])
+def test_continues_bit_for_bit(num_before: int, inner: InnerStep) -> None:
+    """In the middle of a policy's delay too; through a file, as plain containers."""
+
+    def new(seed: int) -> Learner:
+        return learner_of(small_objective(seed), inner, MetaSettings(annealing_env_steps=6), seeds=[s + seed for s in SEEDS])
+
+    def run(learner: Learner, start: int, stop: int) -> None:
+        for cycle in range(start, stop):
+            learner.update(numbered_draw(cycle), env_steps=cycle)
+
+    learner = new(seed=0)
+    run(learner, 0, num_before)
+    file = io.BytesIO()
+    state = {
+        "learner": learner.state_dict(),
+        "objective": learner.objective.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
+    }
+    torch.save(state, file)
+    saved = snapshot(learner)
+    run(learner, num_before, num_before + 3)
+    assert changed(saved, snapshot(learner)) == POLICIES | {"objective"}
+
+    file.seek(0)
+    state, resumed = torch.load(file, weights_only=True), new(seed=100)
+    assert changed(saved, snapshot(resumed)) == POLICIES | {"objective"}
+    resumed.load_state_dict(state["learner"])
+    resumed.objective.load_state_dict(state["objective"])
+    for optimizer, its_state in zip(resumed.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(its_state)
+    assert_same(saved, snapshot(resumed))
+    run(resumed, num_before, num_before + 3)
+    assert_same(snapshot(learner), snapshot(resumed))
+    assert resumed.num_updates == learner.num_updates == num_before + 3
+
+
+def test_noise_on_targets_belongs_to_the_agent() -> None:
+    """The stream of seed 12 gives the same noise in another place of another population."""
+    size = [(3, 2)] * 2
+
+    def critic_of_seed_12(seeds: list[int]) -> Tensor:
+        settings = small_settings(target_noise=1.0)
+        learner = Learner(small_population(size, seeds, settings), Reinforce(), settings, seeds)
+        for cycle in range(3):
+            batch_seeds = [seed + 1000 * cycle for seed in seeds]
+            learner.update(partial(random_windows, sizes=size, seeds=batch_seeds), env_steps=0)
+        return learner.population.critics["hidden.0.weight"][seeds.index(12)]
+
+    assert torch.equal(critic_of_seed_12([12, 5]), critic_of_seed_12([6, 12]))
+
+
+# What is refused
+
+
+def test_check_finite_names_the_agent() -> None:
+    learner, healthy = learner_of(small_objective()), learner_of(small_objective())
+    windows = [random_windows(B, seeds=[seed + k for seed in SEEDS]) for k in range(2)]
+    learner.update(lambda _: windows[0], env_steps=0)
+    healthy.update(lambda _: windows[0], env_steps=0)
+    learner.check_finite()
+
+    reward = windows[1].reward.clone()
+    reward[1, 0, 0] = float("inf")
+    learner.update(lambda _: windows[1]._replace(reward=reward), env_steps=0)
+    healthy.update(lambda _: windows[1], env_steps=0)
+    with pytest.raises(FloatingPointError, match=r"critic_loss of agent 1 is inf after 2 updates"):
+        learner.check_finite()
+    for name, p in learner.population.critics.items():  # the others were not touched by it
+        assert torch.equal(p[[0, 2]], healthy.population.critics[name][[0, 2]])
+
+
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", 0.0), ("gradient", "sum"), ("annealing_env_steps", -1)])
+def test_meta_settings_refuse(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must .*, got {value!r}"):
+        MetaSettings(**{name: value})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_inner_steps", [1, 2])
+def test_compiled_updates_compute_the_same(num_inner_steps: int) -> None:
+    inner, meta, settings = SGD(num_steps=num_inner_steps), MetaSettings(annealing_env_steps=3), small_settings()
+    results = []
+    for compile in (False, True):
+        learner = Learner(small_population(SIZES, SEEDS), small_objective(), settings, SEEDS, inner, meta, compile)
+        for cycle in range(4):
+            learner.update(numbered_draw(cycle), env_steps=cycle)
+        results.append(snapshot(learner))
+    start = snapshot(meta_learner())
+    for kind, parameters in results[0].items():
+        for name, p in parameters.items():
+            # A fraction of Adam's steps of 1e-3, which magnify the last bits of a small gradient.
+            torch.testing.assert_close(results[1][kind][name], p, rtol=1e-3, atol=1e-4)
+    assert changed(start, results[1]) == POLICIES | {"objective"}
