@@ -3,9 +3,8 @@
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -60,7 +59,7 @@ def main(config: DictConfig) -> None:
         datamodule = ReplayDataModule(specs, seeds, agent, build(config.replay), config.env_steps, config.updates_per_batch)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    plain = OmegaConf.to_container(config)
+    plain = cast(dict[str, Any], OmegaConf.to_container(config))
     module = MetaGenRL(datamodule.sizes, seeds, build(config.objective), agent, inner, meta, config.compile, plain)
     callbacks = [build(node) for node in config.callbacks.values() if node]
     open_run_folder(config)

@@ -13,7 +13,6 @@ from callbacks.schedule import check_interval, crossed, datamodule_of, env_steps
 from metagenrl_pl.csv_logger import RunCSVLogger
 from metagenrl_pl.datamodule import MacroBatch, replay_folder
 from metagenrl_pl.objectives import LearnedObjective
-from metagenrl_pl.results import drop_rows_after
 
 
 class RunCheckpoint(Checkpoint):
@@ -38,15 +37,15 @@ class RunCheckpoint(Checkpoint):
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a resume: drop results that come after the checkpoint, which are made again."""
-        env_steps = env_steps_of(trainer)
-        if env_steps:
-            drop_rows_after(self._folder.parent / "meta_test.csv", env_steps)
+        """After a resume: drop metrics that come after the checkpoint, which are logged again."""
+        if env_steps := env_steps_of(trainer):
             for logger in trainer.loggers:
                 if isinstance(logger, RunCSVLogger):
                     logger.keep_until(env_steps)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
+    ) -> None:
         """Save when the interval is crossed and at the end of the run."""
         if crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             self.save(trainer)
@@ -86,7 +85,9 @@ class ObjectiveExport(pl.Callback):
         check_interval("every_env_steps", every_env_steps)
         self._run_dir, self._every, self._keep_stages = Path(run_dir), every_env_steps, keep_stages
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
+    ) -> None:
         """Write when the interval is crossed and at the end, if the objective is being learned."""
         learner, env_steps = module_of(trainer).learner, env_steps_of(trainer)
         if learner.meta is None or not isinstance(learner.objective, LearnedObjective):

@@ -52,9 +52,13 @@ class PopulationDisplay(ProgressBar):
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
         what = "meta-training" if module_of(trainer).learner.meta else "training"
-        self._training = self._add(what, datamodule_of(trainer).env_steps, env_steps_of(trainer), lines_in_all=20, note=self._returns_text)
+        self._training = self._add(
+            what, datamodule_of(trainer).env_steps, env_steps_of(trainer), lines_in_all=20, note=self._returns_text
+        )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
+    ) -> None:
         """Move the bar."""
         assert self._training is not None  # made in on_train_start
         self._training(env_steps_of(trainer))

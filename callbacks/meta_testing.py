@@ -12,7 +12,7 @@ from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.meta_test import Evaluator, meta_test, random_returns
 from metagenrl_pl.objectives import LearnedObjective, Objective
-from metagenrl_pl.results import MetaTestRow, append_rows, method_name, read_rows
+from metagenrl_pl.results import MetaTestRow, append_rows, drop_rows_after, method_name, read_rows
 from metagenrl_pl.streams import derive_seed
 
 
@@ -51,7 +51,11 @@ class MetaTest(pl.Callback):
         random: bool = True,
         baselines: Mapping[str, Objective] | None = None,
     ) -> None:
-        for name, value in (("env_steps", env_steps), ("evaluate_every_env_steps", evaluate_every_env_steps), ("num_episodes", num_episodes)):
+        for name, value in (
+            ("env_steps", env_steps),
+            ("evaluate_every_env_steps", evaluate_every_env_steps),
+            ("num_episodes", num_episodes),
+        ):
             check_interval(name, value)
         check_interval("every_env_steps", every_env_steps)
         if not seeds:
@@ -64,7 +68,14 @@ class MetaTest(pl.Callback):
         self._num_episodes, self._every = num_episodes, every_env_steps
         self._untrained, self._random, self._baselines = untrained, random, dict(baselines or {})
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After a resume: drop the tests of later objectives, which are made again."""
+        if env_steps := env_steps_of(trainer):
+            drop_rows_after(self._path, meta_training_env_steps=env_steps)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
+    ) -> None:
         """Test the objective when the interval is crossed."""
         if crossed(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
             self._test(trainer, "learned", module_of(trainer).objective, env_steps_of(trainer))
@@ -136,7 +147,14 @@ class PolicyEvaluation(pl.Callback):
         self._every, self._num_episodes, self._method = every_env_steps, num_episodes, method
         self._evaluator: Evaluator | None = None
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After a resume: drop later returns, which are made again."""
+        if self._method is not None and (env_steps := env_steps_of(trainer)):
+            drop_rows_after(self._path, env_steps=env_steps)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
+    ) -> None:
         """Evaluate when the interval is crossed and at the end."""
         if not (crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer)):
             return
@@ -145,7 +163,9 @@ class PolicyEvaluation(pl.Callback):
             self._evaluator = Evaluator(specs, range(len(specs)), self._num_episodes)
         population = module_of(trainer).learner.population
         returns = self._evaluator(population.act)
-        log_metrics(trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)})
+        log_metrics(
+            trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
+        )
         if self._method is not None:
             objective, num_environments = module_of(trainer).objective, len(dict.fromkeys(spec.name for spec in specs))
             stage = objective.card.get("env_steps", 0) if isinstance(objective, LearnedObjective) else None

@@ -26,7 +26,9 @@ class EpisodeReturns(pl.Callback):
         self._every = every_env_steps
         self._returns: dict[int, list[float]] = {}  # by agent, since the last line
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
+    ) -> None:
         """Collect what ended; log when the interval is crossed."""
         for episode in datamodule_of(trainer).collector.take_finished():
             self._returns.setdefault(episode.agent, []).append(episode.episode_return)
@@ -63,7 +65,9 @@ class ActionGradientAgreement(pl.Callback):
         check_interval("num_windows", num_windows)
         self._every, self._num_windows = every_env_steps, num_windows
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
+    ) -> None:
         """Log when the interval is crossed and updates have begun."""
         env_steps, learner = env_steps_of(trainer), module_of(trainer).learner
         if not (crossed(self._every, env_steps, batch) and learner.num_updates):
@@ -93,7 +97,9 @@ class Throughput(pl.Callback):
         """Start the clock."""
         self._start = self._now(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
+    ) -> None:
         """Log when the interval is crossed."""
         if crossed(self._every, env_steps_of(trainer), batch):
             now = self._now(trainer)
@@ -102,7 +108,9 @@ class Throughput(pl.Callback):
             log_metrics(
                 trainer,
                 {
-                    "throughput/agent_env_steps_per_second": env_steps * module_of(trainer).learner.population.num_agents / seconds,
+                    "throughput/agent_env_steps_per_second": env_steps
+                    * module_of(trainer).learner.population.num_agents
+                    / seconds,
                     "throughput/update_cycles_per_second": updates / seconds,
                 },
             )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import toy_environments  # noqa: F401  (registers them)
+import toy_environments
 from torch import Tensor
 
 from metagenrl_pl.batch import Windows

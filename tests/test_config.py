@@ -28,7 +28,7 @@ class Population:
         path: Path | None = None,
         policy: Optional["Policy"] = None,
         unchecked: "Missing" = None,
-        limit: int = None,  # type: ignore[assignment]  # noqa: RUF013
+        limit: int = None,  # type: ignore[assignment]
     ) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1,\ngot {size}")

@@ -45,7 +45,7 @@ class Golden(NamedTuple):
 
     def first(self, k: int = 0) -> Windows:
         """The k-th B windows."""
-        return self.windows.slice(k * self.config["windows"], (k + 1) * self.config["windows"])
+        return self.windows.part(k * self.config["windows"], (k + 1) * self.config["windows"])
 
     def tolerance(self, float32: float) -> float:
         return 1e-6 if self.dtype == torch.float64 else float32
@@ -54,7 +54,9 @@ class Golden(NamedTuple):
 FORWARD, FIRST_ORDER, SECOND_ORDER = 1e-5, 1e-4, 1e-3  # float32; 1e-6 everywhere in float64
 
 
-@pytest.fixture(params=[(path, dtype) for path in FILES for dtype in (torch.float64, torch.float32)], ids=lambda p: f"{p[0].stem}-{p[1]}")
+@pytest.fixture(
+    params=[(path, dtype) for path in FILES for dtype in (torch.float64, torch.float32)], ids=lambda p: f"{p[0].stem}-{p[1]}"
+)
 def golden(request: pytest.FixtureRequest) -> Golden:
     path, dtype = request.param
     with np.load(path) as file:
@@ -116,7 +118,11 @@ def test_critic(golden: Golden) -> None:
 def test_policy_values(golden: Golden) -> None:
     windows, policy = golden.first(), golden.agent("policy")
     action = golden.networks.action(policy, windows.observation)
-    assert_near(action * windows.valid[..., None], golden.data["expect/policy/action"] * windows.valid[..., None], golden.tolerance(FORWARD))
+    assert_near(
+        action * windows.valid[..., None],
+        golden.data["expect/policy/action"] * windows.valid[..., None],
+        golden.tolerance(FORWARD),
+    )
     value = window_values(golden.networks, policy, golden.agent("critic1"), windows, action)
     assert_near(value, golden.data["expect/policy/value"], golden.tolerance(FORWARD))
 

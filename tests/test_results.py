@@ -72,6 +72,14 @@ def test_a_resume_drops_later_stages_alone(tmp_path: Path) -> None:
     assert sorted(read_rows(path), key=str) == sorted(UNTRAINED + LEARNED + BASELINE, key=str)
 
 
+def test_a_resumed_test_run_drops_its_own_later_rows(tmp_path: Path) -> None:
+    path = tmp_path / "meta_test.csv"
+    rows = [row._replace(env_steps=env_steps) for env_steps in (100, 200, 300) for row in UNTRAINED + LEARNED + BASELINE]
+    append_rows(path, rows)
+    drop_rows_after(path, env_steps=200)
+    assert read_rows(path) == [row for row in rows if row.env_steps <= 200]
+
+
 def test_refuses_a_file_with_other_columns(tmp_path: Path) -> None:
     path = tmp_path / "meta_test.csv"
     path.write_text("environment,reward\nHopper-v5,1\n")

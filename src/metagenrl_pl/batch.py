@@ -42,12 +42,12 @@ class Windows(NamedTuple):
         """Valid steps of each agent, [P]."""
         return self.valid.sum((1, 2))
 
-    def slice(self, start: int, stop: int) -> "Windows":
+    def part(self, start: int, stop: int) -> "Windows":
         """The windows `start` to `stop` of every agent."""
         return Windows(*(x[:, start:stop] for x in self))
 
     def agents(self, index: slice) -> "Windows":
-        """The windows of some agents."""
+        """The windows of some of the agents."""
         return Windows(*(x[index] for x in self))
 
 

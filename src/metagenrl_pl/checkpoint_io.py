@@ -62,7 +62,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         if not path.is_file():
             nearby = ", ".join(sorted(file.name for file in path.parent.glob("*.ckpt") if file.is_file())) or "none"
-            raise CheckpointError(f"ckpt_path={path}: there is no such file; valid is a .ckpt file of a run, in that folder: {nearby}")
+            raise CheckpointError(
+                f"ckpt_path={path}: there is no such file; valid is a .ckpt file of a run, in that folder: {nearby}"
+            )
         with path.open("rb") as file:
             try:
                 if damaged := zipfile.ZipFile(file).testzip():  # compares checksums, which torch.load does not

@@ -98,23 +98,22 @@ class Collector:
             self.recent_returns[agent].append(self._episode_return[agent])
             self._begin_episode(agent)
 
+    @property
+    def num_collected(self) -> int:
+        """Env steps of each agent since its replay was empty: those of the run, or since a resume without a replay."""
+        return int(self.replay.count.min())
+
     def draw(self, num_windows: int) -> Windows:
         """New windows of every agent, from all that was collected so far, the newest step included."""
         return self.replay.sample(num_windows, self._draws)
 
     def _explore(self) -> np.ndarray:
         """Noisy policy actions, or uniform ones at the start, [P, A]; nobody reads padded ones."""
-        is_random = self.env_steps < self._random_env_steps
-        drawn = torch.zeros(len(self.environments), self.replay.action_size)
-        for agent, environment in enumerate(self.environments):  # as many numbers as it would draw alone
-            row, generator = drawn[agent, : environment.action_size], self._streams[agent]
-            if is_random:
-                row.uniform_(-1, 1, generator=generator)
-            else:
-                row.normal_(0, self._noise, generator=generator)
-        if is_random:
-            return drawn.numpy()
-        action = self._act(torch.from_numpy(self._observation)).cpu() + drawn
+        sizes = [environment.action_size for environment in self.environments]
+        if self.env_steps < self._random_env_steps:
+            return (2 * self._streams.uniform(self.replay.action_size, sizes=sizes) - 1).float().numpy()
+        noise = self._noise * self._streams.normal(self.replay.action_size, sizes=sizes)
+        action = self._act(torch.from_numpy(self._observation)).cpu() + noise
         return action.clamp(-1, 1).numpy()
 
     def _begin_episode(self, agent: int) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from metagenrl_pl.checkpoint_io import CheckpointError
 from metagenrl_pl.collector import Collector
 from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.learner import Learner
 from metagenrl_pl.population import AgentSettings
 from metagenrl_pl.replay import Replay, check_memory, memory_bytes
 
@@ -110,10 +111,6 @@ class ReplayDataModule(pl.LightningDataModule):
         for name, value in (("env_steps", env_steps), ("updates_per_batch", updates_per_batch)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if replay.capacity < agent.warmup_env_steps + 1:
-            raise ValueError(
-                f"replay.capacity must hold the {agent.warmup_env_steps} steps of agent.warmup_env_steps, got {replay.capacity}"
-            )
         self.env_steps, self.updates_per_batch, self.num_batches = env_steps, updates_per_batch, 0
         self.environments = [Environment(spec) for spec in specs]
         self.sizes = [(environment.observation_size, environment.action_size) for environment in self.environments]
@@ -132,12 +129,12 @@ class ReplayDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         device = self.trainer.strategy.root_device if self._settings.device == "auto" else self._settings.device
         replay = Replay(self.sizes, self._settings.capacity, self._agent.window_length, device)
-        population = self.trainer.lightning_module.learner.population
+        learner = cast(Learner, self.trainer.lightning_module.learner)
         self.collector = Collector(
             self.environments,
             self._seeds,
             replay,
-            lambda observation: population.act(observation),
+            learner.population.act,
             exploration_noise=self._agent.exploration_noise,
             random_env_steps=self._agent.random_env_steps,
         )
@@ -159,11 +156,11 @@ class ReplayDataModule(pl.LightningDataModule):
             "num_batches": self.num_batches,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the stream, with the replay that lies beside the checkpoint, if there is one.
+    def check_agents(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse what `state_dict` gave in a run of other agents.
 
         Raises:
-            CheckpointError: if the checkpoint was saved with other agents, or its replay is damaged.
+            CheckpointError: if their number or environments are others.
         """
         saved, ours = state_dict["environments"], [environment.spec.name for environment in self.environments]
         if saved != ours:
@@ -171,6 +168,13 @@ class ReplayDataModule(pl.LightningDataModule):
                 f"ckpt_path={self._checkpoint}: saved with population.size={len(saved)} on {', '.join(dict.fromkeys(saved))}, "
                 f"this run has population.size={len(ours)} on {', '.join(dict.fromkeys(ours))}"
             )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the stream, with the replay that lies beside the checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: if the replay is damaged.
+        """
         self.num_batches = state_dict["num_batches"]
         folder = replay_folder(self._checkpoint)
         state = dict(state_dict["collector"])
@@ -181,7 +185,7 @@ class ReplayDataModule(pl.LightningDataModule):
             state["is_open"] = False
         lost = self.collector.load_state_dict(state)
         if lost:
-            names = ", ".join(f"{agent} ({ours[agent]})" for agent in lost)
+            names = ", ".join(f"{agent} ({self.environments[agent].spec.name})" for agent in lost)
             rank_zero_info(f"Open episodes that could not be re-entered count as truncated, new ones begin: agents {names}.")
 
     @property

@@ -106,7 +106,7 @@ class Learner:
 
     def _update_critics(self, windows: Windows, step: Callable[[], Any]) -> None:
         population, settings = self.population, self.settings
-        noise = settings.target_noise * self._streams.normal(*windows.action.shape[1:])
+        noise = settings.target_noise * self._streams.normal(*windows.action.shape[1:], sizes=population.action_sizes)
         noise = noise.clamp(-settings.target_noise_clip, settings.target_noise_clip).to(population.device)
         gradients, self.metrics["critic_loss"] = self._critic_gradients(
             population.networks,
@@ -192,7 +192,11 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Agents, counter and random streams; the objective and the optimizers are kept by their owner."""
-        return {"population": self.population.state_dict(), "num_updates": self.num_updates, "streams": self._streams.state_dict()}
+        return {
+            "population": self.population.state_dict(),
+            "num_updates": self.num_updates,
+            "streams": self._streams.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""

@@ -35,7 +35,7 @@ class Evaluator:
         if num_episodes < 1:
             raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
         self._seeds = list(seeds)
-        self._environments = [[Environment(spec) for _ in range(num_episodes)] for spec in specs]
+        self.environments = [[Environment(spec) for _ in range(num_episodes)] for spec in specs]
 
     def __call__(self, act: Act) -> np.ndarray:
         """Mean return of each agent, [P].
@@ -43,8 +43,8 @@ class Evaluator:
         Args:
             act: observations [P, num_episodes, O] -> actions [P, num_episodes, A] in [-1, 1].
         """
-        widest = max(environments[0].observation_size for environments in self._environments)
-        num_agents, num_episodes = len(self._environments), len(self._environments[0])
+        widest = max(environments[0].observation_size for environments in self.environments)
+        num_agents, num_episodes = len(self.environments), len(self.environments[0])
         observation = np.zeros((num_agents, num_episodes, widest), np.float32)
         returns, is_open = np.zeros((num_agents, num_episodes)), np.ones((num_agents, num_episodes), bool)
         for (agent, episode), environment in self._each():
@@ -61,7 +61,7 @@ class Evaluator:
         return returns.mean(1)
 
     def _each(self) -> list[tuple[tuple[int, int], Environment]]:
-        return [((p, n), environment) for p, row in enumerate(self._environments) for n, environment in enumerate(row)]
+        return [((p, n), environment) for p, row in enumerate(self.environments) for n, environment in enumerate(row)]
 
     def close(self) -> None:
         """Close the environments."""
@@ -75,7 +75,11 @@ def fresh_seeds(specs: Sequence[EnvironmentSpec], seeds: Sequence[int]) -> tuple
     An agent's own seed does not depend on the method that trains it, so methods are compared on the same first weights and episodes.
     """
     pairs = [(spec, seed) for spec in specs for seed in seeds]
-    return [spec for spec, _ in pairs], [seed for _, seed in pairs], [derive_seed(seed, "meta-test", spec.name) for spec, seed in pairs]
+    return (
+        [spec for spec, _ in pairs],
+        [seed for _, seed in pairs],
+        [derive_seed(seed, "meta-test", spec.name) for spec, seed in pairs],
+    )
 
 
 def meta_test(
@@ -140,8 +144,8 @@ def random_returns(specs: Sequence[EnvironmentSpec], seeds: Sequence[int], num_e
     agent_specs, agent_names, agent_seeds = fresh_seeds(specs, seeds)
     streams = AgentStreams(agent_seeds, "random actions")
     evaluator = Evaluator(agent_specs, agent_seeds, num_episodes)
-    widest = max(environments[0].action_size for environments in evaluator._environments)
-    returns = evaluator(lambda observation: 2 * streams.uniform(observation.shape[1], widest).float() - 1)
+    sizes = [environments[0].action_size for environments in evaluator.environments]
+    returns = evaluator(lambda observation: (2 * streams.uniform(observation.shape[1], max(sizes), sizes=sizes) - 1).float())
     evaluator.close()
     return [
         MetaTestRow(spec.name, "random", seed, 0, float(value))

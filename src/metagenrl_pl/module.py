@@ -61,7 +61,7 @@ class MetaGenRL(pl.LightningModule):
         optimizers = self.optimizers()
         critic_step = (optimizers[0] if isinstance(optimizers, list) else optimizers).step
         for collector in batch:
-            if len(collector.replay) >= self.agent.warmup_env_steps:
+            if collector.num_collected >= self.agent.warmup_env_steps:
                 self.learner.update(collector.draw, collector.env_steps, critic_step)
         self.learner.check_finite()
 
@@ -72,5 +72,11 @@ class MetaGenRL(pl.LightningModule):
         checkpoint[PROJECT_KEY] = {"config": self.run_config, "learner": self.learner.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the agents."""
+        """Restore the agents.
+
+        Raises:
+            CheckpointError: if the checkpoint was saved with other agents.
+        """
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule.check_agents(checkpoint[type(datamodule).__qualname__])  # Lightning restores the datamodule after the module
         self.learner.load_state_dict(checkpoint[PROJECT_KEY]["learner"])

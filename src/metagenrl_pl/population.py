@@ -111,13 +111,16 @@ class Population:
     ) -> None:
         self.observation_size, self.action_size = padded_to or (max(o for o, _ in sizes), max(a for _, a in sizes))
         self.num_agents = len(sizes)
+        self.action_sizes = [a for _, a in sizes]
         mlp = StackedMLP(settings.num_hidden_layers, layer_norm_eps=settings.layer_norm_eps if settings.layer_norm else None)
         mask = torch.zeros(self.num_agents, self.action_size)
         policies, critics = [], []
         for agent, ((o, a), seed) in enumerate(zip(sizes, seeds, strict=True)):
             mask[agent, :a] = 1
             generator = torch.Generator().manual_seed(derive_seed(seed, "initial weights"))
-            policies.append(self._padded(mlp.init(o, settings.hidden_units, a, generator), list(range(o)), self.observation_size, "policy"))
+            policies.append(
+                self._padded(mlp.init(o, settings.hidden_units, a, generator), list(range(o)), self.observation_size, "policy")
+            )
             inputs = [*range(o), *range(self.observation_size, self.observation_size + a)]
             num_inputs = self.observation_size + self.action_size
             twins = [
@@ -174,7 +177,9 @@ class Population:
 
     def state_dict(self) -> dict[str, Any]:
         """All parameters, agents along the first axis."""
-        return {kind: {name: p.detach().clone() for name, p in parameters.items()} for kind, parameters in self.parameter_sets.items()}
+        return {
+            kind: {name: p.detach().clone() for name, p in parameters.items()} for kind, parameters in self.parameter_sets.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore in place what `state_dict` gave."""

@@ -83,13 +83,20 @@ def read_rows(path: Path) -> list[MetaTestRow]:
     return list({row._replace(episode_return=0.0): row for row in rows}.values())
 
 
-def drop_rows_after(path: Path, meta_training_env_steps: int) -> None:
-    """Drop what a run resumed at `meta_training_env_steps` is going to make again: the rows of every later stage.
+def drop_rows_after(path: Path, meta_training_env_steps: float = math.inf, env_steps: float = math.inf) -> None:
+    """Drop what a resumed run is going to make again. The file is replaced as a whole.
 
-    Rows of that very stage, of earlier ones and of methods without a learned objective stay. The file is replaced as a whole.
+    Args:
+        path: of `meta_test.csv`; there may be none.
+        meta_training_env_steps: where meta-training goes on: later stages go. Rows of that very stage, of earlier ones and of methods
+            without a learned objective stay.
+        env_steps: where the tested agents themselves go on: their later rows go.
     """
     if path.exists():
-        kept = [row for row in read_rows(path) if (row.meta_training_env_steps or 0) <= meta_training_env_steps]
+        rows = read_rows(path)
+        kept = [
+            row for row in rows if (row.meta_training_env_steps or 0) <= meta_training_env_steps and row.env_steps <= env_steps
+        ]
         write_csv(path, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in kept))
 
 

@@ -37,7 +37,9 @@ def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
     path = Path(config.ckpt_path)
     refused = [key for key in overridden if not any(key == name or key.startswith(name + ".") for name in OVERRIDABLE)]
     if refused:
-        raise ConfigError(f"{refused[0]} cannot be changed on a resume with ckpt_path; what can be is {', '.join(OVERRIDABLE[1:])}")
+        raise ConfigError(
+            f"{refused[0]} cannot be changed on a resume with ckpt_path; what can be is {', '.join(OVERRIDABLE[1:])}"
+        )
     try:
         stored = AtomicCheckpointIO().load_checkpoint(path)[PROJECT_KEY]["config"]
     except CheckpointError as error:

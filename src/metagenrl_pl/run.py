@@ -40,7 +40,9 @@ def check_strategy(trainer: DictConfig) -> None:
     if trainer.strategy not in STRATEGIES:
         raise ConfigError(f"trainer.strategy={trainer.strategy} cannot serve; valid: {', '.join(STRATEGIES)}")
     if str(trainer.devices) not in ("1", "auto", "[0]") or trainer.num_nodes != 1:
-        raise ConfigError(f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}: valid is one process, 1 and 1")
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}: valid is one process, 1 and 1"
+        )
 
 
 def choose_num_threads(num_threads: int | None) -> int:

@@ -1,7 +1,7 @@
 """Random streams that belong to agents, so that a run does not depend on how the agents are spread over processes."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,18 +31,24 @@ class AgentStreams:
         """The generator of one agent."""
         return self._generators[agent]
 
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal, [P, *shape]."""
-        out = torch.empty(len(self._generators), *shape)
-        for row, generator in zip(out, self._generators, strict=True):
-            row.normal_(generator=generator)
-        return out
+    def normal(self, *shape: int, sizes: Sequence[int] | None = None) -> Tensor:
+        """Standard normal, [P, *shape]; with `sizes`, each agent draws that many entries of the last axis and the others are 0.
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform in [0, 1), float64, [P, *shape]."""
-        out = torch.empty(len(self._generators), *shape, dtype=torch.float64)
-        for row, generator in zip(out, self._generators, strict=True):
-            row.uniform_(generator=generator)
+        So an agent whose actions are padded draws the numbers that it would draw alone.
+        """
+        return self._drawn(torch.Tensor.normal_, torch.zeros(len(self._generators), *shape), sizes)
+
+    def uniform(self, *shape: int, sizes: Sequence[int] | None = None) -> Tensor:
+        """Uniform in [0, 1), float64, [P, *shape]; `sizes` as in `normal`."""
+        return self._drawn(torch.Tensor.uniform_, torch.zeros(len(self._generators), *shape, dtype=torch.float64), sizes)
+
+    def _drawn(self, fill: Callable[..., Tensor], out: Tensor, sizes: Sequence[int] | None) -> Tensor:
+        for agent, generator in enumerate(self._generators):
+            if sizes is None or sizes[agent] == out.shape[-1]:
+                fill(out[agent], generator=generator)
+            else:
+                narrow = torch.empty(*out.shape[1:-1], sizes[agent], dtype=out.dtype)
+                out[agent, ..., : sizes[agent]] = fill(narrow, generator=generator)
         return out
 
     def state_dict(self) -> list[Tensor]:

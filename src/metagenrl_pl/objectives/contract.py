@@ -42,7 +42,9 @@ class Objective(nn.Module, ABC):
 
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """Gradient of the summed loss in the policy's action, g = dL/da, [P, B, T, A]."""
-        return torch.func.grad(lambda action: self.loss(parameters, inputs._replace(policy_action=action)).sum())(inputs.policy_action)
+        return torch.func.grad(lambda action: self.loss(parameters, inputs._replace(policy_action=action)).sum())(
+            inputs.policy_action
+        )
 
     def stacked_parameters(self, num_agents: int) -> Parameters:
         """The parameters with an agent axis in front (views), so that one differentiation gives the gradient of every agent."""

@@ -41,7 +41,7 @@ def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, al
     num_windows = task.windows.reward.shape[1] // (inner.num_steps + 1)
     policy = task.policy
     for k in range(inner.num_steps):
-        windows = task.windows.slice(k * num_windows, (k + 1) * num_windows)
+        windows = task.windows.part(k * num_windows, (k + 1) * num_windows)
         action, pull_back = torch.func.vjp(  # type: ignore[misc]
             lambda phi, windows=windows: networks.action(phi, windows.observation), policy
         )
@@ -72,7 +72,7 @@ def factored_meta_gradients(
     networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
 ) -> tuple[Parameters, Tensor]:
     """The same as `general_meta_gradients` for one inner step, without differentiating twice through policy or critic."""
-    windows = task.windows.slice(0, task.windows.reward.shape[1] // 2)
+    windows = task.windows.part(0, task.windows.reward.shape[1] // 2)
 
     def act(policy: Parameters) -> Tensor:
         return networks.action(policy, windows.observation)
