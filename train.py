@@ -1,5 +1,6 @@
 """Meta-train, meta-test or run a baseline: `python train.py [group=choice] [key=value] ...`; see `python train.py --help`."""
 
+import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, cast
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
 from metagenrl_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from metagenrl_pl.command_line import hydra_entry, overridden_keys
@@ -17,6 +19,9 @@ from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.resume import resumed_config
 from metagenrl_pl.run import check_strategy, choose_num_threads, keep_freed_memory, open_run_folder, run_folder
 from metagenrl_pl.streams import derive_seed
+
+STOPPED = 3  # exit code of a run that was told to stop and can go on
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 @dataclass
@@ -62,17 +67,26 @@ def main(config: DictConfig) -> None:
     plain = cast(dict[str, Any], OmegaConf.to_container(config))
     module = MetaGenRL(datamodule.sizes, seeds, build(config.objective), agent, inner, meta, config.compile, plain)
     callbacks = [build(node) for node in config.callbacks.values() if node]
-    open_run_folder(config)
     loggers = [build(node) for node in config.logger.values() if node]
-    trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
+    trainer = build(
+        config.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # Lightning would add its own
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+    )
+    open_run_folder(config)
     print(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB)", flush=True)
     try:
         trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
     except (CheckpointError, FloatingPointError, MisconfigurationException) as error:
         raise ConfigError(str(error)) from error
+    if trainer.should_stop:  # told to by a signal; the checkpoint is saved
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    OmegaConf.register_new_resolver("run_folder", run_folder)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # a line, as mistakes are
     hydra_entry(main, Path(__file__).parent / "conf", "config", RunConfig)

@@ -2,13 +2,15 @@
 
     python benchmarks/throughput.py [--quick] [--full] [--compile] [--threads 1] [--seed 0] [--out FILE]
 
-What is compared takes turns in one run (A B A B ...), and a ratio is the median over the turns of the ratio within a turn: a busy
-machine slows both sides. Absolute times are medians too and belong to this machine. The objective is the learned one with one SGD
-inner step, after the annealing; a cycle is one env step of every agent and one update, and every second one updates policies and
-objective too, so times per cycle are means over pairs.
+What is compared takes turns in one run (A B A B ...), and a ratio is the median over turns of the ratio within a turn, so that
+a busy machine slows both sides. Absolute times are medians and belong to this machine. The objective is the learned one with one SGD
+inner step, after the annealing. A cycle is one env step of every agent and one update; every second one also updates policies and
+objective, so times per cycle are means over whole pairs.
 """
 
 import argparse
+import json
+import logging
 import os
 import platform
 import subprocess
@@ -17,7 +19,8 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,60 +46,62 @@ from metagenrl_pl.streams import derive_seed
 from metagenrl_pl.updates import MetaTask
 from metagenrl_pl.updates.meta import factored_meta_gradients, general_meta_gradients
 
-OUT = Path(__file__).parents[1] / "results" / "performance" / "throughput.json"
+OUT = "results/performance/throughput.json"
 WORKLOADS = {64: (["Pendulum-v1", "InvertedPendulum-v5", "Reacher-v5"], 32), 350: (["HalfCheetah-v5"], 100)}
 """By hidden units of an agent's networks: the environments, dealt round robin, and the windows per update."""
+NUM_STORED, CAPACITY = 250, 100_000  # replay slots of each agent: filled at random before anything is measured, and all
+
+PARTS = {
+    "environments and acting": ("collector", "step"),
+    "window sampling": ("collector", "draw"),
+    "critic update": ("learner", "_update_critics"),
+    "policy update": ("learner", "_update_policies"),
+    "meta update": ("learner", "_update_objective"),
+}
+"""Methods that a cycle consists of, by what they do."""
 
 Job = Callable[[], object]
-Times = dict[str, list[float]]
-"""Seconds per call of each job, by turn."""
 
 
 @dataclass
 class Result:
-    """A table, with the seconds that it was made from."""
+    """A table, and the seconds that it was made from: per call of each job, by turn."""
 
     title: str
     columns: list[str]
-    rows: list[list[str | int | float]]
-    seconds: Times
-
-
-@dataclass
-class Effort:
-    """How long to measure: turns of each job, and seconds of each turn."""
-
-    turns: int
-    seconds: float
+    rows: list[list[Any]]
+    seconds: dict[str, list[float]]
 
 
 class Agents:
-    """A population with its environments and a replay that holds a few episodes, ready to learn.
+    """A population with its environments and experience, ready to learn; with `only`, nothing but that agent of it.
 
-    Args:
-        num_agents, hidden_units: size of the population and of its networks.
-        seed: everything random follows from it.
-        compile: run the updates through `torch.compile`.
-        only: take this agent of the population and no other.
-        num_stored: env steps of each agent, at random, before anything is measured.
+    Unless it `learns`, the objective is frozen. `num_stored` env steps of each agent are taken at random at once.
     """
 
     def __init__(
-        self, num_agents: int, hidden_units: int, seed: int, compile: bool = False, only: int | None = None, num_stored: int = 250
+        self,
+        num_agents: int,
+        units: int,
+        seed: int,
+        only: int | None = None,
+        compile: bool = False,
+        learns: bool = True,
+        num_stored: int = NUM_STORED,
     ) -> None:
-        ids, num_windows = WORKLOADS[hidden_units]
+        ids, num_windows = WORKLOADS[units]
         chosen = range(num_agents) if only is None else [only]
         self.specs = [EnvironmentSpec(ids[i % len(ids)]) for i in chosen]
         self.seeds = [derive_seed(seed, "agent", i) for i in chosen]
-        self.settings = AgentSettings(hidden_units, num_windows=num_windows, random_env_steps=num_stored, warmup_env_steps=1)
         environments = [Environment(spec) for spec in self.specs]
         self.sizes = [(environment.observation_size, environment.action_size) for environment in environments]
-        self.objective, self.inner, self.meta = LearnedObjective(seed=seed), SGD(), MetaSettings(annealing_env_steps=0)
-        population = Population(self.sizes, self.seeds, self.settings)
-        self.learner = Learner(population, self.objective, self.settings, self.seeds, self.inner, self.meta, compile)
-        replay = Replay(self.sizes, 100_000, self.settings.window_length)
-        noise = self.settings.exploration_noise
-        self.collector = Collector(environments, self.seeds, replay, population.act, noise, random_env_steps=num_stored)
+        self.settings = AgentSettings(units, num_windows=num_windows, random_env_steps=num_stored, warmup_env_steps=1)
+        self.objective, self.inner = LearnedObjective(seed=seed), SGD()
+        meta = MetaSettings(annealing_env_steps=0) if learns else None
+        self.population = Population(self.sizes, self.seeds, self.settings)
+        self.learner = Learner(self.population, self.objective, self.settings, self.seeds, self.inner, meta, compile)
+        replay, noise = Replay(self.sizes, CAPACITY, self.settings.window_length), self.settings.exploration_noise
+        self.collector = Collector(environments, self.seeds, replay, self.population.act, noise, random_env_steps=num_stored)
         for _ in range(num_stored):
             self.collector.step()
 
@@ -107,13 +112,13 @@ class Agents:
         self.learner.check_finite()
 
     def updates(self) -> dict[str, Job]:
-        """The three updates, each on windows that stay the same."""
-        learner, windows = self.learner, self.collector.draw(2 * self.settings.num_windows)
-        half = windows.slice(0, self.settings.num_windows)
+        """The three updates, on windows that stay the same."""
+        learner, num_windows = self.learner, self.settings.num_windows
+        windows, twice = self.collector.draw(num_windows), self.collector.draw(2 * num_windows)
         return {
-            "critic update": lambda: learner._update_critics(half, learner.critic_optimizer.step),
-            "policy update": lambda: learner._update_policies(half, self.collector.env_steps),
-            "meta update": lambda: learner._update_objective(windows),
+            "critic update": lambda: learner._update_critics(windows, learner.critic_optimizer.step),
+            "policy update": lambda: learner._update_policies(windows, self.collector.env_steps),
+            "meta update": lambda: learner._update_objective(twice),
         }
 
 
@@ -125,206 +130,216 @@ def elapsed(job: Job, num_calls: int = 1) -> float:
     return (time.perf_counter() - start) / num_calls
 
 
-def take_turns(jobs: Mapping[str, Job], effort: Effort) -> Times:
-    """Time every job in turn, several times over, after a warm-up."""
-    num_calls = {}
-    for name, job in jobs.items():
+def call_each(jobs: Sequence[Job]) -> None:
+    """Call jobs one after another."""
+    for job in jobs:
         job()
-        num_calls[name] = max(1, round(effort.seconds / elapsed(job)))
-    times: Times = {name: [] for name in jobs}
-    for _ in range(effort.turns):
-        for name, job in jobs.items():
-            times[name].append(elapsed(job, num_calls[name]))
-    return times
 
 
-def ratio(times: Sequence[float], base: Sequence[float]) -> float:
-    """How many times `base` it takes, as a median over turns."""
-    return median(t / b for t, b in zip(times, base, strict=True))
+def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
+    """How many times as long, as a median over turns."""
+    return median(s / b for s, b in zip(seconds, base, strict=True))
 
 
-def versus(title: str, times: Times, pairs: Mapping[str, tuple[str, str]], names: tuple[str, str], num_cycles: int = 1) -> Result:
-    """A table of what takes `names[0]` and `names[1]`, side by side, for each pair of jobs; a job makes `num_cycles` calls."""
-    rows: list[list[str | int | float]] = []
-    for label, (a, b) in pairs.items():
-        absolute = [1e3 * median(times[job]) / num_cycles for job in (a, b)]
-        rows.append([label, *absolute, ratio(times[b], times[a])])
-    return Result(title, ["", f"{names[0]}, ms", f"{names[1]}, ms", "ratio"], rows, times)
+@dataclass
+class Turns:
+    """Lets jobs take turns: how often each, and for about how many seconds at a time."""
+
+    number: int
+    seconds: float
+
+    def take(self, jobs: Mapping[str, Job]) -> dict[str, list[float]]:
+        """Seconds per call of each job, by turn, after a warm-up."""
+        for job in jobs.values():
+            job()
+        num_calls = {name: max(1, round(self.seconds / elapsed(job))) for name, job in jobs.items()}
+        times: dict[str, list[float]] = {name: [] for name in jobs}
+        for _ in range(self.number):
+            for name, job in jobs.items():
+                times[name].append(elapsed(job, num_calls[name]))
+        return times
+
+    def compare(self, title: str, sides: tuple[str, str], first: Mapping[str, Job], second: Mapping[str, Job]) -> Result:
+        """A row for each name: the job of the first side, that of the second, and how many times as long the second takes."""
+        both = zip(sides, (first, second), strict=True)
+        times = self.take({f"{name}, {side}": job for side, jobs in both for name, job in jobs.items()})
+        rows = []
+        for name in first:
+            a, b = (times[f"{name}, {side}"] for side in sides)
+            rows.append([name, 1e3 * median(a), 1e3 * median(b), ratio(b, a)])
+        return Result(title, ["", *(f"{side}, ms" for side in sides), f"{sides[1]} / {sides[0]}"], rows, times)
 
 
-def population_sizes(sizes: Mapping[int, Sequence[int]], seed: int, effort: Effort) -> Result:
-    """Whole cycles on real environments, by network size (`sizes`' keys) and population size."""
-    jobs = {(u, n): Agents(n, u, seed).cycles for u in sizes for n in sizes[u]}
-    times = take_turns({f"{u} units, {n} agents": job for (u, n), job in jobs.items()}, effort)
-    rows: list[list[str | int | float]] = []
-    for u, n in jobs:
-        seconds = times[f"{u} units, {n} agents"]
-        cycles = 2 / median(seconds)
-        rows.append([u, n, 1e3 / cycles, cycles, n * cycles, ratio(seconds, times[f"{u} units, {sizes[u][0]} agents"])])
-    columns = ["hidden units", "agents", "ms per cycle", "cycles per s", "agent env steps per s", "time ratio to first"]
-    return Result("Update cycles by size of population and networks", columns, rows, {k: [t / 2 for t in v] for k, v in times.items()})
+def population_sizes(sizes: Mapping[int, Sequence[int]], seed: int, turns: Turns) -> Result:
+    """Whole cycles by network size (the keys of `sizes`) and population size."""
+    names = {(units, n): f"{units} units, {n} agents" for units in sizes for n in sizes[units]}
+    times = turns.take({name: Agents(n, units, seed).cycles for (units, n), name in names.items()})
+    times = {name: [s / 2 for s in seconds] for name, seconds in times.items()}  # one cycle
+    rows = []
+    for (units, n), name in names.items():
+        cycles = 1 / median(times[name])
+        rows.append([units, n, 1e3 / cycles, cycles, n * cycles, ratio(times[name], times[names[units, sizes[units][0]]])])
+    columns = ["hidden units", "agents", "ms per cycle", "cycles per s", "agent env steps per s", "time / time of 1 agent"]
+    return Result("Update cycles by size of networks and population", columns, rows, times)
+
+
+def clocked(clock: dict[str, float], part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, adding the seconds that it takes to those of its part."""
+
+    def call(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        out = method(*arguments)
+        clock[part] += time.perf_counter() - start
+        return out
+
+    return call
+
+
+def parts_of_a_cycle(num_agents: int, seed: int, turns: Turns, num_cycles: int) -> Result:
+    """Where the time of a whole cycle goes, and what Lightning adds to it."""
+    agents, clock = Agents(num_agents, 64, seed), dict.fromkeys(PARTS, 0.0)
+    for part, (owner, name) in PARTS.items():
+        setattr(getattr(agents, owner), name, clocked(clock, part, getattr(getattr(agents, owner), name)))
+    agents.cycles()
+    times: dict[str, list[float]] = defaultdict(list)
+    for _ in range(turns.number):
+        clock.update(dict.fromkeys(PARTS, 0.0))
+        whole = elapsed(agents.cycles, num_cycles // 2) / 2
+        parts = {part: seconds / num_cycles for part, seconds in clock.items()}
+        for part, seconds in {**parts, "rest (targets, checks)": whole - sum(parts.values()), "whole cycle": whole}.items():
+            times[part].append(seconds)
+    rows = [[part, 1e3 * median(seconds), 100 * ratio(seconds, times["whole cycle"])] for part, seconds in times.items()]
+    lightning = lightning_and_bare(seed, 4 * turns.number, num_cycles)
+    added = median(w - b for w, b in zip(*lightning.values(), strict=True))
+    rows.append(["Lightning, added to it", 1e3 * added, 100 * added / median(times["whole cycle"])])
+    title = f"Parts of a cycle ({num_agents} agents of 64 units, {num_cycles} cycles per batch)"
+    return Result(title, ["", "ms per cycle", "% of a cycle"], rows, {**times, **lightning})
 
 
 class SideBySide(pl.Callback):
-    """Lets a twin run each macro batch before Lightning runs the same, and times both and the twin's parts."""
+    """Runs `bare`, the same cycles without Lightning, before Lightning runs a macro batch, and times both."""
 
-    def __init__(self, twin: Agents, num_cycles: int) -> None:
-        self.times: dict[str, list[float]] = defaultdict(list)
-        self._twin, self._num_cycles, self._since = twin, num_cycles, 0.0
-        self._clock: dict[str, float] = {}
-        collector, learner = twin.collector, twin.learner
-        self._watch("environments and acting", collector, "step")
-        self._watch("window sampling", collector, "draw")
-        self._watch("critic update", learner, "_update_critics")
-        self._watch("policy update", learner, "_update_policies")
-        self._watch("meta update", learner, "_update_objective")
-
-    def _watch(self, part: str, owner: object, name: str) -> None:
-        """Let the clock of a part run while a method does."""
-        method = getattr(owner, name)
-
-        def watched(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            out = method(*arguments)
-            self._clock[part] += time.perf_counter() - start
-            return out
-
-        self._clock[part] = 0.0
-        setattr(owner, name, watched)
+    def __init__(self, bare: Job) -> None:
+        self.bare: list[float] = []
+        self.lightning: list[float] = []
+        self._bare, self._since = bare, 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Between two of these Lightning does all that it does for a batch."""
+        """From one of these to the next Lightning does all that it does for a batch."""
         if batch_idx > 0:
-            self.times["with Lightning"].append((time.perf_counter() - self._since) / self._num_cycles)
-        self._clock = dict.fromkeys(self._clock, 0.0)
-        self.times["bare loop"].append(elapsed(lambda: self._twin.cycles(self._num_cycles)) / self._num_cycles)
-        for part, seconds in self._clock.items():
-            self.times[part].append(seconds / self._num_cycles)
+            self.lightning.append(time.perf_counter() - self._since)
+        self.bare.append(elapsed(self._bare))
         self._since = time.perf_counter()
 
 
-def parts_of_a_cycle(num_agents: int, seed: int, effort: Effort, updates_per_batch: int = 50) -> Result:
-    """Where a cycle's time goes, Lightning's part being the difference between `Trainer.fit` and a loop over the same cycles."""
-    twin = Agents(num_agents, 64, seed, num_stored=0)
-    module = MetaGenRL(twin.sizes, twin.seeds, LearnedObjective(seed=seed), twin.settings, twin.inner, twin.meta)
-    env_steps = (effort.turns + 2) * updates_per_batch  # the first batch warms up, the last one ends without a successor
-    datamodule = ReplayDataModule(twin.specs, twin.seeds, twin.settings, ReplaySettings(100_000), env_steps, updates_per_batch)
-    callback = SideBySide(twin, updates_per_batch)
-    silent: dict[str, Any] = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
-    pl.Trainer(accelerator="cpu", devices=1, max_epochs=1, callbacks=[callback], **silent).fit(module, datamodule)
+def lightning_and_bare(seed: int, num_turns: int, num_cycles: int) -> dict[str, list[float]]:
+    """Seconds per cycle of `Trainer.fit` and of a loop over the same cycles.
+
+    Lightning's part does not depend on what a cycle does, so this is one agent without a meta update, which shows it best.
+    """
+    twin = Agents(1, 64, seed, num_stored=0, learns=False)
+    module = MetaGenRL(twin.sizes, twin.seeds, twin.objective, twin.settings)
+    env_steps = (num_turns + 2) * num_cycles  # the first batch warms up, the last has no successor that ends its time
+    datamodule = ReplayDataModule(twin.specs, twin.seeds, twin.settings, ReplaySettings(CAPACITY), env_steps, num_cycles)
+    callback = SideBySide(partial(twin.cycles, num_cycles))
+    silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, max_epochs=1, enable_checkpointing=False, callbacks=[callback], **silent)
+    trainer.fit(module, datamodule)
     for name, p in module.learner.population.policy.items():
-        assert torch.equal(p, twin.learner.population.policy[name]), "both sides must do the same cycles"
-
-    times = {name: seconds[1 : effort.turns + 1] for name, seconds in callback.times.items()}
-    whole, bare = times.pop("with Lightning"), times.pop("bare loop")
-    known = [sum(parts) for parts in zip(*times.values(), strict=True)]
-    times["rest (targets, checks)"] = [b - k for b, k in zip(bare, known, strict=True)]
-    times["Lightning"] = [w - b for w, b in zip(whole, bare, strict=True)]
-    times["whole cycle"] = whole
-    rows: list[list[str | int | float]] = [[part, 1e3 * median(s), 100 * ratio(s, whole)] for part, s in times.items()]
-    title = f"Parts of a cycle ({num_agents} agents, 64 units, {updates_per_batch} cycles per batch)"
-    return Result(title, ["", "ms per cycle", "% of the cycle"], rows, times)
+        assert torch.equal(p, twin.population.policy[name]), "not the same cycles"
+    both = {"1 agent without meta update, Lightning": callback.lightning, "1 agent without meta update, bare loop": callback.bare}
+    return {name: [s / num_cycles for s in seconds[1 : num_turns + 1]] for name, seconds in both.items()}
 
 
-def stacking(num_agents: int, units: int, seed: int, effort: Effort) -> Result:
+def stacking(num_agents: int, units: int, seed: int, turns: Turns) -> Result:
     """A stacked population against its agents one at a time."""
     stacked = Agents(num_agents, units, seed).updates()
-    single = [Agents(num_agents, units, seed, only=i).updates() for i in range(num_agents)]
-    jobs: dict[str, Job] = {}
-    for update, job in stacked.items():
-        jobs[f"{update}, stacked"] = job
-        jobs[f"{update}, one at a time"] = lambda update=update: [agent[update]() for agent in single]
-    pairs = {update: (f"{update}, stacked", f"{update}, one at a time") for update in stacked}
-    title = f"Stacked population against one agent at a time ({num_agents} agents, {units} units)"
-    return versus(title, take_turns(jobs, effort), pairs, ("stacked", "one at a time"))
+    agents = [Agents(num_agents, units, seed, only=i).updates() for i in range(num_agents)]
+    one_at_a_time = {name: partial(call_each, [agent[name] for agent in agents]) for name in stacked}
+    title = f"A stacked population against one agent at a time ({num_agents} agents of {units} units)"
+    return turns.compare(title, ("stacked", "one at a time"), stacked, one_at_a_time)
 
 
-def meta_gradient_paths(workloads: Sequence[tuple[int, int]], seed: int, effort: Effort) -> Result:
-    """The factored path to the meta-gradient against the general one on the same inputs, for (hidden units, agents)."""
-    jobs: dict[str, Job] = {}
-    pairs, differences = {}, []
-    for units, num_agents in workloads:
+def meta_gradient_paths(workloads: Sequence[tuple[int, int]], seed: int, turns: Turns) -> Result:
+    """The factored path to the meta-gradient against the general one on the same inputs, for (agents, hidden units)."""
+    paths: tuple[dict[str, Job], dict[str, Job]] = ({}, {})
+    differences = []
+    for num_agents, units in workloads:
         agents = Agents(num_agents, units, seed)
-        population = agents.learner.population
         windows = agents.collector.draw(2 * agents.settings.num_windows)
-        task = MetaTask(population.policy, first_critic(population.critics), windows)
-        inputs = (population.networks, agents.objective, agents.inner, agents.objective.stacked_parameters(num_agents), task)
-        label = f"{units} units, {num_agents} agents"
-        pairs[label] = (f"{label}, factored", f"{label}, general")
-        jobs[pairs[label][0]] = lambda inputs=inputs: factored_meta_gradients(*inputs)
-        jobs[pairs[label][1]] = lambda inputs=inputs: general_meta_gradients(*inputs)
+        task = MetaTask(agents.population.policy, first_critic(agents.population.critics), windows)
+        alpha = agents.objective.stacked_parameters(num_agents)
+        inputs = (agents.population.networks, agents.objective, agents.inner, alpha, task)
         factored, general = factored_meta_gradients(*inputs)[0], general_meta_gradients(*inputs)[0]
-        difference = norm_per_agent({name: factored[name] - general[name] for name in general}) / norm_per_agent(general)
-        differences.append(float(difference.max()))
-    result = versus("Two exact paths to the meta-gradient", take_turns(jobs, effort), pairs, ("factored", "general"))
-    result.columns.append("largest relative difference of an agent's gradient")
-    for row, value in zip(result.rows, differences, strict=True):
-        row.append(value)
+        difference = norm_per_agent({name: factored[name] - general[name] for name in general})
+        differences.append(float((difference / norm_per_agent(general)).max()))
+        for path, function in zip(paths, (factored_meta_gradients, general_meta_gradients), strict=True):
+            path[f"{num_agents} agents of {units} units"] = partial(function, *inputs)
+    result = turns.compare("Two exact paths to the meta-gradient", ("factored", "general"), *paths)
+    result.columns.append("largest relative difference")
+    result.rows = [[*row, difference] for row, difference in zip(result.rows, differences, strict=True)]
     return result
 
 
-def compiling(num_agents: int, units: int, seed: int, effort: Effort) -> Result:
-    """Updates and whole cycles through `torch.compile` against eager ones."""
-    jobs: dict[str, Job] = {}
-    for kind in ("eager", "compiled"):
-        agents = Agents(num_agents, units, seed, compile=kind == "compiled")
-        for name, job in {**agents.updates(), "pair of cycles": agents.cycles}.items():
-            jobs[f"{name}, {kind}"] = job
-    pairs = {name: (f"{name}, compiled", f"{name}, eager") for name in (*agents.updates(), "pair of cycles")}
-    return versus(f"torch.compile ({num_agents} agents, {units} units)", take_turns(jobs, effort), pairs, ("compiled", "eager"))
+def compiling(num_agents: int, units: int, seed: int, turns: Turns) -> Result:
+    """Updates and pairs of cycles through `torch.compile` against eager ones."""
+    sides = [Agents(num_agents, units, seed, compile=compile) for compile in (True, False)]
+    compiled, eager = ({**agents.updates(), "pair of cycles": agents.cycles} for agents in sides)
+    return turns.compare(f"torch.compile ({num_agents} agents of {units} units)", ("compiled", "eager"), compiled, eager)
 
 
-def allocator(num_agents: int, seed: int, threads: int, effort: Effort) -> Result:
-    """Eager cycles with and without `keep_freed_memory`, which lasts as long as a process: each in a process of its own."""
-    command = [sys.executable, __file__, "--seed", str(seed), "--threads", str(threads), "--agents", str(num_agents), "--allocator"]
-    workers = {
-        kind: subprocess.Popen([*command, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for kind in ("tuned", "default")
-    }
+def allocator(num_agents: int, options: argparse.Namespace, turns: Turns) -> Result:
+    """Pairs of cycles with and without `keep_freed_memory`, which lasts as long as a process: so each in one of its own."""
+    command = [
+        sys.executable,
+        __file__,
+        f"--seed={options.seed}",
+        f"--threads={options.threads}",
+        f"--worker-agents={num_agents}",
+    ]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    kept, given_back = workers = [subprocess.Popen([*command, f"--allocator={kind}"], **pipes) for kind in ("kept", "default")]
 
-    def ask(worker: subprocess.Popen[str]) -> None:
+    def ask(worker: "subprocess.Popen[str]") -> None:
         assert worker.stdin is not None and worker.stdout is not None
         print(file=worker.stdin, flush=True)
         if not worker.stdout.readline():
-            raise RuntimeError(f"the measured process ended with code {worker.wait()}")
+            raise RuntimeError(f"a measured process ended with code {worker.wait()}")
 
+    name, title = "pair of cycles", f"Memory that tensors free ({num_agents} agents of 64 units)"
     try:
-        times = take_turns({kind: lambda worker=worker: ask(worker) for kind, worker in workers.items()}, effort)
+        return turns.compare(title, ("kept", "given back"), {name: partial(ask, kept)}, {name: partial(ask, given_back)})
     finally:
-        for worker in workers.values():
-            worker.communicate()  # the end of its input ends it
-    title = f"Memory kept when tensors free it ({num_agents} agents, 64 units)"
-    return versus(title, times, {"cycle": ("tuned", "default")}, ("kept (run.keep_freed_memory)", "given back"), num_cycles=2)
+        for worker in workers:
+            worker.communicate()  # closes its input, which ends it
 
 
-def answer(num_agents: int, seed: int) -> None:
-    """Be a worker of `allocator`: a pair of cycles for each line."""
+def work(num_agents: int, seed: int) -> None:
+    """Be a process of `allocator`: a pair of cycles for each line of input."""
     agents = Agents(num_agents, 64, seed)
     for _ in sys.stdin:
         agents.cycles()
         print(flush=True)
 
 
-def machine(threads: int, effort: Effort) -> dict[str, Any]:
-    """Facts to judge absolute times by."""
-    size = 1024
-    a = torch.randn(size, size)
-    seconds = take_turns({"product": lambda: a @ a}, effort)["product"]
+def machine(threads: int, turns: Turns) -> dict[str, Any]:
+    """What absolute times depend on."""
+    matrix = torch.rand(1024, 1024)
+    seconds = turns.take({"product": lambda: matrix @ matrix})["product"]
     return {
         "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "load average": os.getloadavg()[0],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "threads": threads,
-        "float32_gflops": 2e-9 * size**3 / median(seconds),
-        "float32_product_seconds": seconds,
+        "float32 gigaflops": 2e-9 * 1024**3 / median(seconds),
     }
 
 
-def shown(value: str | int | float) -> str:
-    """Three digits of a float."""
+def shown(value: Any) -> str:
+    """A table's entry; of a float three digits."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -332,9 +347,9 @@ def shown(value: str | int | float) -> str:
 
 def show(console: Console, result: Result) -> None:
     """Print a table."""
-    table = Table(*result.columns, title=result.title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(title=result.title, title_justify="left")
+    for i, column in enumerate(result.columns):
+        table.add_column(column, justify="right" if i else "left")
     for row in result.rows:
         table.add_row(*map(shown, row))
     console.print(table)
@@ -342,30 +357,50 @@ def show(console: Console, result: Result) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description="Measure update cycles on this machine's CPU.")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; shows that it works, not how fast it is")
-    parser.add_argument("--full", action="store_true", help="also 20 agents of 350 units: minutes more")
-    parser.add_argument("--compile", action="store_true", help="also torch.compile against eager: minutes more")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (1)")
-    parser.add_argument("--seed", type=int, default=0, help="of agents and objective (0)")
-    parser.add_argument("--out", type=Path, help=f"JSON file ({OUT.relative_to(OUT.parents[2])}; with --quick none)")
-    parser.add_argument("--agents", type=int, default=6, help=argparse.SUPPRESS)
-    parser.add_argument("--allocator", choices=["tuned", "default"], help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description="How fast update cycles are on this machine's CPU, and where their time goes.")
+    parser.add_argument(
+        "--quick", action="store_true", help="seconds instead of minutes: shows that it works, not how fast it is"
+    )
+    parser.add_argument("--full", action="store_true", help="also 20 agents of 350 units, minutes more")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile against eager, minutes more")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; default 1")
+    parser.add_argument("--seed", type=int, default=0, help="of agents and objective; default 0")
+    parser.add_argument("--out", type=Path, help=f"a JSON file; default {OUT}, with --quick none")
+    parser.add_argument("--allocator", choices=["kept", "default"], help=argparse.SUPPRESS)
+    parser.add_argument("--worker-agents", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.allocator != "default":
         keep_freed_memory()  # as train.py does
     if options.allocator:
-        return answer(options.agents, options.seed)
+        return work(options.worker_agents, options.seed)
 
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    n, seed, quick = options.agents, options.seed, options.quick
-    sizes: dict[int, list[int]] = {64: [1, 6]} if quick else {64: [1, 2, 6, 20], 350: [1, 2, 6]}
-    if options.full:
-        sizes[350] = [1, 2, 6, 20]
-    effort = Effort(1, 0.05) if quick else Effort(5, 1.0)
-    console, facts = Console(), machine(options.threads, effort)
-    ...
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    quick, seed, num_agents = options.quick, options.seed, 2 if options.quick else 6
+    turns = Turns(1, 0.01) if quick else Turns(5, 1.0)
+    sizes = {64: [1, 2]} if quick else {64: [1, 2, 6, 20], 350: [1, 2, 6, *([20] if options.full else [])]}
+    measurements: list[Callable[[], Result]] = [
+        lambda: population_sizes(sizes, seed, turns),
+        lambda: parts_of_a_cycle(num_agents, seed, turns, 4 if quick else 50),
+        lambda: stacking(num_agents, 64, seed, turns),
+        lambda: meta_gradient_paths([(num_agents, 64)] if quick else [(6, 64), (2, 350)], seed, turns),
+        lambda: allocator(num_agents, options, turns),
+    ]
+    if options.compile:
+        measurements.append(lambda: compiling(num_agents, 64, seed, turns))
+    facts, results, console = machine(options.threads, turns), [], Console()
+    console.print(", ".join(f"{name} {shown(value)}" for name, value in facts.items()))
+    for measure in measurements:
+        results.append(measure())
+        show(console, results[-1])
+    out = options.out or (None if quick else Path(__file__).parents[1] / OUT)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        settings = {name: getattr(options, name) for name in ("quick", "full", "compile", "threads", "seed")}
+        report = {"machine": facts, "options": settings, "results": [asdict(result) for result in results]}
+        out.write_text(json.dumps(report, indent=1) + "\n")
+        console.print(f"Written: {out}")
 
 
 if __name__ == "__main__":

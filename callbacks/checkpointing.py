@@ -1,9 +1,12 @@
 """Checkpoints in the run folder, with the replay beside the newest one, and the objective as a file of its own."""
 
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,9 +19,10 @@ from metagenrl_pl.objectives import LearnedObjective
 
 
 class RunCheckpoint(Checkpoint):
-    """Saves `<run_dir>/checkpoints/env_steps_<n>.ckpt` every so many env steps and at the end.
+    """Saves `<run_dir>/checkpoints/env_steps_<n>.ckpt` every so many env steps, at the end, and when the run is told to stop.
 
-    Lightning's ModelCheckpoint misses multiples that a macro batch jumps over.
+    Lightning's ModelCheckpoint misses multiples that a macro batch jumps over. SIGINT (Ctrl-C) and SIGTERM (a cluster that wants its
+    machine back) let the macro batch end, then save and stop; a second signal stops at once.
 
     Args:
         run_dir: the run's folder.
@@ -35,9 +39,19 @@ class RunCheckpoint(Checkpoint):
         check_interval("keep", keep)
         self._folder = Path(run_dir) / "checkpoints"
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
+        self._told_to_stop = False
+        self._former_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a resume: drop metrics that come after the checkpoint, which are logged again."""
+        """Listen to signals. After a resume drop metrics that come after the checkpoint, which are logged again."""
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+
+            def stop(number: int, frame: FrameType | None) -> None:
+                if self._told_to_stop or is_last(trainer):
+                    raise KeyboardInterrupt
+                self._told_to_stop = True
+
+            self._former_handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         if env_steps := env_steps_of(trainer):
             for logger in trainer.loggers:
                 if isinstance(logger, RunCSVLogger):
@@ -46,9 +60,20 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Save when the interval is crossed and at the end of the run."""
-        if crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
-            self.save(trainer)
+        """Save when the interval is crossed, at the end of the run and when told to stop."""
+        if self._told_to_stop or crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
+            path = self.save(trainer)
+            if self._told_to_stop and not is_last(trainer):
+                trainer.should_stop = True
+                print(
+                    f"Stopping after {env_steps_of(trainer):,} env steps. To go on: python train.py ckpt_path={path}", flush=True
+                )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give signals back to whoever had them."""
+        for number, handler in self._former_handlers.items():
+            signal.signal(number, handler)
+        self._former_handlers = {}
 
     def save(self, trainer: pl.Trainer) -> Path:
         """Save now: first the replay, then the checkpoint, then remove what is older."""

@@ -1,6 +1,5 @@
 """Resuming: a run that is stopped and goes on ends in the same bits as one that was never stopped."""
 
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -162,13 +161,12 @@ def test_random_streams_go_on_where_they_were(finished: tuple[Path, dict[str, An
 # --------------------------------------------------------------------------------------------------------- without a replay
 
 
-def test_without_a_replay_it_fills_up_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_replay_it_fills_up_first(tmp_path: Path) -> None:
     saved = everything(saving_run(tmp_path, 37, with_replay=False))
     assert not list((tmp_path / "checkpoints").glob("*.replay"))
     watch = Watch()
-    with caplog.at_level(logging.INFO, "pytorch_lightning.utilities.rank_zero"):
+    with pytest.warns(match="No replay beside env_steps_000000037.ckpt: it fills up anew before updates go on."):
         trainer = tiny_run(env_steps=60, updates_per_batch=1, callbacks=[watch], ckpt_path=checkpoint_of(tmp_path, 37))
-    assert "No replay beside env_steps_000000037.ckpt: it fills up anew before updates go on." in caplog.messages
     learned = [path for path in saved if path.startswith(("/learner", "/objective", "/optimizers"))]
     assert len(learned) > 100 and not set(learned) & set(differences(saved, watch.at_start))
     before = saved["/learner/num_updates"]
@@ -202,19 +200,14 @@ def test_without_an_interval_there_is_one_at_the_end(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize(
-    ("specs", "message"),
-    [
-        (TOYS[:2], "saved with population.size=3 on .*, this run has population.size=2 on "),
-        (
-            [*TOYS[:2], EnvironmentSpec("Pendulum-v1")],
-            r"saved with .*ends_after=7\], this run has population.size=3 on .*Pendulum-v1",
-        ),
-    ],
-)
-def test_other_agents_are_refused(specs: list[EnvironmentSpec], message: str, finished: tuple[Path, dict[str, Any]]) -> None:
-    with pytest.raises(CheckpointError, match=f"^ckpt_path={finished[0]}: {message}"):
+@pytest.mark.parametrize("environments", [[], ["Pendulum-v1"], ["Reacher-v5"]])  # Pendulum's spaces have the right sizes
+def test_other_agents_are_refused(environments: list[str], finished: tuple[Path, dict[str, Any]]) -> None:
+    specs = [*TOYS[:2], *map(EnvironmentSpec, environments)]
+    with pytest.raises(CheckpointError) as caught:
         tiny_run(specs, 50, ckpt_path=finished[0])
+    toys, names = (", ".join(spec.name for spec in these) for these in (TOYS, specs))
+    told = f"saved with population.size=3 on {toys}, this run has population.size={len(specs)} on {names}"
+    assert str(caught.value) == f"ckpt_path={finished[0]}: {told}"
 
 
 def truncate(path: Path) -> None:
@@ -262,18 +255,18 @@ def test_a_damaged_replay_is_refused_with_a_way_out(damage: Callable[[Path], Non
     for named in (f"ckpt_path={copy}", "agent_001.safetensors", f"remove the folder {folder} to resume with an empty replay"):
         assert named in str(caught.value)
     shutil.rmtree(folder)
-    assert env_steps_of(tiny_run(env_steps=50, ckpt_path=copy)) == 50
+    with pytest.warns(match="No replay beside"):
+        assert env_steps_of(tiny_run(env_steps=50, ckpt_path=copy)) == 50
 
 
 def test_an_environment_that_no_seed_reproduces_loses_its_episode_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
 ) -> None:
     specs = [TOYS[0], EnvironmentSpec("Counting-v0", {"global_randomness": "observation"})]
     saving_run(tmp_path, 37, specs=specs)
     watch = Watch()
-    with caplog.at_level(logging.INFO, "pytorch_lightning.utilities.rank_zero"):
+    with pytest.warns(match=r"count as truncated, new ones begin: agents 1 \(Counting-v0\[global_randomness=observation\]\)."):
         tiny_run(specs, 45, callbacks=[watch], ckpt_path=checkpoint_of(tmp_path, 37))
-    assert "count as truncated, new ones begin: agents 1 (Counting-v0[global_randomness=observation])." in caplog.text
     assert watch.at_start["/collector/num_episodes/0"] == 4 and watch.at_start["/collector/num_episodes/1"] == 2
     assert watch.at_start["/replay/1/counters"].tolist()[:2] == [
         38,
@@ -285,9 +278,11 @@ def test_an_environment_that_no_seed_reproduces_loses_its_episode_and_says_so(
 
 
 def test_metrics_after_the_checkpoint_are_written_again_and_the_others_stay(tmp_path: Path) -> None:
+    """The checkpoint at 40 lies between two lines: the episodes since 30 count for that at 50."""
+
     def run(folder: str, env_steps: int = 60, *callbacks: pl.Callback, ckpt_path: Path | None = None) -> bytes:
         run_dir = tmp_path / folder
-        saving_run(run_dir, env_steps, every=20, callbacks=[EpisodeReturns(10), *callbacks], ckpt_path=ckpt_path)
+        saving_run(run_dir, env_steps, every=20, callbacks=[EpisodeReturns(15), *callbacks], ckpt_path=ckpt_path)
         return (run_dir / "metrics.csv").read_bytes()
 
     straight = run("straight")
@@ -297,7 +292,7 @@ def test_metrics_after_the_checkpoint_are_written_again_and_the_others_stay(tmp_
     assert stopped != straight and b"\n50," in stopped
     resumed = run("stopped", ckpt_path=checkpoint_of(tmp_path / "stopped", 40))
     assert resumed == straight
-    assert [row["env_steps"] for row in read_csv(tmp_path / "stopped" / "metrics.csv")[1]] == ["10", "20", "30", "40", "50", "60"]
+    assert [row["env_steps"] for row in read_csv(tmp_path / "stopped" / "metrics.csv")[1]] == ["20", "30", "50", "60"]
 
 
 def test_meta_tests_after_the_checkpoint_are_made_again(tmp_path: Path) -> None:

@@ -72,10 +72,12 @@ def build(node: DictConfig, **late: Any) -> Any:
             `_partial_: true`; that is how `validated` knows.
 
     Raises:
-        ConfigError: The constructor refused its arguments. The message begins with the key of the node. What counts as a refusal:
-            a `ValueError`, an `OSError` (a file is not there), an `ImportError` (an optional package is not there), or
-            Lightning's `MisconfigurationException`.
+        ConfigError: There is no `_target_`, or the constructor refused its arguments. The message begins with the key of the
+            node. What counts as a refusal: a `ValueError`, an `OSError` (a file is not there), an `ImportError` (an optional
+            package is not there), or Lightning's `MisconfigurationException`.
     """
+    if "_target_" not in node:
+        raise ConfigError(f"{node._get_full_key(None)}: nothing says what it is, it needs a _target_")
     try:
         return instantiate(node, _partial_=True, _convert_="all")(**late)
     except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_warn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +17,7 @@ from metagenrl_pl.collector import Collector
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.learner import Learner
 from metagenrl_pl.population import AgentSettings
-from metagenrl_pl.replay import Replay, check_memory, memory_bytes
+from metagenrl_pl.replay import Replay, check_capacity, check_memory, memory_bytes
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ReplaySettings:
         device: `auto` for the device of the updates, or a device's name.
 
     Raises:
-        ValueError: if the capacity is not positive.
+        ValueError: if the capacity is not positive or there is no such device.
     """
 
     capacity: int = 1_000_000
@@ -38,6 +38,11 @@ class ReplaySettings:
     def __post_init__(self) -> None:
         if self.capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {self.capacity}")
+        if self.device != "auto":
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+                raise ValueError(f"device={self.device} is not there; valid is auto, cpu or a GPU (cuda)") from error
 
 
 class MacroBatch:
@@ -111,6 +116,7 @@ class ReplayDataModule(pl.LightningDataModule):
         for name, value in (("env_steps", env_steps), ("updates_per_batch", updates_per_batch)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        check_capacity(replay.capacity, agent.window_length)
         self.env_steps, self.updates_per_batch, self.num_batches = env_steps, updates_per_batch, 0
         self.environments = [Environment(spec) for spec in specs]
         self.sizes = [(environment.observation_size, environment.action_size) for environment in self.environments]
@@ -181,12 +187,12 @@ class ReplayDataModule(pl.LightningDataModule):
         if folder.is_dir():
             self._load_replay(folder)
         else:
-            rank_zero_info(f"No replay beside {self._checkpoint.name}: it fills up anew before updates go on.")
+            rank_zero_warn(f"No replay beside {self._checkpoint.name}: it fills up anew before updates go on.")
             state["is_open"] = False
         lost = self.collector.load_state_dict(state)
         if lost:
             names = ", ".join(f"{agent} ({self.environments[agent].spec.name})" for agent in lost)
-            rank_zero_info(f"Open episodes that could not be re-entered count as truncated, new ones begin: agents {names}.")
+            rank_zero_warn(f"Open episodes that could not be re-entered count as truncated, new ones begin: agents {names}.")
 
     @property
     def _checkpoint(self) -> Path:

@@ -45,9 +45,7 @@ class Replay:
     def __init__(
         self, sizes: Sequence[tuple[int, int]], capacity: int, window_length: int = 20, device: torch.device | str = "cpu"
     ) -> None:
-        needed = window_length + 2  # one more for the episode's last observation, one for the next episode's first
-        if capacity < needed:
-            raise ValueError(f"replay.capacity must be at least {needed} for windows of {window_length} steps, got {capacity}")
+        check_capacity(capacity, window_length)
         self.sizes, self.capacity, self.window_length, self.device = list(sizes), capacity, window_length, torch.device(device)
         check_memory(memory_bytes(sizes, capacity), self.device)
         self.observation_size = max(o for o, _ in sizes)
@@ -211,6 +209,13 @@ class Replay:
         padded[agent, : len(starts)] = starts.numpy()
         self._set_starts(padded)
         self._num_starts[agent] = len(starts)
+
+
+def check_capacity(capacity: int, window_length: int) -> None:
+    """Raise ValueError unless that many slots hold a window of that many steps."""
+    needed = window_length + 2  # one more for the episode's last observation, one for the next episode's first
+    if capacity < needed:
+        raise ValueError(f"replay.capacity must be at least {needed} for windows of {window_length} steps, got {capacity}")
 
 
 def memory_bytes(sizes: Sequence[tuple[int, int]], capacity: int) -> int:

@@ -61,7 +61,7 @@ def choose_num_threads(num_threads: int | None) -> int:
 def keep_freed_memory() -> None:
     """Tell glibc to keep memory that tensors free, where it would give each large one back to the kernel and fault it in again.
 
-    Page faults take a third of the time of an update on a CPU otherwise (`benchmarks/allocator.py`). Elsewhere than on glibc: nothing.
+    Page faults take a third of the time of an update on a CPU otherwise (`benchmarks/throughput.py`). Elsewhere than on glibc: nothing.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -77,7 +77,7 @@ def open_run_folder(config: DictConfig) -> None:
     """Make the run's folder and write its configuration.
 
     Raises:
-        ConfigError: if the folder holds another run.
+        ConfigError: if the folder holds another run or cannot be made.
     """
     folder = Path(config.run_dir)
     if config.ckpt_path is None and (folder / "config.yaml").exists():
@@ -85,5 +85,8 @@ def open_run_folder(config: DictConfig) -> None:
             f"run_dir={folder} holds a run already; valid is a new folder (in a sweep one for each job, run_dir={folder}/'${{seed}}'), "
             f"or ckpt_path={folder}/checkpoints/... to go on"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(resolved_yaml(config))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(resolved_yaml(config))
+    except OSError as error:
+        raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from error

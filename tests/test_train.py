@@ -1,0 +1,359 @@
+"""train.py from outside: what a run leaves behind, what goes on from it, and how mistakes are answered."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from metagenrl_pl.command_line import hydra_entry
+from metagenrl_pl.csv_logger import STEP_COLUMN
+from metagenrl_pl.files import read_csv
+from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.results import METHOD_NAMES, read_rows
+
+ROOT = Path(__file__).parents[1]
+DOUBLE = "InvertedDoublePendulum-v5"
+
+Train = Callable[..., tuple[int, str, str]]
+
+
+def as_a_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def debug(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a debug run, and what it printed. Read only."""
+    folder = tmp_path_factory.mktemp("debug")
+    done = as_a_process(folder, "experiment=debug")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr and "deprecated" not in done.stderr
+    (run_dir,) = (folder / "runs").iterdir()
+    return run_dir, done.stdout
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
+    """Runs train.py in this process, in a folder of its own: the exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        code = 0
+        try:
+            hydra_entry(train.main, ROOT / "conf", "config", train.RunConfig)
+        except SystemExit as exit:
+            assert isinstance(exit.code, int)
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def env_steps_of(run_dir: Path) -> list[int]:
+    """The first column of metrics.csv."""
+    columns, rows = read_csv(run_dir / "metrics.csv")
+    assert columns[0] == STEP_COLUMN
+    return [int(row[STEP_COLUMN]) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------- what a run leaves behind
+
+
+def test_the_configuration_is_kept_resolved(debug: tuple[Path, str]) -> None:
+    text = (debug[0] / "config.yaml").read_text()
+    assert "${" not in text
+    config = OmegaConf.create(text)
+    assert (config.env_steps, config.population.size, config.objective.seed) == (400, 3, 0)
+    assert config.callbacks.checkpoint.run_dir == config.run_dir == f"runs/{debug[0].name}"
+
+
+def test_metrics_are_over_env_steps(debug: tuple[Path, str]) -> None:
+    run_dir, _ = debug
+    assert set(env_steps_of(run_dir)) == {100, 200, 300, 400}
+    columns, rows = read_csv(run_dir / "metrics.csv")
+    agents = ["Pendulum-v1/agent_0", "InvertedPendulum-v5/agent_1", "Reacher-v5/agent_2"]
+    for metric in ("critic_loss", "policy_gradient_norm", "meta_loss", "meta_gradient_norm", "agreement"):
+        for agent in agents:
+            values = [float(row[f"{metric}/{agent}"]) for row in rows if row[f"{metric}/{agent}"]]
+            assert len(values) == 4 and len(set(values)) == 4, (metric, agent)
+    assert {f"episode_return/{agent}" for agent in agents} <= set(columns)
+    assert {"throughput/agent_env_steps_per_second", "throughput/update_cycles_per_second"} <= set(columns)
+    assert {f"meta_test/{DOUBLE}/{method}" for method in ("learned", "untrained", "reinforce", "critic")} <= set(columns)
+
+
+def test_tensorboard_shows_the_same(debug: tuple[Path, str]) -> None:
+    run_dir, _ = debug
+    assert len(list((run_dir / "tensorboard").glob("events.out.tfevents.*"))) == 1
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    name = "critic_loss/Reacher-v5/agent_2"
+    shown = [(event.step, event.value) for event in events.Scalars(name)]
+    kept = [(int(row[STEP_COLUMN]), pytest.approx(float(row[name]))) for row in read_csv(run_dir / "metrics.csv")[1] if row[name]]
+    assert [step for step, _ in shown] == [100, 200, 300, 400]
+    assert shown == kept
+
+
+def test_checkpoints_are_where_a_resume_looks(debug: tuple[Path, str]) -> None:
+    names = sorted(path.name for path in (debug[0] / "checkpoints").iterdir())
+    assert names == ["env_steps_000000200.ckpt", "env_steps_000000400.ckpt", "env_steps_000000400.replay"]
+
+
+def test_the_objective_is_learned_and_tells_where(debug: tuple[Path, str]) -> None:
+    objective = LearnedObjective.load(debug[0] / "objective.safetensors")
+    fresh = LearnedObjective(seed=0)
+    for (name, learned), before in zip(objective.named_parameters(), fresh.parameters(), strict=True):
+        assert learned.shape == before.shape and not torch.equal(learned, before), name
+    card = objective.card
+    assert card["training_environments"] == ["InvertedPendulum-v5", "Pendulum-v1", "Reacher-v5"]
+    assert (card["num_agents"], card["env_steps"], card["seed"]) == (3, 400, 0)
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None  # none outside of a checkout
+    assert card["commit"] in (commit, f"{commit}-dirty")
+
+
+def test_the_meta_test_is_complete(debug: tuple[Path, str]) -> None:
+    stages = {"learned": 400, "untrained": 0, "reinforce": None, "critic": None}
+    expected = {(DOUBLE, method, seed, n, stages[method]) for method in stages for seed in (0, 1) for n in (100, 200)}
+    expected |= {(DOUBLE, "random", seed, 0, None) for seed in (0, 1)}
+    rows = read_rows(debug[0] / "meta_test.csv")
+    assert {(*row[:4], row.meta_training_env_steps) for row in rows} == expected
+    assert len(read_csv(debug[0] / "meta_test.csv")[1]) == len(expected)
+    assert all(0 < row.episode_return < 10_000 for row in rows)
+
+
+def test_learning_curves_are_drawn_and_the_table_is_printed(debug: tuple[Path, str]) -> None:
+    run_dir, printed = debug
+    assert (run_dir / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert f"Run folder: runs/{run_dir.name} (replay: up to " in printed
+    assert f"Learning curves: runs/{run_dir.name}/learning_curves.png" in printed
+    table = printed[printed.index("Meta-test: return of fresh agents") :]
+    for name in (DOUBLE, *METHOD_NAMES.values()):
+        assert name in table
+    progress = [line for line in printed.splitlines() if line.startswith("meta-training: ")]
+    assert len(progress) == 20 and re.fullmatch(r"meta-training: 400/400 env steps, .* ETA 0:00, Pendulum-v1 -.*", progress[-1])
+
+
+# ---------------------------------------------------------------------------------------- runs with a given objective
+
+
+SHORT = [
+    *("env_steps=300", "updates_per_batch=25", "logger=csv"),
+    *("agent.hidden_units=8", "agent.num_windows=4", "agent.random_env_steps=100", "agent.warmup_env_steps=100"),
+    *("callbacks.evaluation.every_env_steps=100", "callbacks.evaluation.num_episodes=1"),
+]
+
+
+def test_a_learned_objective_trains_fresh_agents(debug: tuple[Path, str], in_process: Train) -> None:
+    path = debug[0] / "objective.safetensors"
+    before = path.read_bytes()
+    where = ("env.train=[InvertedPendulum-v5,Reacher-v5]", "population.size=4", "run_dir=here")
+    code, printed, errors = in_process("experiment=meta_test", f"objective.path={path}", *where, *SHORT)
+    assert code == 0, errors
+    rows = read_rows(Path("here/meta_test.csv"))
+    assert {(*row[:4], row.meta_training_env_steps) for row in rows} == {
+        (environment, "learned", seed, n, 400)
+        for environment in ("InvertedPendulum-v5", "Reacher-v5")
+        for seed in (0, 1)
+        for n in (100, 200, 300)
+    }
+    assert path.read_bytes() == before and not Path("here/objective.safetensors").exists()
+    assert "learned objective" in printed and "training: 300/300" in printed and "meta-training: 300" not in printed
+    assert not Path("here/tensorboard").exists()
+
+
+def test_a_baseline_runs_through_the_same_code(in_process: Train) -> None:
+    code, printed, errors = in_process("experiment=baseline/ddpg", "population.size=2", "run_dir=here", *SHORT)
+    assert code == 0, errors
+    rows = read_rows(Path("here/meta_test.csv"))
+    assert [row[:4] for row in rows] == [(DOUBLE, "critic", seed, n) for n in (100, 200, 300) for seed in (0, 1)]
+    assert "DDPG/TD3" in printed
+    columns, _ = read_csv(Path("here/metrics.csv"))
+    assert f"evaluation_return/{DOUBLE}/agent_1" in columns and f"meta_loss/{DOUBLE}/agent_1" not in columns
+
+
+def test_a_sweep_gives_every_job_a_folder(in_process: Train) -> None:
+    """And what is switched off stays off."""
+    off = [f"callbacks.{name}=null" for name in ("meta_test", "checkpoint", "display", "final_report")]
+    code, printed, errors = in_process("-m", "seed=1,2", "experiment=debug", "env_steps=120", "logger=csv", *off)
+    assert code == 0, errors
+    (sweep,) = Path("runs").iterdir()
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    for job in ("0", "1"):
+        assert sorted(path.name for path in (sweep / job).iterdir()) == [
+            "config.yaml",
+            "metrics.csv",
+            "objective.json",
+            "objective.safetensors",
+        ]
+        assert OmegaConf.load(sweep / job / "config.yaml").seed == int(job) + 1
+        assert LearnedObjective.load(sweep / job / "objective.safetensors").card["seed"] == int(job) + 1
+    assert (sweep / "0" / "objective.safetensors").read_bytes() != (sweep / "1" / "objective.safetensors").read_bytes()
+    assert "120/120" not in printed
+
+
+# -------------------------------------------------------------------------------------------------------------------- resume
+
+
+def test_a_finished_run_is_made_longer_where_it_was_moved(debug: tuple[Path, str], in_process: Train) -> None:
+    original, _ = debug
+    before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
+    moved = Path("elsewhere/moved")
+    shutil.copytree(original, moved)
+    code, _, errors = in_process(f"ckpt_path={moved}/checkpoints/env_steps_000000400.ckpt", "env_steps=500")
+    assert code == 0, errors
+
+    old, new = (read_csv(run_dir / "metrics.csv") for run_dir in (original, moved))
+    assert new[0] == old[0]
+    assert new[1][: len(old[1])] == old[1] and set(env_steps_of(moved)) == {100, 200, 300, 400, 500}
+    assert len({tuple(row.values()) for row in new[1]}) == len(new[1])
+    old_rows, rows = read_rows(original / "meta_test.csv"), read_rows(moved / "meta_test.csv")
+    learned = [row for row in old_rows if row.method == "learned"]
+    assert rows[: len(old_rows)] == old_rows
+    assert [row[:4] for row in rows[len(old_rows) :]] == [row[:4] for row in learned]
+    assert {row.meta_training_env_steps for row in rows[len(old_rows) :]} == {500}
+
+    names = sorted(path.name for path in (moved / "checkpoints").iterdir())
+    assert names == ["env_steps_000000400.ckpt", "env_steps_000000500.ckpt", "env_steps_000000500.replay"]
+    assert LearnedObjective.load(moved / "objective.safetensors").card["env_steps"] == 500
+    config = OmegaConf.load(moved / "config.yaml")
+    assert (config.run_dir, config.callbacks.checkpoint.run_dir, config.env_steps) == (str(moved), str(moved), 500)
+    assert config.population.size == 3  # the run's own, not the default
+    assert not Path("runs").exists()
+    assert {path: path.read_bytes() for path in original.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_alone_is_enough_and_the_rest_is_made_again(debug: tuple[Path, str], in_process: Train) -> None:
+    """From the middle of the run, so its replay is gone and updates begin again 100 env steps later."""
+    shutil.copytree(debug[0], "run")
+    arguments = ("callbacks.meta_test=null", "logger=csv")
+    with pytest.warns(match="No replay beside env_steps_000000200.ckpt"):
+        code, _, errors = in_process("ckpt_path=run/checkpoints/env_steps_000000200.ckpt", *arguments)
+    assert code == 0, errors
+    old, new = (read_csv(run_dir / "metrics.csv")[1] for run_dir in (debug[0], Path("run")))
+    kept = [row for row in old if int(row[STEP_COLUMN]) <= 200]
+    assert new[: len(kept)] == kept and set(env_steps_of(Path("run"))) == {100, 200, 300, 400}
+    assert new[len(kept) :] != old[len(kept) :]
+    assert LearnedObjective.load("run/objective.safetensors").card["env_steps"] == 400
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("seed=4", "seed cannot be changed on a resume"),
+        ("population.size=4", "population.size cannot be changed on a resume"),
+        ("experiment=debug", "experiment cannot be changed on a resume"),
+        ("env.train=Pendulum-v1", "env.train cannot be changed on a resume"),
+        ("run_dir=other", "run_dir cannot be changed on a resume"),
+    ],
+)
+def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[Path, str], in_process: Train) -> None:
+    before = sorted(debug[0].rglob("*"))
+    code, _, errors = in_process(f"ckpt_path={debug[0]}/checkpoints/env_steps_000000400.ckpt", "env_steps=500", argument)
+    assert code == 2 and errors.startswith(f"error: {named}") and "env_steps, trainer.devices" in errors
+    assert errors.count("\n") == 1 and "Traceback" not in errors
+    assert sorted(debug[0].rglob("*")) == before
+
+
+# ------------------------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("sed=3", "unknown key 'sed'; did you mean 'seed'?"),
+        ("+sed=3", "unknown key 'sed'; did you mean 'seed'?"),
+        ("++env.trian=x", "unknown key 'env.trian'; did you mean 'env.train'?"),
+        ("agent.num_window=3", "unknown key 'agent.num_window'; did you mean 'agent.num_windows'?"),
+        ("callbacks.chekpoint=null", "unknown key 'callbacks.chekpoint'; did you mean 'callbacks.checkpoint'?"),
+        ("objectiv=learned", "unknown key 'objectiv'; did you mean 'objective'?"),
+        (
+            "objective=learnt",
+            "objective=learnt is not a choice; did you mean 'learned'? valid: critic, frozen, learned, ",
+        ),
+        ("experiment=paper/nothing", "experiment/paper=nothing is not a choice; "),
+        ("meta.gradient=clipp", "meta.gradient=clipp is not a choice; did you mean 'clip'? valid: clip, normalize"),
+        ("env.train=[CartPole-v1]", "environment CartPole-v1: its actions are Discrete(2); valid is a continuous Box"),
+        ("env.train=[Pendulum-v2]", "environment Pendulum-v2: "),
+        ("env.test=[Hoper-v5]", "did you mean 'Hopper-v5'?"),
+        ("env.train=[]", "env: train must name at least one environment"),
+        ("population.size=0", "population: size must be at least 1, got 0"),
+        ("agent.num_windows=-3", "agent: num_windows must be at least 1, got -3"),
+        ("env_steps=0", "env_steps must be at least 1, got 0"),
+        ("env_steps=many", "env_steps: expected int, got 'many'"),
+        ("updates_per_batch=0", "updates_per_batch must be at least 1, got 0"),
+        ("num_threads=0", "num_threads must be at least 1, or null to choose, got 0"),
+        (
+            "callbacks.checkpoint.every_env_steps=0",
+            "callbacks.checkpoint: every_env_steps must be at least 1, or null for never",
+        ),
+        ("replay.capacity=10 agent.window_length=20", "replay.capacity must be at least 22 for windows of 20 steps, got 10"),
+        ("replay.capacity=100000000000", "choose a smaller replay.capacity or population.size"),
+        ("replay.device=gpu", "replay: device=gpu is not there; valid is auto, cpu or a GPU (cuda)"),
+        ("trainer.strategy=fsdp", "trainer.strategy=fsdp cannot serve; valid: auto"),
+        (
+            "trainer.accelerator=abacus",
+            "trainer: You selected an invalid accelerator name: `accelerator='abacus'`. Available",
+        ),
+        ("run_dir=/proc/nowhere", "run_dir=/proc/nowhere cannot be written: "),
+        ("~meta experiment=debug", "meta: nothing says what it is, it needs a _target_"),
+        ("experiment=meta_test", "missing key 'objective.path'"),
+        (
+            "experiment=meta_test objective.path=nothing",
+            "objective.path=nothing: no such file; valid is an objective",
+        ),
+        ("experiment=meta_test objective.path=/dev/null", "objective.path=/dev/null: "),
+        ("ckpt_path=nothing.ckpt", "ckpt_path=nothing.ckpt: there is no such file; valid is a .ckpt file of a run"),
+    ],
+)
+def test_a_mistake_is_answered_by_one_line(arguments: str, named: str, in_process: Train, tmp_path: Path) -> None:
+    code, printed, errors = in_process(*arguments.split())
+    assert code == 2
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and errors.endswith("\n") and "Traceback" not in errors
+    assert named in errors
+    assert printed == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_or_truncated_checkpoint_is_named(debug: tuple[Path, str], in_process: Train, tmp_path: Path) -> None:
+    whole = (debug[0] / "checkpoints" / "env_steps_000000400.ckpt").read_bytes()
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    (tmp_path / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
+    before = sorted(tmp_path.iterdir())
+    for name, told in (("foreign", "not by a run of this project"), ("truncated", "truncated, corrupt or no checkpoint at all")):
+        code, printed, errors = in_process(f"ckpt_path={tmp_path}/{name}.ckpt")
+        assert code == 2 and printed == "" and errors.count("\n") == 1
+        assert errors.startswith(f"error: ckpt_path={tmp_path}/{name}.ckpt: the file ") and told in errors
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(debug: tuple[Path, str], in_process: Train) -> None:
+    before = {path: path.read_bytes() for path in debug[0].rglob("*") if path.is_file()}
+    code, printed, errors = in_process(f"run_dir={debug[0]}")
+    assert code == 2 and printed == "" and errors.count("\n") == 1
+    assert errors.startswith(f"error: run_dir={debug[0]} holds a run already; valid is a new folder")
+    assert {path: path.read_bytes() for path in debug[0].rglob("*") if path.is_file()} == before
+
+
+def test_a_diverging_run_names_quantity_and_agent(in_process: Train) -> None:
+    code, _, errors = in_process("experiment=debug", "env_steps=120", "agent.critic_learning_rate=1e30", "run_dir=here")
+    assert code == 2
+    assert re.fullmatch(r"error: \w+ of agent 0 is nan after \d+ updates", errors.splitlines()[-1])
+    assert not list(Path("here").glob("checkpoints/*.ckpt"))  # nothing broken to go on from
+
+
+def test_a_process_ends_as_it_should(tmp_path: Path) -> None:
+    done = as_a_process(tmp_path, "population.size=0")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: population: size must be at least 1, got 0\n"
+    assert list(tmp_path.iterdir()) == []
