@@ -80,8 +80,10 @@ def main(config: DictConfig) -> None:
     print(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB)", flush=True)
     try:
         trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
-    except (CheckpointError, FloatingPointError, MisconfigurationException) as error:
+    except (CheckpointError, MisconfigurationException) as error:
         raise ConfigError(str(error)) from error
+    except FloatingPointError as error:
+        raise ConfigError(f"{error}; checkpoints in {config.run_dir}/checkpoints are from before it") from error
     if trainer.should_stop:  # told to by a signal; the checkpoint is saved
         sys.exit(STOPPED)
 

@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from callbacks.schedule import datamodule_of, env_steps_of, module_of
 from metagenrl_pl.datamodule import MacroBatch
@@ -37,7 +38,13 @@ class PopulationDisplay(ProgressBar):
         if not refresh_per_second > 0:
             raise ValueError(f"refresh_per_second must be positive, got {refresh_per_second}")
         self._console = Console()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+        )
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
         self._live: Live | None = None
         self._rate = refresh_per_second
@@ -64,7 +71,14 @@ class PopulationDisplay(ProgressBar):
         self._training(env_steps_of(trainer))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the terminal back, also after an error."""
+        """Give the terminal back."""
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the terminal back after an error, too: there is no teardown then."""
+        self._stop()
+
+    def _stop(self) -> None:
         if self._live is not None:
             self._redraw(force=True)
             self._live.stop()
@@ -92,6 +106,7 @@ class PopulationDisplay(ProgressBar):
                 self._console.print(
                     f"{description}: {done:,}/{total:,} env steps, {_clock(seconds)} elapsed, ETA {_clock(eta)}{note()}",
                     highlight=False,
+                    markup=False,  # names of environments have brackets
                     soft_wrap=True,
                 )
 
@@ -124,7 +139,7 @@ class PopulationDisplay(ProgressBar):
         for agent, environment in enumerate(datamodule.environments[:_MAX_ROWS]):
             returns = datamodule.collector.recent_returns[agent]
             values = [f"{float(values[agent]):.3g}" for values in metrics.values()]
-            table.add_row(str(agent), environment.spec.name, f"{fmean(returns):.1f}" if returns else "-", *values)
+            table.add_row(str(agent), Text(environment.spec.name), f"{fmean(returns):.1f}" if returns else "-", *values)
         if len(datamodule.environments) > _MAX_ROWS:
             table.caption = f"and {len(datamodule.environments) - _MAX_ROWS} more agents"
         return table
@@ -147,7 +162,7 @@ class FinalReport(pl.Callback):
         if rows:
             console.print(final_table(rows))
         if picture is not None:
-            console.print(f"Learning curves: {picture}", soft_wrap=True, highlight=False)
+            console.print(f"Learning curves: {picture}", soft_wrap=True, highlight=False, markup=False)
 
 
 class _Silent:

@@ -77,17 +77,21 @@ class MetaTest(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Test the objective when the interval is crossed."""
-        if crossed(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
-            self._test(trainer, "learned", module_of(trainer).objective, env_steps_of(trainer))
+        objective = module_of(trainer).objective
+        if crossed(self._every, env_steps_of(trainer), batch) and not is_last(trainer) and isinstance(objective, LearnedObjective):
+            self._test(trainer, "learned", objective, env_steps_of(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Test the final objective and whatever it is compared with."""
         if not is_last(trainer) or not self._specs:
             return
         objective = module_of(trainer).objective
-        tests: list[tuple[str, Objective, int | None]] = [("learned", objective, env_steps_of(trainer))]
-        if self._untrained and isinstance(objective, LearnedObjective):
-            tests.append(("untrained", LearnedObjective(**objective.architecture, seed=derive_seed(0, "untrained objective")), 0))
+        tests: list[tuple[str, Objective, int | None]] = []
+        if isinstance(objective, LearnedObjective):
+            tests.append(("learned", objective, env_steps_of(trainer)))
+            if self._untrained:
+                fresh = LearnedObjective(**objective.architecture, seed=derive_seed(0, "untrained objective"))
+                tests.append(("untrained", fresh, 0))
         tests += [(method, baseline, None) for method, baseline in self._baselines.items()]
         for method, tested, stage in tests:
             if not self._is_done(method, self._env_steps, stage):

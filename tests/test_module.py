@@ -10,7 +10,7 @@ import torch
 from tiny_runs import TOYS, differences, everything, tiny_objective, tiny_run, tiny_settings
 
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
-from callbacks.schedule import env_steps_of
+from callbacks.schedule import env_steps_of, module_of
 from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.collector import Collector
@@ -43,7 +43,7 @@ class Poison(pl.Callback):
 
 
 def test_the_size_of_batches_changes_nothing() -> None:
-    """One cycle, a number that does not divide the run, one that is most of it; everything but the number of batches is the same."""
+    """One cycle, a number that does not divide the run, one that is most of it."""
     one, seven, fifty = (tiny_run(env_steps=120, updates_per_batch=n) for n in (1, 7, 50))
     reference = everything(one)
     assert differences(reference, everything(seven)) == differences(reference, everything(fifty)) == []
@@ -51,7 +51,6 @@ def test_the_size_of_batches_changes_nothing() -> None:
     fresh = everything(tiny_run(env_steps=1))
     learned = [path for path in fresh if path.startswith(("/learner/population", "/objective"))]
     assert set(learned) <= set(differences(reference, fresh))  # there was something to be the same
-    assert differences(reference, everything(tiny_run(env_steps=120, updates_per_batch=50, seed=1)))
 
 
 @pytest.mark.parametrize(("updates_per_batch", "ends"), [(7, [7, 14, 21, 24]), (50, [24]), (8, [8, 16, 24])])
@@ -118,7 +117,7 @@ def test_an_agent_acts_with_what_it_has_just_learned(monkeypatch: pytest.MonkeyP
     step = Collector.step
 
     def spy(self: Collector) -> None:
-        policy = trainers[0].lightning_module.learner.population  # type: ignore[union-attr]
+        policy = module_of(trainers[0]).learner.population
         before = self._observation.copy()
         step(self)
         if self.env_steps > 1:
@@ -148,9 +147,10 @@ def test_a_broken_critic_ends_the_run_and_is_named() -> None:
         tiny_run(env_steps=60, updates_per_batch=1, callbacks=[Poison()])
 
 
-def test_what_is_broken_ends_the_run_at_the_end_of_its_batch() -> None:
+def test_the_agent_that_broke_first_is_named_at_the_end_of_the_batch() -> None:
+    """By then all are broken, since they share the objective."""
     batches = Batches()
-    with pytest.raises(FloatingPointError, match="of agent 1 is nan"):
+    with pytest.raises(FloatingPointError, match="^critic_loss of agent 1 is nan after 31 updates$"):
         tiny_run(env_steps=60, updates_per_batch=10, callbacks=[Poison(), batches])
     assert batches.seen[-1][0] == 30
 
@@ -158,14 +158,9 @@ def test_what_is_broken_ends_the_run_at_the_end_of_its_batch() -> None:
 # ------------------------------------------------------------------------------------------------------- nothing from outside
 
 
-def global_randomness() -> tuple[bytes, bytes, object]:
-    state = np.random.get_state(legacy=False)
-    assert isinstance(state, dict)
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        state["state"]["key"].tobytes() + bytes([state["state"]["pos"] % 256]),
-        random.getstate(),
-    )
+def global_randomness() -> str:
+    numpy_state = np.random.get_state()
+    return repr((torch.get_rng_state().tolist(), [np.asarray(part).tolist() for part in numpy_state], random.getstate()))
 
 
 def test_callbacks_do_not_change_what_is_learned(tmp_path: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import toy_environments  # noqa: F401  (registers them)
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
 from metagenrl_pl.checkpoint_io import AtomicCheckpointIO
 from metagenrl_pl.csv_logger import RunCSVLogger
@@ -45,7 +45,7 @@ def tiny_trainer(callbacks: Sequence[pl.Callback] = (), run_dir: Path | None = N
         max_epochs=1,
         enable_model_summary=False,
         log_every_n_steps=1,
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         callbacks=list(callbacks),
         logger=[RunCSVLogger(run_dir)] if run_dir else False,

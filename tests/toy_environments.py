@@ -79,5 +79,31 @@ class Counting(gym.Env):
         return observation, reward, terminated, False, {}
 
 
-for kind in (Echo, Showing, Counting):
+class Approach(gym.Env):
+    """Four moves towards 0: a move a costs a^2, and the place x where they end 4 x^2. Observes [x, moves done].
+
+    From x after t moves the best return is -p_t x^2, where p_4 = 4. Before that it is the largest -a^2 - p_{t+1} (x + a)^2,
+    which is -p_t x^2 with 1 / p_t = 1 / p_{t+1} + 1, for a = -p_t x. So p_0 = 4/17, while no move at all returns -4 x^2 and
+    the last one alone -4/5 x^2.
+    """
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,))
+        self.action_space = spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._x, self._num_moves = float(self.np_random.uniform(-1, 1)), 0
+        return np.array([self._x, 0], np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        move = float(action[0])
+        self._x += move
+        self._num_moves += 1
+        terminated = self._num_moves == 4
+        reward = -(move**2) - (4 * self._x**2 if terminated else 0)
+        return np.array([self._x, self._num_moves], np.float32), reward, terminated, False, {}
+
+
+for kind in (Echo, Showing, Counting, Approach):
     gym.register(f"{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")

@@ -72,6 +72,7 @@ class Learner:
         self.inner, self.meta = inner, meta if objective.learns and inner is not None else None
         self.num_updates = 0
         self.metrics: dict[str, Tensor] = {}  # newest, one value per agent, [P]
+        self._num_broken: Tensor | int = 0  # cycles in which an agent's critic loss was not finite, [P]
         self._streams = AgentStreams(seeds, "target noise")
         self.is_compiled = compile
         self._compile = torch.compile if compile else (lambda function: function)
@@ -97,6 +98,7 @@ class Learner:
             critic_step: steps the critics' optimizer, if somebody else has to see it.
         """
         self._update_critics(draw(self.settings.num_windows), critic_step or self.critic_optimizer.step)
+        self._num_broken = self._num_broken + ~torch.isfinite(self.metrics["critic_loss"])
         if self.num_updates % self.settings.policy_delay == 0:
             self._update_policies(draw(self.settings.num_windows), env_steps)
             self._move_targets()
@@ -178,11 +180,14 @@ class Learner:
         return action_gradient_agreement(population.networks, self.objective, alpha, population.policy, critic, windows)
 
     def check_finite(self) -> None:
-        """Raise FloatingPointError, naming the agent and the quantity, if the newest update gave NaN or infinity."""
+        """Raise FloatingPointError, naming the agent and the quantity, if the newest update gave NaN or infinity.
+
+        The agent is the one that broke first: by way of the objective it breaks the others within a few cycles.
+        """
         for name, values in self.metrics.items():
-            bad = (~torch.isfinite(values)).nonzero()
-            if len(bad):
-                agent = int(bad[0])
+            is_broken = ~torch.isfinite(values)
+            if is_broken.any():
+                agent = int((is_broken * (1 + self._num_broken)).argmax())
                 raise FloatingPointError(f"{name} of agent {agent} is {float(values[agent])} after {self.num_updates} updates")
 
     def to(self, device: torch.device) -> None:

@@ -119,7 +119,7 @@ def meta_test(
     population = Population(sizes, agent_seeds, agent)
     population.to(torch.device(device))
     learner = Learner(population, objective, agent, agent_seeds, compile=compile)
-    replay = Replay(sizes, 2 * env_steps + 1, agent.window_length, device)  # enough even for episodes of one step
+    replay = Replay(sizes, 2 * env_steps + agent.window_length, agent.window_length, device)  # enough even for episodes of one step
     collector = Collector(environments, agent_seeds, replay, population.act, agent.exploration_noise, agent.random_env_steps)
     evaluator = Evaluator(agent_specs, agent_seeds, num_episodes)
     rows = []

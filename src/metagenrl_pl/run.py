@@ -61,15 +61,15 @@ def choose_num_threads(num_threads: int | None) -> int:
 def keep_freed_memory() -> None:
     """Tell glibc to keep memory that tensors free, where it would give each large one back to the kernel and fault it in again.
 
-    Page faults take a third of the time of an update on a CPU otherwise (`benchmarks/throughput.py`). Elsewhere than on glibc: nothing.
+    Page faults take up to half of the time of an update on a CPU otherwise (`benchmarks/throughput.py`). Elsewhere than on glibc: nothing.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-        mallopt(m_mmap_threshold, 32 * 2**20)  # the largest that glibc takes
-        mallopt(m_trim_threshold, 2**30)
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        mallopt(m_mmap_max, 0)  # large tensors on the heap too; glibc's threshold for mapping them ends at 32 MiB
+        mallopt(m_trim_threshold, -1)  # never give the heap's top back
         mallopt(m_top_pad, 64 * 2**20)
 
 
