@@ -71,6 +71,13 @@ class RunCheckpoint(Checkpoint):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give signals back to whoever had them."""
+        self._give_signals_back()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give signals back after an error, too: there is no teardown then."""
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
         for number, handler in self._former_handlers.items():
             signal.signal(number, handler)
         self._former_handlers = {}

@@ -38,14 +38,9 @@ class PopulationDisplay(ProgressBar):
         if not refresh_per_second > 0:
             raise ValueError(f"refresh_per_second must be positive, got {refresh_per_second}")
         self._console = Console()
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-        )
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
+        name = TextColumn("{task.description}", markup=False)
+        times = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        self._progress = Progress(name, BarColumn(), MofNCompleteColumn(), *times, console=self._console)
         self._live: Live | None = None
         self._rate = refresh_per_second
         self._trainer_shown: pl.Trainer | None = None

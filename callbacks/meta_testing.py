@@ -78,7 +78,11 @@ class MetaTest(pl.Callback):
     ) -> None:
         """Test the objective when the interval is crossed."""
         objective = module_of(trainer).objective
-        if crossed(self._every, env_steps_of(trainer), batch) and not is_last(trainer) and isinstance(objective, LearnedObjective):
+        if (
+            crossed(self._every, env_steps_of(trainer), batch)
+            and not is_last(trainer)
+            and isinstance(objective, LearnedObjective)
+        ):
             self._test(trainer, "learned", objective, env_steps_of(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

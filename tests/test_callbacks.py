@@ -247,8 +247,9 @@ def test_without_an_interval_the_objective_is_written_at_the_end(tmp_path: Path)
     assert LearnedObjective.load(tmp_path / "objective.safetensors").card["env_steps"] == 40
 
 
-def test_an_objective_that_is_not_learned_is_not_written(tmp_path: Path) -> None:
-    tiny_run(callbacks=[ObjectiveExport(str(tmp_path), 10, keep_stages=True)], objective=CriticObjective())
+@pytest.mark.parametrize(("objective", "frozen"), [(CriticObjective(), False), (tiny_objective(), True)])
+def test_an_objective_that_is_not_learned_is_not_written(objective: Any, frozen: bool, tmp_path: Path) -> None:
+    tiny_run(callbacks=[ObjectiveExport(str(tmp_path), 10, keep_stages=True)], objective=objective, frozen=frozen)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -63,12 +63,13 @@ def tiny_run(
     seed: int = 0,
     objective: Objective | None = None,
     settings: AgentSettings | None = None,
+    frozen: bool = False,
 ) -> pl.Trainer:
     """Train; the trainer knows the rest."""
     settings = settings or tiny_settings()
     seeds = [derive_seed(seed, "agent", agent) for agent in range(len(specs))]
     datamodule = ReplayDataModule(specs, seeds, settings, ReplaySettings(capacity=500), env_steps, updates_per_batch)
-    meta = MetaSettings(gradient="normalize", annealing_env_steps=30)
+    meta = None if frozen else MetaSettings(gradient="normalize", annealing_env_steps=30)
     module = MetaGenRL(datamodule.sizes, seeds, objective or tiny_objective(seed), settings, SGD(1e-2), meta)
     trainer = tiny_trainer(callbacks, run_dir)
     trainer.fit(module, datamodule, ckpt_path=ckpt_path)
