@@ -57,9 +57,13 @@ def main(config: DictConfig) -> None:
 
     agent, num_agents = build(config.agent), build(config.population).size
     train_specs = build(config.env).train_specs
+    if num_agents < len(train_specs):
+        raise ConfigError(
+            f"population.size={num_agents} leaves environments without an agent; valid is {len(train_specs)} or more"
+        )
     specs = [train_specs[i % len(train_specs)] for i in range(num_agents)]
     seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
-    inner, meta = build(config.inner), build(config.meta) if config.meta else None
+    inner, meta = build(config.inner), build(config.meta) if config.get("meta") else None
     try:
         datamodule = ReplayDataModule(specs, seeds, agent, build(config.replay), config.env_steps, config.updates_per_batch)
     except ValueError as error:

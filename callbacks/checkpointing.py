@@ -39,7 +39,7 @@ class RunCheckpoint(Checkpoint):
         check_interval("keep", keep)
         self._folder = Path(run_dir) / "checkpoints"
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
-        self._told_to_stop = False
+        self._told_to_stop = self._is_complete = False
         self._former_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -47,7 +47,7 @@ class RunCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
 
             def stop(number: int, frame: FrameType | None) -> None:
-                if self._told_to_stop or is_last(trainer):
+                if self._told_to_stop or self._is_complete:
                     raise KeyboardInterrupt
                 self._told_to_stop = True
 
@@ -63,6 +63,7 @@ class RunCheckpoint(Checkpoint):
         """Save when the interval is crossed, at the end of the run and when told to stop."""
         if self._told_to_stop or crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             path = self.save(trainer)
+            self._is_complete = is_last(trainer)
             if self._told_to_stop and not is_last(trainer):
                 trainer.should_stop = True
                 print(
@@ -96,7 +97,8 @@ class RunCheckpoint(Checkpoint):
             if folder != replay_folder(path):
                 shutil.rmtree(folder)
         if self._keep is not None:
-            for old in sorted(self._folder.glob("env_steps_*.ckpt"))[: -self._keep]:
+            newest_last = sorted(self._folder.glob("env_steps_*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+            for old in newest_last[: -self._keep]:
                 old.unlink()
         return path
 
@@ -140,6 +142,7 @@ class ObjectiveExport(pl.Callback):
             "training_environments": sorted(set(environments)),
             "num_agents": len(environments),
             "env_steps": env_steps_of(trainer),
+            "window_length": module_of(trainer).agent.window_length,
             "seed": config.get("seed"),
             "commit": _commit(),
         }

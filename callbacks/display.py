@@ -110,7 +110,7 @@ class PopulationDisplay(ProgressBar):
     def _redraw(self, force: bool = False) -> None:
         if self._live is not None and (force or time.monotonic() - self._redrawn > 1 / self._rate):
             self._redrawn = time.monotonic()
-            self._live.update(Group(self._table(), self._progress), refresh=True)
+            self._live.update(Group(self._progress, self._table()), refresh=True)
 
     def _returns_text(self) -> str:
         """Mean return of the last episodes by environment."""

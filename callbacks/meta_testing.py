@@ -92,7 +92,7 @@ class MetaTest(pl.Callback):
         objective = module_of(trainer).objective
         tests: list[tuple[str, Objective, int | None]] = []
         if isinstance(objective, LearnedObjective):
-            tests.append(("learned", objective, env_steps_of(trainer)))
+            tests.append(("learned", objective, _stage(trainer, objective)))
             if self._untrained:
                 fresh = LearnedObjective(**objective.architecture, seed=derive_seed(0, "untrained objective"))
                 tests.append(("untrained", fresh, 0))
@@ -122,9 +122,9 @@ class MetaTest(pl.Callback):
                 self._env_steps,
                 self._evaluate_every,
                 self._num_episodes,
-                module.device,
-                module.learner.is_compiled,
-                report,
+                device=module.device,
+                compile=module.learner.is_compiled,
+                report=report,
             )
         append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
         final = [row for row in rows if row.env_steps == self._env_steps]
@@ -133,6 +133,11 @@ class MetaTest(pl.Callback):
             returns = [row.episode_return for row in final if row.environment == spec.name]
             metrics[f"meta_test/{spec.name}/{method}"] = sum(returns) / len(returns)
         log_metrics(trainer, metrics)
+
+
+def _stage(trainer: pl.Trainer, objective: LearnedObjective) -> int:
+    """Env steps that the objective was meta-trained for: in this run, or as its card says."""
+    return env_steps_of(trainer) if module_of(trainer).learner.meta else int(objective.card.get("env_steps", 0))
 
 
 class PolicyEvaluation(pl.Callback):
@@ -175,11 +180,11 @@ class PolicyEvaluation(pl.Callback):
             trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
         )
         if self._method is not None:
-            objective, num_environments = module_of(trainer).objective, len(dict.fromkeys(spec.name for spec in specs))
-            stage = objective.card.get("env_steps", 0) if isinstance(objective, LearnedObjective) else None
+            objective, names = module_of(trainer).objective, [spec.name for spec in specs]
+            stage = int(objective.card.get("env_steps", 0)) if isinstance(objective, LearnedObjective) else None
             rows = [
-                MetaTestRow(spec.name, self._method, agent // num_environments, env_steps_of(trainer), float(value), stage)
-                for agent, (spec, value) in enumerate(zip(specs, returns, strict=True))
+                MetaTestRow(name, self._method, names[:agent].count(name), env_steps_of(trainer), float(value), stage)
+                for agent, (name, value) in enumerate(zip(names, returns, strict=True))
             ]
             append_rows(self._path, rows)
 

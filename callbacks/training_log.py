@@ -30,7 +30,7 @@ class EpisodeReturns(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Collect what ended; log when the interval is crossed."""
-        for episode in datamodule_of(trainer).collector.take_finished():
+        for episode in datamodule_of(trainer).collector.finished:
             self._returns.setdefault(episode.agent, []).append(episode.episode_return)
         if crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             names = agent_names(trainer)
@@ -73,7 +73,7 @@ class ActionGradientAgreement(pl.Callback):
         if not (crossed(self._every, env_steps, batch) and learner.num_updates):
             return
         seeds = [derive_seed(agent, "agreement", env_steps) for agent in range(learner.population.num_agents)]
-        windows = datamodule_of(trainer).collector.replay.sample(self._num_windows, AgentStreams(seeds, "windows"))
+        windows = datamodule_of(trainer).collector.sample(self._num_windows, AgentStreams(seeds, "windows"))
         cosines = learner.agreement(windows)
         log_metrics(trainer, {f"agreement/{name}": float(c) for name, c in zip(agent_names(trainer), cosines, strict=True)})
 

@@ -4,7 +4,7 @@
 
 Everything is plain TD3, with twin critics, slowly moving targets and a replay, but for the policy's loss:
 
-    loss = objective(policy(states), actions, rewards, values, terminated, valid)[valid].mean()
+    loss = objective(policy(states), actions, rewards, values, terminated, valid)[valid > 0].mean()
 
 where `values` are what the critic thinks of the policy's own actions. Instead of single steps the replay gives windows of up to T
 consecutive steps of one episode, which the objective reads backwards in time.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from metagenrl_pl.objectives import LearnedObjective
 
-T, NUM_WINDOWS, DISCOUNT, LEARNING_RATE, TARGET_RATE, POLICY_DELAY = 20, 32, 0.99, 1e-3, 0.005, 2
+NUM_WINDOWS, DISCOUNT, LEARNING_RATE, TARGET_RATE, POLICY_DELAY = 32, 0.99, 1e-3, 0.005, 2
 
 
 def mlp(num_in: int, num_out: int, *last: nn.Module, units: int = 64) -> nn.Sequential:
@@ -44,13 +44,13 @@ class Replay:
         for values, value in zip(self.episode.values(), (next_state, action, reward, terminated), strict=True):
             values.append(value)
 
-    def draw(self) -> tuple[Tensor, ...]:
+    def draw(self, num_steps: int) -> tuple[Tensor, ...]:
         """Windows, 0 after their last valid step: states [B, T + 1, O], actions [B, T, A]; rewards, terminated, valid [B, T]."""
         state, action = self.episode["states"][0], self.steps[0][0]["actions"][0]
-        states, actions = np.zeros((NUM_WINDOWS, T + 1, *state.shape)), np.zeros((NUM_WINDOWS, T, *action.shape))
-        rewards, terminated, valid = np.zeros((3, NUM_WINDOWS, T))
+        states, actions = np.zeros((NUM_WINDOWS, num_steps + 1, *state.shape)), np.zeros((NUM_WINDOWS, num_steps, *action.shape))
+        rewards, terminated, valid = np.zeros((3, NUM_WINDOWS, num_steps))
         for b, (episode, t) in enumerate(self.steps[i] for i in torch.randint(len(self.steps), (NUM_WINDOWS,))):
-            start = max(0, min(t, len(episode["actions"]) - T))  # short only where the episode is
+            start = max(0, min(t, len(episode["actions"]) - num_steps))  # short only where the episode is
             for x, values in zip((states, actions, rewards, terminated), episode.values(), strict=True):
                 piece = values[start : start + x.shape[1]]
                 x[b, : len(piece)] = piece
@@ -81,7 +81,7 @@ def evaluate(policy: nn.Module, env_id: str, env_steps: int, num_episodes: int =
 
 def train(env_id: str, objective: LearnedObjective, env_steps: int, seed: int) -> None:
     torch.manual_seed(seed)
-    env, replay = make(env_id), Replay()
+    env, replay, num_steps = make(env_id), Replay(), objective.card.get("window_length", 20)  # as in meta-training
     num_states, num_actions = gym.spaces.flatdim(env.observation_space), gym.spaces.flatdim(env.action_space)
     networks = nn.ModuleList([mlp(num_states, num_actions, nn.Tanh()), *(mlp(num_states + num_actions, 1) for _ in range(2))])
     targets = copy.deepcopy(networks)
@@ -93,7 +93,7 @@ def train(env_id: str, objective: LearnedObjective, env_steps: int, seed: int) -
         return critic(torch.cat([states, actions], -1)).squeeze(-1)
 
     def update_critics() -> None:
-        states, actions, rewards, terminated, valid = replay.draw()
+        states, actions, rewards, terminated, valid = replay.draw(num_steps)
         with torch.no_grad():  # targets are constants
             next_actions = target_policy(states[:, 1:]) + (0.2 * torch.randn_like(actions)).clamp(-0.5, 0.5)
             next_value = torch.minimum(*(q(critic, states[:, 1:], next_actions.clamp(-1, 1)) for critic in target_critics))
@@ -104,7 +104,7 @@ def train(env_id: str, objective: LearnedObjective, env_steps: int, seed: int) -
         critic_optimizer.step()
 
     def update_policy() -> None:
-        states, actions, rewards, terminated, valid = replay.draw()
+        states, actions, rewards, terminated, valid = replay.draw(num_steps)
         policy_actions = policy(states)  # in all T + 1 states: the last one has a value, too
         values = q(critics[0], states, policy_actions)  # no gradient passes through them: the objective takes them as constants
         loss = objective(policy_actions[:, :-1], actions, rewards, values, terminated, valid)[valid > 0].mean()

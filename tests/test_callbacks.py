@@ -161,7 +161,7 @@ def test_a_run_that_is_a_test_itself_writes_rows(objective: Any, stage: int | No
     if stage:
         objective.card = {"env_steps": stage}
     evaluation = PolicyEvaluation(str(tmp_path), 10, 1, method="mine")
-    tiny_run(TIMED, 20, callbacks=[evaluation], run_dir=tmp_path, objective=objective)
+    tiny_run(TIMED, 20, callbacks=[evaluation], run_dir=tmp_path, objective=objective, frozen=True)
     rows = [tuple(row) for row in read_rows(tmp_path / "meta_test.csv")]
     agents = [(EIGHT, 0, 36.0), (FIVE, 0, 15.0), (EIGHT, 1, 36.0)]
     assert rows == [(name, "mine", seed, n, value, stage) for n in (10, 20) for name, seed, value in agents]
@@ -282,9 +282,9 @@ SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
 def test_a_terminal_shows_a_table_of_the_population_and_a_bar_with_an_eta(terminal: io.StringIO) -> None:
     tiny_run(callbacks=[PopulationDisplay(1000)])
-    last = plain(terminal).rpartition("population")[2]
+    last = plain(terminal).rpartition("meta-training")[2]  # the last that is drawn
     header = ("agent", "environment", "return, last 10", "critic loss", "policy gradient norm", "meta loss", "meta gradient norm")
-    for text in (*header, "meta-training", "40/40", "ETA"):
+    for text in (*header, "population", "40/40", "ETA"):
         assert text in last, text
     for agent, (spec, returned) in enumerate(zip(TOYS, ("55.0", "15.0", "28.0"), strict=True)):
         (line,) = [line for line in last.splitlines() if f" {spec.name} " in line]
@@ -309,7 +309,7 @@ def test_the_terminal_is_given_back_after_an_error(terminal: io.StringIO) -> Non
 
 def test_a_large_population_is_shown_in_part(terminal: io.StringIO) -> None:
     tiny_run([EnvironmentSpec("Counting-v0")] * 22, env_steps=12, callbacks=[PopulationDisplay(1000)])
-    last = plain(terminal).rpartition("population")[2]
+    last = plain(terminal).rpartition("meta-training")[2]
     assert last.count("Counting-v0") == 20 and "and 2 more agents" in last
 
 

@@ -307,7 +307,7 @@ def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[P
             "trainer: You selected an invalid accelerator name: `accelerator='abacus'`. Available",
         ),
         ("run_dir=/proc/nowhere", "run_dir=/proc/nowhere cannot be written: "),
-        ("~meta experiment=debug", "meta: nothing says what it is, it needs a _target_"),
+        ("~population experiment=debug", "population: nothing says what it is, it needs a _target_"),
         ("experiment=meta_test", "missing key 'objective.path'"),
         (
             "experiment=meta_test objective.path=nothing",
@@ -348,7 +348,10 @@ def test_a_folder_that_holds_a_run_is_left_alone(debug: tuple[Path, str], in_pro
 def test_a_diverging_run_names_quantity_and_agent(in_process: Train) -> None:
     code, _, errors = in_process("experiment=debug", "env_steps=120", "agent.critic_learning_rate=1e30", "run_dir=here")
     assert code == 2
-    assert re.fullmatch(r"error: \w+ of agent 0 is nan after \d+ updates", errors.splitlines()[-1])
+    assert re.fullmatch(
+        r"error: \w+ of agent 0 is nan after \d+ updates; checkpoints in here/checkpoints are from before it",
+        errors.splitlines()[-1],
+    )
     assert not list(Path("here").glob("checkpoints/*.ckpt"))  # nothing broken to go on from
 
 

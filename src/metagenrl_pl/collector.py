@@ -36,6 +36,7 @@ class Collector:
         act: observations [P, O] -> noise-free actions [P, A] in [-1, 1].
         exploration_noise: standard deviation, for actions in [-1, 1].
         random_env_steps: steps with uniformly random actions at the start.
+        update_device: where windows are wanted; the replay's own by default.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Collector:
         act: Callable[[Tensor], Tensor],
         exploration_noise: float,
         random_env_steps: int,
+        update_device: torch.device | None = None,
     ) -> None:
+        self._update_device = update_device or replay.device
         self.environments, self.replay = list(environments), replay
         self._seeds, self._act = list(seeds), act
         self._noise, self._random_env_steps = exploration_noise, random_env_steps
@@ -104,8 +107,13 @@ class Collector:
         return int(self.replay.count.min())
 
     def draw(self, num_windows: int) -> Windows:
-        """New windows of every agent, from all that was collected so far, the newest step included."""
-        return self.replay.sample(num_windows, self._draws)
+        """New windows of every agent, from all that was collected so far, the newest step included, where updates are computed."""
+        return self.sample(num_windows, self._draws)
+
+    def sample(self, num_windows: int, streams: AgentStreams) -> Windows:
+        """Windows drawn from random streams of somebody else, who does not want to touch the training's."""
+        windows = self.replay.sample(num_windows, streams)
+        return Windows(*(x.to(self._update_device) for x in windows))
 
     def _explore(self) -> np.ndarray:
         """Noisy policy actions, or uniform ones at the start, [P, A]; nobody reads padded ones."""
@@ -145,7 +153,6 @@ class Collector:
             "observation": torch.from_numpy(self._observation.copy()),
             "streams": self._streams.state_dict(),
             "draws": self._draws.state_dict(),
-            "finished": [tuple(episode) for episode in self.finished],
             "recent_returns": [list(returns) for returns in self.recent_returns],
         }
 
@@ -163,7 +170,7 @@ class Collector:
         self._observation = state["observation"].numpy().copy()
         self._streams.load_state_dict(state["streams"])
         self._draws.load_state_dict(state["draws"])
-        self.finished = [FinishedEpisode(*episode) for episode in state["finished"]]
+        self.finished = []
         for recent, returns in zip(self.recent_returns, state["recent_returns"], strict=True):
             recent.clear()
             recent.extend(returns)

@@ -43,6 +43,8 @@ class _Misfit(ConfigError):
 def validated(config: DictConfig, schema: type) -> DictConfig:
     """A resolved copy of `config` in which every key is known and every value fits; the argument is not changed.
 
+    Keys of the root that are not set (`~logger`) have the default that a `schema` that is a dataclass gives them.
+
     The root is compared with the signature of `schema`, and so is every mapping that a dataclass annotates. A node with a
     `_target_`, wherever it is, is compared with the signature of that class or function. Checked are bool, int, float, str,
     Path, None, unions, `Literal`, lists, tuples and mappings of those; other annotations accept anything, but the nodes inside
@@ -60,7 +62,8 @@ def validated(config: DictConfig, schema: type) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {one_line(error)}") from error
     assert isinstance(values, dict)
-    return OmegaConf.create(_arguments(schema, values, ""))
+    arguments = _arguments(schema, values, "")
+    return OmegaConf.create(vars(schema(**arguments)) if is_dataclass(schema) else arguments)
 
 
 def build(node: DictConfig, **late: Any) -> Any:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from metagenrl_pl.checkpoint_io import CheckpointError
 from metagenrl_pl.collector import Collector
+from metagenrl_pl.config import ConfigError
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.learner import Learner
 from metagenrl_pl.population import AgentSettings
@@ -58,6 +59,7 @@ class MacroBatch:
         return self._num_cycles
 
     def __iter__(self) -> Iterator[Collector]:
+        self._collector.take_finished()  # those of the batch before; callbacks have read them
         for _ in range(self._num_cycles):
             self._collector.step()
             yield self._collector
@@ -121,7 +123,7 @@ class ReplayDataModule(pl.LightningDataModule):
         self.environments = [Environment(spec) for spec in specs]
         self.sizes = [(environment.observation_size, environment.action_size) for environment in self.environments]
         self._seeds, self._agent, self._settings = list(seeds), agent, replay
-        if replay.device in ("auto", "cpu"):  # a GPU is asked in setup
+        if replay.device == "cpu" or not torch.cuda.is_available():  # a GPU is asked in setup
             check_memory(self.replay_bytes, torch.device("cpu"))
         self.collector: Collector
 
@@ -134,7 +136,10 @@ class ReplayDataModule(pl.LightningDataModule):
         """Make the replay on its device and the collector, which asks the population for actions."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device if self._settings.device == "auto" else self._settings.device
-        replay = Replay(self.sizes, self._settings.capacity, self._agent.window_length, device)
+        try:
+            replay = Replay(self.sizes, self._settings.capacity, self._agent.window_length, device)
+        except ValueError as error:  # only here is the device known, and whether it has the memory
+            raise ConfigError(str(error)) from error
         learner = cast(Learner, self.trainer.lightning_module.learner)
         self.collector = Collector(
             self.environments,
@@ -143,6 +148,7 @@ class ReplayDataModule(pl.LightningDataModule):
             learner.population.act,
             exploration_noise=self._agent.exploration_noise,
             random_env_steps=self._agent.random_env_steps,
+            update_device=self.trainer.strategy.root_device,
         )
 
     def train_dataloader(self) -> Any:

@@ -91,6 +91,7 @@ def meta_test(
     env_steps: int,
     evaluate_every_env_steps: int,
     num_episodes: int = 10,
+    replay_capacity: int = 1_000_000,
     device: torch.device | str = "cpu",
     compile: bool = False,
     report: Report = lambda env_steps: None,
@@ -107,6 +108,7 @@ def meta_test(
         env_steps: of each agent.
         evaluate_every_env_steps: interval of the noise-free evaluations; there is one at the end as well.
         num_episodes: per evaluation.
+        replay_capacity: slots of each agent, if it needs that many.
         device, compile: as in training.
         report: told the env steps that are done.
 
@@ -117,9 +119,10 @@ def meta_test(
     environments = [Environment(spec) for spec in agent_specs]
     sizes = [(environment.observation_size, environment.action_size) for environment in environments]
     population = Population(sizes, agent_seeds, agent)
-    population.to(torch.device(device))
     learner = Learner(population, objective, agent, agent_seeds, compile=compile)
-    replay = Replay(sizes, 2 * env_steps + agent.window_length, agent.window_length, device)  # enough even for episodes of one step
+    learner.to(torch.device(device))
+    enough = 2 * env_steps + agent.window_length  # even for episodes of one step
+    replay = Replay(sizes, min(enough, replay_capacity), agent.window_length, device)
     collector = Collector(environments, agent_seeds, replay, population.act, agent.exploration_noise, agent.random_env_steps)
     evaluator = Evaluator(agent_specs, agent_seeds, num_episodes)
     rows = []

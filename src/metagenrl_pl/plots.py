@@ -65,7 +65,7 @@ def learning_curves(run_dir: Path) -> Path | None:
         subfigure = next(subfigures)
         for axes, (environment, kinds) in zip(_panels(subfigure, training, columns), training.items(), strict=True):
             _draw_training(axes, environment, kinds)
-        _finish(subfigure, columns, "Meta-training", ("env steps per agent", "return"), _training_legend(training))
+        _finish(subfigure, columns, "Training", ("env steps per agent", "return"), _training_legend(training))
     if test:
         subfigure = next(subfigures)
         rows = [row for environment_rows in test.values() for row in environment_rows]
@@ -73,7 +73,7 @@ def learning_curves(run_dir: Path) -> Path | None:
         newest = set(newest_stage(rows))
         for axes, (environment, environment_rows) in zip(_panels(subfigure, test, columns), test.items(), strict=True):
             _draw_test(axes, environment, environment_rows, newest, colours)
-        title = "Meta-test: fresh agents, unseen environments"
+        title = "Meta-test: fresh agents"
         y_label = "return (shaded: 95 % interval)" if len({row.seed for row in rows}) > 1 else "return (one seed)"
         _finish(subfigure, columns, title, ("env steps of the fresh agent", y_label), _test_legend(rows, colours))
 

@@ -25,7 +25,8 @@ OVERRIDABLE = (
 
 def folder_of(checkpoint: Path) -> Path:
     """The run that a checkpoint belongs to: checkpoints lie in `<run_dir>/checkpoints`."""
-    return checkpoint.parent.parent
+    folder, here = checkpoint.absolute().parent.parent, Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:

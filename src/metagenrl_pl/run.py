@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from metagenrl_pl.config import ConfigError, resolved_yaml
 from metagenrl_pl.resume import folder_of
@@ -39,9 +39,10 @@ def check_strategy(trainer: DictConfig) -> None:
     """
     if trainer.strategy not in STRATEGIES:
         raise ConfigError(f"trainer.strategy={trainer.strategy} cannot serve; valid: {', '.join(STRATEGIES)}")
-    if str(trainer.devices) not in ("1", "auto", "[0]") or trainer.num_nodes != 1:
+    is_one_device = trainer.devices in (1, "1") or (isinstance(trainer.devices, ListConfig) and len(trainer.devices) == 1)
+    if not is_one_device or trainer.num_nodes != 1:
         raise ConfigError(
-            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}: valid is one process, 1 and 1"
+            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}: valid is one device (1, or [its number]) on one node"
         )
 
 

@@ -53,7 +53,7 @@ class Objective(nn.Module, ABC):
     @property
     def learns(self) -> bool:
         """Whether there is anything to meta-learn."""
-        return next(self.parameters(), None) is not None
+        return any(p.requires_grad for p in self.parameters())
 
     @property
     def inert_parameters(self) -> frozenset[str]:

@@ -185,7 +185,7 @@ class LearnedObjective(Objective):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read an objective that `save` wrote; its card is in `.card`.
+        """Read an objective that `save` wrote, frozen; its card is in `.card`.
 
         Raises:
             ValueError: if the file is missing, damaged, not an objective of this project or one with options that are not known here.
@@ -209,7 +209,7 @@ class LearnedObjective(Objective):
             raise ValueError(f"objective.path={path}: its weights do not fit its card ({reason})") from error
         card.pop("format")
         objective.card = card
-        return objective
+        return objective.requires_grad_(False)  # frozen: it is there to teach
 
 
 def normalise(x: Tensor, valid: Tensor) -> Tensor:
