@@ -133,12 +133,17 @@ def test_an_optional_package_that_is_missing_is_named(composed: Any) -> None:
         ("compile=true", "compile", True),
         ("~experiment", "env_steps", 16_000),
         ("~experiment", "callbacks.meta_test.env_steps", 1_000_000),
+        ("~logger", "logger", {}),
+        ("~meta ~experiment", "meta", None),
+        ("~compile", "compile", False),
         ("experiment=debug env_steps=90", "env_steps", 90),  # the command line comes last
         ("experiment=paper/lunar_cheetah population.size=2", "population.size", 2),
     ],
 )
 def test_what_is_typed_arrives(arguments: str, key: str, value: Any, composed: Any) -> None:
-    found = OmegaConf.select(composed(*arguments.split()), key)
+    config = composed(*arguments.split())
+    assert key.partition(".")[0] in config
+    found = OmegaConf.select(config, key)
     found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
     assert found == value and type(found) is type(value)
 
