@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metagenrl_pl.batch import Windows
-from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.envs import Environment
 from metagenrl_pl.replay import Replay
 from metagenrl_pl.streams import AgentStreams, derive_seed
 
@@ -63,11 +63,6 @@ class Collector:
         self._episode_return = [0.0] * num_agents
         self._episode_actions: list[list[np.ndarray]] = [[] for _ in range(num_agents)]
         self._is_open = False
-
-    @property
-    def specs(self) -> list[EnvironmentSpec]:
-        """Each agent's environment."""
-        return [environment.spec for environment in self.environments]
 
     def take_finished(self) -> list[FinishedEpisode]:
         """The episodes that ended since the last call."""

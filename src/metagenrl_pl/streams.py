@@ -27,10 +27,6 @@ class AgentStreams:
     def __init__(self, seeds: Sequence[int], purpose: str) -> None:
         self._generators = [torch.Generator().manual_seed(derive_seed(seed, purpose)) for seed in seeds]
 
-    def __getitem__(self, agent: int) -> torch.Generator:
-        """The generator of one agent."""
-        return self._generators[agent]
-
     def normal(self, *shape: int, sizes: Sequence[int] | None = None) -> Tensor:
         """Standard normal, [P, *shape]; with `sizes`, each agent draws that many entries of the last axis and the others are 0.
 

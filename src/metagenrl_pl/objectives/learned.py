@@ -155,10 +155,10 @@ class LearnedObjective(Objective):
         outputs = []
         for t in reversed(range(num_steps)):
             gates = torch.baddbmm(projections[t], hidden, parameters["lstm.weight_hidden"])
-            write, candidate, forget, output = gates.chunk(4, -1)
+            input_gate, candidate, forget_gate, output_gate = gates.chunk(4, -1)
             # The mask keeps the cell, and with it the hidden state, at zero until the last valid step is reached.
-            cell = masks[t] * (torch.sigmoid(forget + 1) * cell + torch.sigmoid(write) * torch.tanh(candidate))
-            hidden = torch.sigmoid(output) * torch.tanh(cell)
+            cell = masks[t] * (torch.sigmoid(forget_gate + 1) * cell + torch.sigmoid(input_gate) * torch.tanh(candidate))
+            hidden = torch.sigmoid(output_gate) * torch.tanh(cell)
             outputs.append(hidden)
         return torch.stack(outputs[::-1], 2).view(num_agents, num_windows * num_steps, self.hidden_units)
 
