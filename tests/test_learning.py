@@ -53,17 +53,11 @@ def test_agents_find_the_optimum_of_a_problem_that_is_solved_on_paper() -> None:
 
 
 def test_agents_solve_pendulum() -> None:
-    """The pendulum hangs at about -1200 when nothing is done; the best policies keep it up for about -150."""
-    settings = AgentSettings(
-        hidden_units=64,
-        num_windows=8,
-        window_length=10,
-        random_env_steps=1000,
-        warmup_env_steps=500,
-        critic_learning_rate=2e-3,
-        target_rate=0.01,
-    )
-    rows = meta_test("critic", CriticObjective(), [EnvironmentSpec("Pendulum-v1")], SEEDS, settings, 5000, 1000, 10)
-    means = [np.mean([row.episode_return for row in rows if row.env_steps == n]) for n in range(1000, 5001, 1000)]
-    assert means[0] < -1000, means
-    assert max(means[3:]) > -200, means  # a swing that fails now and then costs some hundreds in one episode
+    """The pendulum hangs at about -1200 when nothing is done; the best policies keep it up for about -150. Settings of `agent=small`.
+
+    An agent may lose a swing-up for some thousand steps and find it again, so the best of the evaluations counts.
+    """
+    settings = AgentSettings(hidden_units=64, num_windows=16, window_length=10, random_env_steps=1000)
+    rows = meta_test("critic", CriticObjective(), [EnvironmentSpec("Pendulum-v1")], SEEDS, settings, 15_000, 1500, 10)
+    means = [np.mean([row.episode_return for row in rows if row.env_steps == n]) for n in range(1500, 15_001, 1500)]
+    assert means[0] < -1000 and max(means) > -200, means
