@@ -62,7 +62,8 @@ def choose_num_threads(num_threads: int | None) -> int:
 def keep_freed_memory() -> None:
     """Tell glibc to keep memory that tensors free, where it would give each large one back to the kernel and fault it in again.
 
-    Page faults take up to half of the time of an update on a CPU otherwise (`benchmarks/throughput.py`). Elsewhere than on glibc: nothing.
+    Page faults take a seventh of an update's time with small networks on a CPU otherwise (`benchmarks/throughput.py` measures it), and
+    more with larger ones. Elsewhere than on glibc: nothing.
     """
     if not sys.platform.startswith("linux"):
         return
