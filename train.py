@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -16,8 +17,10 @@ from metagenrl_pl.command_line import hydra_entry, overridden_keys
 from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import ReplayDataModule
 from metagenrl_pl.module import MetaGenRL
+from metagenrl_pl.placement import Placement
+from metagenrl_pl.processes import agreed_run_dir, check_world_size, launching, strategy_for
 from metagenrl_pl.resume import resumed_config
-from metagenrl_pl.run import check_strategy, choose_num_threads, keep_freed_memory, open_run_folder, run_folder
+from metagenrl_pl.run import choose_num_threads, keep_freed_memory, open_run_folder, run_folder
 from metagenrl_pl.streams import derive_seed
 
 STOPPED = 3  # exit code of a run that was told to stop and can go on
@@ -42,6 +45,7 @@ class RunConfig:
     meta: Any = None
     compile: bool = False
     num_threads: int | None = None
+    env_workers: int | None = None
     ckpt_path: str | None = None
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +55,7 @@ def main(config: DictConfig) -> None:
     """Assemble the run and let Lightning do it."""
     if config.ckpt_path is not None:
         config = resumed_config(config, overridden_keys())
-    check_strategy(config.trainer)
+    config.run_dir = agreed_run_dir(config.run_dir)
     keep_freed_memory()
     torch.set_num_threads(choose_num_threads(config.num_threads))
 
@@ -64,31 +68,45 @@ def main(config: DictConfig) -> None:
     specs = [train_specs[i % len(train_specs)] for i in range(num_agents)]
     seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
     inner, meta = build(config.inner), build(config.meta) if config.get("meta") else None
-    try:
-        datamodule = ReplayDataModule(specs, seeds, agent, build(config.replay), config.env_steps, config.updates_per_batch)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    plain = cast(dict[str, Any], OmegaConf.to_container(config))
-    module = MetaGenRL(datamodule.sizes, seeds, build(config.objective), agent, inner, meta, config.compile, plain)
     callbacks = [build(node) for node in config.callbacks.values() if node]
-    loggers = [build(node) for node in config.logger.values() if node]
     trainer = build(
         config.trainer,
+        strategy=strategy_for(config.trainer),
         callbacks=callbacks,
-        logger=loggers,
+        logger=[build(node) for node in config.logger.values() if node],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # Lightning would add its own
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
-    open_run_folder(config)
-    print(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB)", flush=True)
+    check_world_size(trainer.world_size, num_agents)
+    placement = Placement(num_agents, trainer.global_rank, trainer.world_size)
+    try:
+        datamodule = ReplayDataModule(
+            specs, seeds, agent, build(config.replay), config.env_steps, config.updates_per_batch, config.env_workers, placement
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    plain = cast(dict[str, Any], OmegaConf.to_container(config))
+    module = MetaGenRL(datamodule.sizes, seeds, build(config.objective), agent, inner, meta, config.compile, plain, placement)
+    if trainer.is_global_zero:
+        open_run_folder(config)
+        print(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB)", flush=True)
+    with launching(config.run_dir):
+        fit(trainer, module, datamodule, config)
+
+
+def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, config: DictConfig) -> None:
+    """Run it; all processes agree how it ends, and the first one tells."""
     try:
         trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
-    except (CheckpointError, MisconfigurationException) as error:
-        raise ConfigError(str(error)) from error
-    except FloatingPointError as error:
-        raise ConfigError(f"{error}; checkpoints in {config.run_dir}/checkpoints are from before it") from error
-    if trainer.should_stop:  # told to by a signal; the checkpoint is saved
+    except (CheckpointError, MisconfigurationException, FloatingPointError) as error:
+        if not trainer.is_global_zero:
+            sys.exit(0)  # anything else and Lightning would kill the first process before it has told
+        saved = (
+            f"; checkpoints in {config.run_dir}/checkpoints are from before it" if isinstance(error, FloatingPointError) else ""
+        )
+        raise ConfigError(f"{error}{saved}") from error
+    if trainer.should_stop and trainer.is_global_zero:  # told to by a signal; the checkpoint is saved
         sys.exit(STOPPED)
 
 

@@ -32,7 +32,8 @@ from rich.table import Table
 
 from metagenrl_pl.collector import Collector
 from metagenrl_pl.datamodule import MacroBatch, ReplayDataModule, ReplaySettings
-from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.env_group import SerialGroup
+from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.inner import SGD
 from metagenrl_pl.learner import Learner, MetaSettings
 from metagenrl_pl.module import MetaGenRL
@@ -93,8 +94,8 @@ class Agents:
         chosen = range(num_agents) if only is None else [only]
         self.specs = [EnvironmentSpec(ids[i % len(ids)]) for i in chosen]
         self.seeds = [derive_seed(seed, "agent", i) for i in chosen]
-        environments = [Environment(spec) for spec in self.specs]
-        self.sizes = [(environment.observation_size, environment.action_size) for environment in environments]
+        environments = SerialGroup(self.specs)
+        self.sizes = environments.sizes
         self.settings = AgentSettings(units, num_windows=num_windows, random_env_steps=num_stored, warmup_env_steps=1)
         self.objective, self.inner = LearnedObjective(seed=seed), SGD()
         meta = MetaSettings(annealing_env_steps=0) if learns else None
@@ -109,7 +110,7 @@ class Agents:
         """What `MetaGenRL.training_step` does with a macro batch, without Lightning."""
         for collector in MacroBatch(self.collector, num_cycles):
             self.learner.update(collector.draw, collector.env_steps)
-        self.learner.check_finite()
+        self.learner.checked_metrics()
 
     def updates(self) -> dict[str, Job]:
         """The three updates, on windows that stay the same."""

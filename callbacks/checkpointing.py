@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.schedule import check_interval, crossed, datamodule_of, env_steps_of, is_last, module_of
 from metagenrl_pl.csv_logger import RunCSVLogger
@@ -61,12 +62,13 @@ class RunCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Save when the interval is crossed, at the end of the run and when told to stop."""
-        if self._told_to_stop or crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
+        told_to_stop = any(module_of(trainer).placement.from_all(self._told_to_stop))  # a signal may reach one process alone
+        if told_to_stop or crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             path = self.save(trainer)
             self._is_complete = is_last(trainer)
-            if self._told_to_stop and not is_last(trainer):
+            if told_to_stop and not is_last(trainer):
                 trainer.should_stop = True
-                print(
+                rank_zero_only(print)(
                     f"Stopping after {env_steps_of(trainer):,} env steps. To go on: python train.py ckpt_path={path}", flush=True
                 )
 
@@ -84,15 +86,24 @@ class RunCheckpoint(Checkpoint):
         self._former_handlers = {}
 
     def save(self, trainer: pl.Trainer) -> Path:
-        """Save now: first the replay, then the checkpoint, then remove what is older."""
+        """Save now: first the replay, then the checkpoint, then remove what is older. Every process has to call it."""
         path = self._folder / f"env_steps_{env_steps_of(trainer):09d}.ckpt"
         if self._with_replay:
             unfinished = replay_folder(path).with_suffix(".replay.tmp")
-            for folder in (unfinished, replay_folder(path)):
-                shutil.rmtree(folder, ignore_errors=True)
+            if trainer.is_global_zero:
+                for folder in (unfinished, replay_folder(path)):
+                    shutil.rmtree(folder, ignore_errors=True)
+            trainer.strategy.barrier()
             datamodule_of(trainer).save_replay(unfinished)
-            unfinished.rename(replay_folder(path))
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                unfinished.rename(replay_folder(path))
         trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            self._remove_older(path)
+        return path
+
+    def _remove_older(self, path: Path) -> None:
         for folder in self._folder.glob("*.replay*"):
             if folder != replay_folder(path):
                 shutil.rmtree(folder)
@@ -100,7 +111,6 @@ class RunCheckpoint(Checkpoint):
             newest_last = sorted(self._folder.glob("env_steps_*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
             for old in newest_last[: -self._keep]:
                 old.unlink()
-        return path
 
 
 class ObjectiveExport(pl.Callback):
@@ -126,7 +136,7 @@ class ObjectiveExport(pl.Callback):
         learner, env_steps = module_of(trainer).learner, env_steps_of(trainer)
         if learner.meta is None or not isinstance(learner.objective, LearnedObjective):
             return
-        if crossed(self._every, env_steps, batch) or is_last(trainer):
+        if trainer.is_global_zero and (crossed(self._every, env_steps, batch) or is_last(trainer)):
             card = self._card(trainer)
             learner.objective.save(self._run_dir / "objective.safetensors", card)
             if self._keep_stages:
@@ -136,7 +146,7 @@ class ObjectiveExport(pl.Callback):
 
     @staticmethod
     def _card(trainer: pl.Trainer) -> Mapping[str, Any]:
-        environments = [environment.spec.name for environment in datamodule_of(trainer).environments]
+        environments = [spec.name for spec in datamodule_of(trainer).specs]
         config = module_of(trainer).run_config
         return {
             "training_environments": sorted(set(environments)),

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from callbacks.schedule import datamodule_of, env_steps_of, module_of
+from callbacks.schedule import datamodule_of, env_steps_of, gathered, module_of
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.plots import learning_curves
 from metagenrl_pl.results import final_table, read_rows
@@ -46,11 +46,20 @@ class PopulationDisplay(ProgressBar):
         self._trainer_shown: pl.Trainer | None = None
         self._training: Callable[[int], None] | None = None
         self._redrawn = 0.0
+        self._recent_returns: list[float | None] = []  # of each agent, also those of other processes
+
+    def disable(self) -> None:
+        """Show nothing: Lightning asks for it in every process but the first, which shows all agents."""
+        self._console.quiet = True
+
+    def enable(self) -> None:
+        """Show what there is."""
+        self._console.quiet = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the table and the bar."""
         self._trainer_shown = trainer
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
         what = "meta-training" if module_of(trainer).learner.meta else "training"
@@ -63,6 +72,8 @@ class PopulationDisplay(ProgressBar):
     ) -> None:
         """Move the bar."""
         assert self._training is not None  # made in on_train_start
+        recent = datamodule_of(trainer).collector.recent_returns
+        self._recent_returns = gathered(trainer, [fmean(returns) if returns else None for returns in recent])
         self._training(env_steps_of(trainer))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -113,30 +124,29 @@ class PopulationDisplay(ProgressBar):
             self._live.update(Group(self._progress, self._table()), refresh=True)
 
     def _returns_text(self) -> str:
-        """Mean return of the last episodes by environment."""
+        """Mean over agents of their last episodes' returns, by environment."""
         assert self._trainer_shown is not None
-        datamodule = datamodule_of(self._trainer_shown)
         by_environment: dict[str, list[float]] = {}
-        for environment, returns in zip(datamodule.environments, datamodule.collector.recent_returns, strict=True):
-            by_environment.setdefault(environment.spec.name, []).extend(returns)
-        return "".join(f", {name} {fmean(returns):.1f}" for name, returns in by_environment.items() if returns)
+        for spec, value in zip(datamodule_of(self._trainer_shown).specs, self._recent_returns, strict=True):
+            if value is not None:
+                by_environment.setdefault(spec.name, []).append(value)
+        return "".join(f", {name} {fmean(values):.1f}" for name, values in by_environment.items())
 
     def _table(self) -> Table:
         """One row for each agent."""
         assert self._trainer_shown is not None
-        datamodule, metrics = datamodule_of(self._trainer_shown), module_of(self._trainer_shown).learner.metrics
+        specs, metrics = datamodule_of(self._trainer_shown).specs, module_of(self._trainer_shown).metrics
         table = Table(title="population")
         table.add_column("agent", justify="right")
         table.add_column("environment")
         table.add_column("return, last 10", justify="right")
         for metric in metrics:
             table.add_column(metric.replace("_", " "), justify="right")
-        for agent, environment in enumerate(datamodule.environments[:_MAX_ROWS]):
-            returns = datamodule.collector.recent_returns[agent]
+        for agent, value in enumerate(self._recent_returns[:_MAX_ROWS]):
             values = [f"{float(values[agent]):.3g}" for values in metrics.values()]
-            table.add_row(str(agent), Text(environment.spec.name), f"{fmean(returns):.1f}" if returns else "-", *values)
-        if len(datamodule.environments) > _MAX_ROWS:
-            table.caption = f"and {len(datamodule.environments) - _MAX_ROWS} more agents"
+            table.add_row(str(agent), Text(specs[agent].name), "-" if value is None else f"{value:.1f}", *values)
+        if len(specs) > _MAX_ROWS:
+            table.caption = f"and {len(specs) - _MAX_ROWS} more agents"
         return table
 
 
@@ -152,6 +162,8 @@ class FinalReport(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Draw and print; after the display has given the terminal back."""
+        if not trainer.is_global_zero:
+            return
         picture, rows = learning_curves(self._run_dir), read_rows(self._run_dir / "meta_test.csv")
         console = Console()
         if rows:

@@ -7,7 +7,17 @@ from typing import Any
 import pytorch_lightning as pl
 
 from callbacks.display import progress_of
-from callbacks.schedule import agent_names, check_interval, crossed, datamodule_of, env_steps_of, is_last, log_metrics, module_of
+from callbacks.schedule import (
+    agent_names,
+    check_interval,
+    crossed,
+    datamodule_of,
+    env_steps_of,
+    gathered,
+    is_last,
+    log_metrics,
+    module_of,
+)
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.meta_test import Evaluator, meta_test, random_returns
@@ -70,7 +80,7 @@ class MetaTest(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a resume: drop the tests of later objectives, which are made again."""
-        if env_steps := env_steps_of(trainer):
+        if trainer.is_global_zero and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, meta_training_env_steps=env_steps)
 
     def on_train_batch_end(
@@ -98,9 +108,9 @@ class MetaTest(pl.Callback):
                 tests.append(("untrained", fresh, 0))
         tests += [(method, baseline, None) for method, baseline in self._baselines.items()]
         for method, tested, stage in tests:
-            if not self._is_done(method, self._env_steps, stage):
+            if not trainer.strategy.broadcast(self._is_done(method, self._env_steps, stage)):
                 self._test(trainer, method, tested, stage)
-        if self._random and not self._is_done("random", 0, None):
+        if trainer.is_global_zero and self._random and not self._is_done("random", 0, None):
             append_rows(self._path, random_returns(self._specs, self._seeds, self._num_episodes))
 
     def _is_done(self, method: str, env_steps: int, stage: int | None) -> bool:
@@ -125,8 +135,12 @@ class MetaTest(pl.Callback):
                 device=module.device,
                 compile=module.learner.is_compiled,
                 report=report,
+                make=datamodule_of(trainer).make_group,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
             )
-        append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
+        if trainer.is_global_zero:
+            append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
         final = [row for row in rows if row.env_steps == self._env_steps]
         metrics = {}
         for spec in self._specs:
@@ -162,7 +176,7 @@ class PolicyEvaluation(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a resume: drop later returns, which are made again."""
-        if self._method is not None and (env_steps := env_steps_of(trainer)):
+        if trainer.is_global_zero and self._method is not None and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, env_steps=env_steps)
 
     def on_train_batch_end(
@@ -171,16 +185,17 @@ class PolicyEvaluation(pl.Callback):
         """Evaluate when the interval is crossed and at the end."""
         if not (crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer)):
             return
-        specs = [environment.spec for environment in datamodule_of(trainer).environments]
-        if self._evaluator is None:
-            self._evaluator = Evaluator(specs, range(len(specs)), self._num_episodes)
+        datamodule, placement = datamodule_of(trainer), module_of(trainer).placement
         population = module_of(trainer).learner.population
-        returns = self._evaluator(population.act)
+        if self._evaluator is None:
+            specs, make = placement.mine(datamodule.specs), datamodule.make_group
+            self._evaluator = Evaluator(specs, placement.agents, self._num_episodes, make, population.observation_size)
+        returns = gathered(trainer, self._evaluator(population.act).tolist())
         log_metrics(
             trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
         )
-        if self._method is not None:
-            objective, names = module_of(trainer).objective, [spec.name for spec in specs]
+        if trainer.is_global_zero and self._method is not None:
+            objective, names = module_of(trainer).objective, [spec.name for spec in datamodule.specs]
             stage = int(objective.card.get("env_steps", 0)) if isinstance(objective, LearnedObjective) else None
             rows = [
                 MetaTestRow(name, self._method, names[:agent].count(name), env_steps_of(trainer), float(value), stage)

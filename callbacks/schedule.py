@@ -1,6 +1,7 @@
 """When callbacks act: intervals in env steps, which trigger when they are crossed, since a macro batch may jump over a multiple."""
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytorch_lightning as pl
 
@@ -34,17 +35,25 @@ def env_steps_of(trainer: pl.Trainer) -> int:
     return datamodule_of(trainer).collector.env_steps
 
 
+def gathered(trainer: pl.Trainer, values: Sequence[Any]) -> list[Any]:
+    """One object for each agent of this process -> one for each agent of all; every process has to call it."""
+    return module_of(trainer).placement.gather_list(list(values))
+
+
 def is_last(trainer: pl.Trainer) -> bool:
     """Whether the run has reached its length."""
     return env_steps_of(trainer) >= datamodule_of(trainer).env_steps
 
 
 def agent_names(trainer: pl.Trainer) -> list[str]:
-    """`<environment>/agent_<i>` of each agent, as used in metric names."""
-    return [f"{environment.spec.name}/agent_{i}" for i, environment in enumerate(datamodule_of(trainer).environments)]
+    """`<environment>/agent_<i>` of each agent, also those of other processes, as used in metric names."""
+    return [f"{spec.name}/agent_{i}" for i, spec in enumerate(datamodule_of(trainer).specs)]
 
 
 def log_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-    """Give metrics to all loggers at the current env steps; `self.log` would cost 0.3 ms a call and count batches on its x axis."""
+    """Give metrics to all loggers at the current env steps; `self.log` would cost 0.3 ms a call and count batches on its x axis.
+
+    Of several processes the first one writes: loggers see to that themselves.
+    """
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=env_steps_of(trainer))

@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from callbacks.schedule import agent_names, check_interval, crossed, datamodule_of, env_steps_of, is_last, log_metrics, module_of
+from callbacks.schedule import (
+    agent_names,
+    check_interval,
+    crossed,
+    datamodule_of,
+    env_steps_of,
+    gathered,
+    is_last,
+    log_metrics,
+    module_of,
+)
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.streams import AgentStreams, derive_seed
 
@@ -24,29 +34,18 @@ class EpisodeReturns(pl.Callback):
     def __init__(self, every_env_steps: int) -> None:
         check_interval("every_env_steps", every_env_steps)
         self._every = every_env_steps
-        self._returns: dict[int, list[float]] = {}  # by agent, since the last line
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Collect what ended; log when the interval is crossed."""
-        for episode in datamodule_of(trainer).collector.finished:
-            self._returns.setdefault(episode.agent, []).append(episode.episode_return)
+        """Log when the interval is crossed."""
         if crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             names = agent_names(trainer)
-            metrics = {f"episode_return/{names[agent]}": float(np.mean(values)) for agent, values in self._returns.items()}
-            for metric, values in module_of(trainer).learner.metrics.items():
+            returns = zip(names, gathered(trainer, datamodule_of(trainer).collector.take_returns()), strict=True)
+            metrics = {f"episode_return/{name}": float(np.mean(values)) for name, values in returns if values}
+            for metric, values in module_of(trainer).metrics.items():
                 metrics |= {f"{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
-            self._returns = {}
             log_metrics(trainer, metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns that are not logged yet."""
-        return {"returns": self._returns}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self._returns = state_dict["returns"]
 
 
 class ActionGradientAgreement(pl.Callback):
@@ -72,9 +71,9 @@ class ActionGradientAgreement(pl.Callback):
         env_steps, learner = env_steps_of(trainer), module_of(trainer).learner
         if not (crossed(self._every, env_steps, batch) and learner.num_updates):
             return
-        seeds = [derive_seed(agent, "agreement", env_steps) for agent in range(learner.population.num_agents)]
+        seeds = [derive_seed(agent, "agreement", env_steps) for agent in learner.placement.agents]
         windows = datamodule_of(trainer).collector.sample(self._num_windows, AgentStreams(seeds, "windows"))
-        cosines = learner.agreement(windows)
+        cosines = learner.placement.gather(learner.agreement(windows))
         log_metrics(trainer, {f"agreement/{name}": float(c) for name, c in zip(agent_names(trainer), cosines, strict=True)})
 
 
@@ -108,9 +107,7 @@ class Throughput(pl.Callback):
             log_metrics(
                 trainer,
                 {
-                    "throughput/agent_env_steps_per_second": env_steps
-                    * module_of(trainer).learner.population.num_agents
-                    / seconds,
+                    "throughput/agent_env_steps_per_second": env_steps * module_of(trainer).placement.num_agents / seconds,
                     "throughput/update_cycles_per_second": updates / seconds,
                 },
             )

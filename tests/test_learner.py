@@ -160,7 +160,9 @@ def test_somebody_else_may_step_the_critics() -> None:
 def policy_gradient(learner: Learner, env_steps: int) -> dict[str, Tensor]:
     """What the first cycle, from the same weights and windows, leaves as the policies' gradient."""
     learner.update(numbered_draw(0), env_steps)
-    return {name: p.grad.clone() for name, p in learner.population.policy.items() if p.grad is not None}
+    gradient = learner.population.flat["policy"].grad
+    assert gradient is not None
+    return learner.population.policy_layout.views(gradient)
 
 
 def test_annealing_goes_from_the_critic_to_the_objective() -> None:
@@ -287,14 +289,14 @@ def test_check_finite_names_the_agent() -> None:
     windows = [random_windows(B, seeds=[seed + k for seed in SEEDS]) for k in range(2)]
     learner.update(lambda _: windows[0], env_steps=0)
     healthy.update(lambda _: windows[0], env_steps=0)
-    learner.check_finite()
+    learner.checked_metrics()
 
     reward = windows[1].reward.clone()
     reward[1, 0, 0] = float("inf")
     learner.update(lambda _: windows[1]._replace(reward=reward), env_steps=0)
     healthy.update(lambda _: windows[1], env_steps=0)
     with pytest.raises(FloatingPointError, match=r"critic_loss of agent 1 is inf after 2 updates"):
-        learner.check_finite()
+        learner.checked_metrics()
     for name, p in learner.population.critics.items():  # the others were not touched by it
         assert torch.equal(p[[0, 2]], healthy.population.critics[name][[0, 2]])
 

@@ -221,7 +221,7 @@ def test_a_meta_step_changes_the_objective_alone(kind: str) -> None:
     before, alpha = agents(), bits(dict(objective.named_parameters()))
     learner._update_objective(random_windows(2 * NUM_WINDOWS, seeds=[1, 2, 3]))
     after = agents()
-    assert len(after) > 50 and after.keys() == before.keys()
+    assert len(after) > 40 and after.keys() == before.keys()
     assert all(torch.equal(after[path], before[path]) for path in before)
     assert all(not torch.equal(p, alpha[name]) for name, p in objective.named_parameters())
 

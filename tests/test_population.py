@@ -214,17 +214,18 @@ def test_state_comes_back_in_place() -> None:
     assert not any(torch.equal(p, state[kind][name]) for (kind, name), p in tensors.items())
     fresh.load_state_dict(state)
     for (kind, name), p in tensors.items():
-        assert fresh.parameter_sets[kind][name] is p  # what optimizers hold
+        assert fresh.parameter_sets[kind][name] is p
         assert torch.equal(p, values[kind][name])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_moving_keeps_the_tensors_that_optimizers_hold() -> None:
     population = small_population()
-    before = dict(population.policy)
+    before = dict(population.flat)
     population.to(torch.device("cuda"))
     assert population.device.type == "cuda"
-    assert all(p is before[name] and p.device.type == "cuda" for name, p in population.policy.items())
+    assert all(flat is before[kind] and flat.device.type == "cuda" for kind, flat in population.flat.items())
+    assert all(p.device.type == "cuda" for p in population.policy.values())
 
 
 @pytest.mark.parametrize(

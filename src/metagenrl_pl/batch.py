@@ -3,6 +3,7 @@
 P agents, B windows, T time steps, O observation entries, A action dimensions, U hidden units.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,11 @@ class Windows(NamedTuple):
     def agents(self, index: slice) -> "Windows":
         """The windows of some of the agents."""
         return Windows(*(x[index] for x in self))
+
+
+def widest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The common size that spaces are padded to: the largest observation size and the largest action size."""
+    return max(o for o, _ in sizes), max(a for _, a in sizes)
 
 
 def valid_states(valid: Tensor) -> Tensor:

@@ -2,29 +2,23 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metagenrl_pl.batch import Windows
-from metagenrl_pl.envs import Environment
+from metagenrl_pl.env_group import EnvironmentGroup
 from metagenrl_pl.replay import Replay
-from metagenrl_pl.streams import AgentStreams, derive_seed
-
-
-class FinishedEpisode(NamedTuple):
-    """An episode that ended during collection."""
-
-    agent: int
-    episode_return: float
-    length: int  # env steps
-    env_steps: int  # of the agent, at the episode's end
+from metagenrl_pl.streams import AgentStreams, derive_seed, sent
 
 
 class Collector:
-    """One environment per agent, stepped in turn.
+    """One environment per agent, all stepped together.
+
+    An env step has two halves, so that updates can be computed while environments step: `begin_step` asks the policies for actions,
+    `end_step` stores what came of them. What is drawn in between does not hold the step under way.
 
     Every episode begins with `reset(seed)` and a seed that follows from the agent's seed and the episode's number. So an episode
     is known from its seed and its actions, which is how a resume re-enters one (environments cannot save their state exactly).
@@ -41,7 +35,7 @@ class Collector:
 
     def __init__(
         self,
-        environments: Sequence[Environment],
+        environments: EnvironmentGroup,
         seeds: Sequence[int],
         replay: Replay,
         act: Callable[[Tensor], Tensor],
@@ -50,49 +44,61 @@ class Collector:
         update_device: torch.device | None = None,
     ) -> None:
         self._update_device = update_device or replay.device
-        self.environments, self.replay = list(environments), replay
+        self.environments, self.replay = environments, replay
         self._seeds, self._act = list(seeds), act
         self._noise, self._random_env_steps = exploration_noise, random_env_steps
         self._streams, self._draws = AgentStreams(seeds, "exploration"), AgentStreams(seeds, "replay")
-        num_agents = len(self.environments)
+        num_agents = len(environments)
         self.env_steps = 0  # of each agent
-        self.finished: list[FinishedEpisode] = []  # since somebody last took them
         self.recent_returns: list[deque[float]] = [deque(maxlen=10) for _ in range(num_agents)]  # of each agent's last episodes
+        self._new_returns: list[list[float]] = [[] for _ in range(num_agents)]  # of episodes that ended since somebody asked
         self._observation = np.zeros((num_agents, replay.observation_size), np.float32)
+        self._action = torch.zeros(num_agents, replay.action_size)  # of the step under way
+        self._is_computed: torch.cuda.Event | None = None  # once it has happened, a GPU has put them there
         self._num_episodes = [0] * num_agents
         self._episode_return = [0.0] * num_agents
         self._episode_actions: list[list[np.ndarray]] = [[] for _ in range(num_agents)]
         self._is_open = False
 
-    def take_finished(self) -> list[FinishedEpisode]:
-        """The episodes that ended since the last call."""
-        finished, self.finished = self.finished, []
-        return finished
+    def take_returns(self) -> list[list[float]]:
+        """Of each agent the returns of the episodes that ended since the last call."""
+        taken, self._new_returns = self._new_returns, [[] for _ in self._new_returns]
+        return taken
 
     def step(self) -> None:
         """Every agent takes one env step."""
+        self.begin_step()
+        self.end_step()
+
+    def begin_step(self) -> None:
+        """Every agent chooses an action; environments begin to step as soon as it is known here."""
         if not self._is_open:
             self._is_open = True
             for agent in range(len(self.environments)):
                 self._begin_episode(agent)
         action = self._explore()
-        num_agents = len(self.environments)
-        reward, terminated = np.zeros(num_agents, np.float32), np.zeros(num_agents, np.float32)
-        ended = []
+        self._action = action.to("cpu", non_blocking=True)
+        if action.is_cuda:
+            self._is_computed = torch.cuda.Event()
+            self._is_computed.record()
+        else:
+            self.environments.begin_step(self._action.numpy())
+
+    def end_step(self) -> None:
+        """Wait for the environments and store the step."""
+        if self._is_computed is not None:
+            self._is_computed.synchronize()
+            self._is_computed = None
+            self.environments.begin_step(self._action.numpy())
+        steps, action = self.environments.end_step(), self._action.numpy()
         self.env_steps += 1
-        for agent, environment in enumerate(self.environments):
-            a = action[agent, : environment.action_size]
-            observation, r, is_terminated, is_truncated = environment.step(a)
-            self._observation[agent, : environment.observation_size] = observation
-            reward[agent], terminated[agent] = r, is_terminated
-            self._episode_return[agent] += r
-            self._episode_actions[agent].append(a)
-            if is_terminated or is_truncated:
-                ended.append(agent)
-        self.replay.append(action, reward, terminated, self._observation)
-        for agent in ended:
-            length = len(self._episode_actions[agent])
-            self.finished.append(FinishedEpisode(agent, self._episode_return[agent], length, self.env_steps))
+        self._observation = steps.observation
+        self.replay.append(action, steps.reward, steps.terminated, steps.observation)
+        for agent, (_, action_size) in enumerate(self.environments.sizes):
+            self._episode_return[agent] += float(steps.reward[agent])
+            self._episode_actions[agent].append(action[agent, :action_size])
+        for agent in np.flatnonzero(steps.ended).tolist():
+            self._new_returns[agent].append(self._episode_return[agent])
             self.recent_returns[agent].append(self._episode_return[agent])
             self._begin_episode(agent)
 
@@ -102,7 +108,7 @@ class Collector:
         return int(self.replay.count.min())
 
     def draw(self, num_windows: int) -> Windows:
-        """New windows of every agent, from all that was collected so far, the newest step included, where updates are computed."""
+        """New windows of every agent, from all that is stored, where updates are computed."""
         return self.sample(num_windows, self._draws)
 
     def sample(self, num_windows: int, streams: AgentStreams) -> Windows:
@@ -110,45 +116,54 @@ class Collector:
         windows = self.replay.sample(num_windows, streams)
         return Windows(*(x.to(self._update_device) for x in windows))
 
-    def _explore(self) -> np.ndarray:
-        """Noisy policy actions, or uniform ones at the start, [P, A]; nobody reads padded ones."""
-        sizes = [environment.action_size for environment in self.environments]
+    def _explore(self) -> Tensor:
+        """Noisy policy actions, or uniform ones at the start, [P, A], wherever the policies are; nobody reads padded ones."""
+        sizes = [action_size for _, action_size in self.environments.sizes]
         if self.env_steps < self._random_env_steps:
-            return (2 * self._streams.uniform(self.replay.action_size, sizes=sizes) - 1).float().numpy()
+            return (2 * self._streams.uniform(self.replay.action_size, sizes=sizes) - 1).float()
         noise = self._noise * self._streams.normal(self.replay.action_size, sizes=sizes)
-        action = self._act(torch.from_numpy(self._observation)).cpu() + noise
-        return action.clamp(-1, 1).numpy()
+        action = self._act(torch.from_numpy(self._observation))
+        return (action + sent(noise, action.device)).clamp(-1, 1)
 
     def _begin_episode(self, agent: int) -> None:
-        first = self._reset(agent, self._num_episodes[agent])
+        first = self.environments.reset(agent, self._episode_seed(agent, self._num_episodes[agent]))
         self._num_episodes[agent] += 1
         self._episode_return[agent] = 0.0
         self._episode_actions[agent] = []
         self._observation[agent, : len(first)] = first
         self.replay.begin_episode(agent, first)
 
-    def _reset(self, agent: int, episode: int) -> np.ndarray:
-        # Gymnasium's seeds are 32 bit in some environments.
-        return self.environments[agent].reset(derive_seed(self._seeds[agent], "episode", episode) % 2**31)
+    def _episode_seed(self, agent: int, episode: int) -> int:
+        return derive_seed(self._seeds[agent], "episode", episode) % 2**31  # Gymnasium's are 32 bit in some environments
 
     def close(self) -> None:
         """Close the environments."""
-        for environment in self.environments:
-            environment.close()
+        self.environments.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Seeds, counters, random streams and each agent's open episode, in plain containers and tensors."""
+        """The counter of env steps and, in lists with an entry for each agent, its seed, streams, returns and open episode.
+
+        Between two steps only.
+        """
         return {
-            "seeds": list(self._seeds),
             "env_steps": self.env_steps,
             "is_open": self._is_open,
-            "num_episodes": list(self._num_episodes),
-            "episode_return": list(self._episode_return),
-            "episode_actions": [torch.from_numpy(np.array(actions, np.float32)) for actions in self._episode_actions],
-            "observation": torch.from_numpy(self._observation.copy()),
-            "streams": self._streams.state_dict(),
-            "draws": self._draws.state_dict(),
-            "recent_returns": [list(returns) for returns in self.recent_returns],
+            "agents": [
+                {
+                    "seed": self._seeds[agent],
+                    "num_episodes": self._num_episodes[agent],
+                    "episode_return": self._episode_return[agent],
+                    "episode_actions": torch.from_numpy(np.array(self._episode_actions[agent], np.float32)),
+                    "observation": torch.from_numpy(self._observation[agent].copy()),
+                    "exploration": exploration,
+                    "draws": draws,
+                    "recent_returns": list(self.recent_returns[agent]),
+                    "new_returns": list(self._new_returns[agent]),
+                }
+                for agent, (exploration, draws) in enumerate(
+                    zip(self._streams.state_dict(), self._draws.state_dict(), strict=True)
+                )
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[int]:
@@ -159,16 +174,18 @@ class Collector:
         Returns:
             Agents whose environment did not reproduce its episode. That episode counts as truncated and a new one has begun.
         """
-        self._seeds, self.env_steps, self._is_open = list(state["seeds"]), state["env_steps"], state["is_open"]
-        self._num_episodes, self._episode_return = list(state["num_episodes"]), list(state["episode_return"])
-        self._episode_actions = [list(actions.numpy()) for actions in state["episode_actions"]]
-        self._observation = state["observation"].numpy().copy()
-        self._streams.load_state_dict(state["streams"])
-        self._draws.load_state_dict(state["draws"])
-        self.finished = []
-        for recent, returns in zip(self.recent_returns, state["recent_returns"], strict=True):
+        self.env_steps, self._is_open, agents = state["env_steps"], state["is_open"], state["agents"]
+        self._seeds = [agent["seed"] for agent in agents]
+        self._num_episodes = [agent["num_episodes"] for agent in agents]
+        self._episode_return = [agent["episode_return"] for agent in agents]
+        self._episode_actions = [list(agent["episode_actions"].numpy()) for agent in agents]
+        self._observation = np.stack([agent["observation"].numpy() for agent in agents])
+        self._streams.load_state_dict([agent["exploration"] for agent in agents])
+        self._draws.load_state_dict([agent["draws"] for agent in agents])
+        self._new_returns = [list(agent["new_returns"]) for agent in agents]
+        for recent, agent in zip(self.recent_returns, agents, strict=True):
             recent.clear()
-            recent.extend(returns)
+            recent.extend(agent["recent_returns"])
         if not self._is_open:
             return []
         lost = [agent for agent in range(len(self.environments)) if not self._reenter(agent)]
@@ -178,12 +195,9 @@ class Collector:
 
     def _reenter(self, agent: int) -> bool:
         """Repeat an agent's open episode; whether it led to the same observation and return."""
-        environment = self.environments[agent]
-        observation, episode_return = self._reset(agent, self._num_episodes[agent] - 1), 0.0
-        for action in self._episode_actions[agent]:
-            observation, reward, is_terminated, is_truncated = environment.step(action)
-            episode_return += reward
-            if is_terminated or is_truncated:
-                return False
-        is_same = np.array_equal(observation, self._observation[agent, : environment.observation_size])
-        return is_same and episode_return == self._episode_return[agent]
+        observation_size, action_size = self.environments.sizes[agent]
+        actions = np.array(self._episode_actions[agent], np.float32).reshape(-1, action_size)
+        seed = self._episode_seed(agent, self._num_episodes[agent] - 1)
+        repeated = self.environments.repeat(agent, seed, actions)
+        is_same = np.array_equal(repeated.observation, self._observation[agent, :observation_size])
+        return is_same and not repeated.ended and repeated.episode_return == self._episode_return[agent]

@@ -12,11 +12,15 @@ from pytorch_lightning.utilities import rank_zero_warn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from metagenrl_pl.batch import widest
 from metagenrl_pl.checkpoint_io import CheckpointError
 from metagenrl_pl.collector import Collector
 from metagenrl_pl.config import ConfigError
-from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.env_group import EnvironmentGroup, sizes_of
+from metagenrl_pl.env_workers import choose_num_workers, make_group
+from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.learner import Learner
+from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import AgentSettings
 from metagenrl_pl.replay import Replay, check_capacity, check_memory, memory_bytes
 
@@ -49,7 +53,8 @@ class ReplaySettings:
 class MacroBatch:
     """Some update cycles, handed out one at a time, so that their number changes the overhead and nothing else.
 
-    Iterating makes every agent take one env step, then yields the collector, from which windows are drawn.
+    In each cycle every agent chooses an action, then the collector is yielded, from which windows are drawn, and only then is the env
+    step stored. So updates are computed while environments step, and the order is the same whether they do so at once or not.
     """
 
     def __init__(self, collector: Collector, num_cycles: int) -> None:
@@ -59,10 +64,10 @@ class MacroBatch:
         return self._num_cycles
 
     def __iter__(self) -> Iterator[Collector]:
-        self._collector.take_finished()  # those of the batch before; callbacks have read them
         for _ in range(self._num_cycles):
-            self._collector.step()
+            self._collector.begin_step()
             yield self._collector
+            self._collector.end_step()
 
 
 class _MacroBatchLoader:
@@ -91,15 +96,17 @@ class _MacroBatchLoader:
 
 
 class ReplayDataModule(pl.LightningDataModule):
-    """Environments, collector and replay of a population.
+    """Environments, collector and replay of the agents of this process.
 
     Args:
-        specs: each agent's environment.
+        specs: each agent's environment; of all agents, also those of other processes.
         seeds: one for each agent.
         agent: settings of the agents.
         replay: where experience is kept.
         env_steps: length of the run, in env steps of each agent.
         updates_per_batch: update cycles per Lightning batch (M).
+        env_workers: processes that step environments; 0 for this one, None to choose.
+        placement: which agents live here; all by default.
 
     Raises:
         ValueError: if a number is not positive, an environment cannot serve or the replay does not fit.
@@ -113,6 +120,8 @@ class ReplayDataModule(pl.LightningDataModule):
         replay: ReplaySettings,
         env_steps: int,
         updates_per_batch: int,
+        env_workers: int | None = 0,
+        placement: Placement | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("env_steps", env_steps), ("updates_per_batch", updates_per_batch)):
@@ -120,8 +129,9 @@ class ReplayDataModule(pl.LightningDataModule):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         check_capacity(replay.capacity, agent.window_length)
         self.env_steps, self.updates_per_batch, self.num_batches = env_steps, updates_per_batch, 0
-        self.environments = [Environment(spec) for spec in specs]
-        self.sizes = [(environment.observation_size, environment.action_size) for environment in self.environments]
+        choose_num_workers(env_workers, len(specs))  # refuse a wrong number now
+        self.specs, self.sizes, self.env_workers = list(specs), sizes_of(specs), env_workers
+        self.placement = placement or Placement(len(specs))
         self._seeds, self._agent, self._settings = list(seeds), agent, replay
         if replay.device == "cpu" or not torch.cuda.is_available():  # a GPU is asked in setup
             check_memory(self.replay_bytes, torch.device("cpu"))
@@ -129,21 +139,22 @@ class ReplayDataModule(pl.LightningDataModule):
 
     @property
     def replay_bytes(self) -> int:
-        """Memory that the full replay needs."""
-        return memory_bytes(self.sizes, self._settings.capacity)
+        """Memory that the full replay needs in this process."""
+        return memory_bytes(self.placement.mine(self.sizes), self._settings.capacity)
 
     def setup(self, stage: str) -> None:
         """Make the replay on its device and the collector, which asks the population for actions."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device if self._settings.device == "auto" else self._settings.device
         try:
-            replay = Replay(self.sizes, self._settings.capacity, self._agent.window_length, device)
+            sizes, padded_to = self.placement.mine(self.sizes), widest(self.sizes)
+            replay = Replay(sizes, self._settings.capacity, self._agent.window_length, device, padded_to)
         except ValueError as error:  # only here is the device known, and whether it has the memory
             raise ConfigError(str(error)) from error
         learner = cast(Learner, self.trainer.lightning_module.learner)
         self.collector = Collector(
-            self.environments,
-            self._seeds,
+            self.make_group(self.placement.mine(self.specs)),
+            self.placement.mine(self._seeds),
             replay,
             learner.population.act,
             exploration_noise=self._agent.exploration_noise,
@@ -155,16 +166,23 @@ class ReplayDataModule(pl.LightningDataModule):
         """The stream of macro batches."""
         return _MacroBatchLoader(self)
 
+    def make_group(self, specs: Sequence[EnvironmentSpec]) -> EnvironmentGroup:
+        """Environments that run the way this run's do: in this process or in workers."""
+        assert self.trainer is not None
+        num_processes = getattr(self.trainer.strategy, "num_processes", 1)  # on this machine
+        return make_group(specs, choose_num_workers(self.env_workers, len(specs), num_processes))
+
     def teardown(self, stage: str) -> None:
         """Close the environments."""
-        for environment in self.environments:
-            environment.close()
+        self.collector.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Environments, counters, random streams and open episodes. The replay is in files of its own."""
+        """Environments, counters, random streams and open episodes of all agents. The replay is in files of its own."""
+        collector = self.collector.state_dict()
+        collector["agents"] = self.placement.gather_list(collector["agents"])
         return {
-            "environments": [environment.spec.name for environment in self.environments],
-            "collector": self.collector.state_dict(),
+            "environments": [spec.name for spec in self.specs],
+            "collector": collector,
             "num_batches": self.num_batches,
         }
 
@@ -174,7 +192,7 @@ class ReplayDataModule(pl.LightningDataModule):
         Raises:
             CheckpointError: if their number or environments are others.
         """
-        saved, ours = state_dict["environments"], [environment.spec.name for environment in self.environments]
+        saved, ours = state_dict["environments"], [spec.name for spec in self.specs]
         if saved != ours:
             raise CheckpointError(
                 f"ckpt_path={self._checkpoint}: saved with population.size={len(saved)} on {', '.join(dict.fromkeys(saved))}, "
@@ -189,15 +207,21 @@ class ReplayDataModule(pl.LightningDataModule):
         """
         self.num_batches = state_dict["num_batches"]
         folder = replay_folder(self._checkpoint)
-        state = dict(state_dict["collector"])
-        if folder.is_dir():
-            self._load_replay(folder)
+        state = {**state_dict["collector"], "agents": self.placement.mine(state_dict["collector"]["agents"])}
+        if all(self.placement.from_all(folder.is_dir())):
+            problems = [problem for problem in self.placement.from_all(self._load_replay(folder)) if problem]
+            if problems:
+                raise CheckpointError(
+                    f"ckpt_path={self._checkpoint}: the replay beside it is damaged ({problems[0]}); "
+                    f"remove the folder {folder} to resume with an empty replay"
+                )
         else:
             rank_zero_warn(f"No replay beside {self._checkpoint.name}: it fills up anew before updates go on.")
             state["is_open"] = False
-        lost = self.collector.load_state_dict(state)
+        lost = [self.placement.agents[agent] for agent in self.collector.load_state_dict(state)]
+        lost = [agent for part in self.placement.from_all(lost) for agent in part]
         if lost:
-            names = ", ".join(f"{agent} ({self.environments[agent].spec.name})" for agent in lost)
+            names = ", ".join(f"{agent} ({self.specs[agent].name})" for agent in lost)
             rank_zero_warn(f"Open episodes that could not be re-entered count as truncated, new ones begin: agents {names}.")
 
     @property
@@ -206,21 +230,24 @@ class ReplayDataModule(pl.LightningDataModule):
         return Path(str(self.trainer.ckpt_path))
 
     def save_replay(self, folder: Path) -> None:
-        """Write one file per agent."""
+        """Write one file for each agent of this process."""
         folder.mkdir(parents=True, exist_ok=True)
-        for agent in range(len(self.sizes)):
-            save_file(self.collector.replay.agent_state(agent), folder / f"agent_{agent:03d}.safetensors")
+        for i, agent in enumerate(self.placement.agents):
+            save_file(self.collector.replay.agent_state(i), _replay_file(folder, agent))
 
-    def _load_replay(self, folder: Path) -> None:
-        for agent in range(len(self.sizes)):
-            path = folder / f"agent_{agent:03d}.safetensors"
+    def _load_replay(self, folder: Path) -> str | None:
+        """Restore the replay of this process's agents; what is wrong with the files, if anything is."""
+        for i, agent in enumerate(self.placement.agents):
+            path = _replay_file(folder, agent)
             try:
-                self.collector.replay.load_agent_state(agent, load_file(path))
+                self.collector.replay.load_agent_state(i, load_file(path))
             except (OSError, SafetensorError, KeyError, ValueError) as error:
-                raise CheckpointError(
-                    f"ckpt_path={self._checkpoint}: the replay beside it is damaged ({path.name}: {error}); "
-                    f"remove the folder {folder} to resume with an empty replay"
-                ) from error
+                return f"{path.name}: {error}"
+        return None
+
+
+def _replay_file(folder: Path, agent: int) -> Path:
+    return folder / f"agent_{agent:03d}.safetensors"
 
 
 def replay_folder(checkpoint: Path) -> Path:

@@ -4,16 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.inner import AdamMoments, InnerStep
 from metagenrl_pl.networks import first_critic
-from metagenrl_pl.nn import Parameters, clip_per_agent, norm_per_agent
+from metagenrl_pl.nn import clip_per_agent, norm_per_agent
 from metagenrl_pl.objectives import Objective
+from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import AgentSettings, Population
-from metagenrl_pl.streams import AgentStreams
+from metagenrl_pl.streams import AgentStreams, sent
 from metagenrl_pl.updates import MetaTask, combine_meta_gradients, critic_gradients, meta_gradients, policy_gradients
 from metagenrl_pl.updates.policy import action_gradient_agreement
 
@@ -56,6 +58,7 @@ class Learner:
         seeds: one for each agent, for the noise on targets.
         inner, meta: how the objective is meta-learned; None keeps it frozen.
         compile: run the updates through `torch.compile`. Takes minutes, then each update is a few times faster.
+        placement: which of the agents that share the objective these are; all by default.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class Learner:
         inner: InnerStep | None = None,
         meta: MetaSettings | None = None,
         compile: bool = False,
+        placement: Placement | None = None,
     ) -> None:
+        self.placement = placement or Placement(population.num_agents)
         self.population, self.objective, self.settings = population, objective, settings
         self.inner, self.meta = inner, meta if objective.learns and inner is not None else None
         self.num_updates = 0
@@ -79,8 +84,8 @@ class Learner:
         self._critic_gradients = self._compile(critic_gradients)
         self._policy_gradients = self._compile(policy_gradients)
         self._meta_gradients = self._compile(meta_gradients)
-        self.critic_optimizer = _adam(population.critics.values(), settings.critic_learning_rate)
-        self.policy_optimizer = _adam(population.policy.values(), settings.policy_learning_rate)
+        self.critic_optimizer = _adam([population.flat["critics"]], settings.critic_learning_rate)
+        self.policy_optimizer = _adam([population.flat["policy"]], settings.policy_learning_rate)
         self.objective_optimizer = _adam(objective.parameters(), self.meta.learning_rate) if self.meta else None
 
     @property
@@ -109,7 +114,7 @@ class Learner:
     def _update_critics(self, windows: Windows, step: Callable[[], Any]) -> None:
         population, settings = self.population, self.settings
         noise = settings.target_noise * self._streams.normal(*windows.action.shape[1:], sizes=population.action_sizes)
-        noise = noise.clamp(-settings.target_noise_clip, settings.target_noise_clip).to(population.device)
+        noise = sent(noise.clamp(-settings.target_noise_clip, settings.target_noise_clip), population.device)
         gradients, self.metrics["critic_loss"] = self._critic_gradients(
             population.networks,
             population.critics,
@@ -119,7 +124,7 @@ class Learner:
             noise,
             settings.discount,
         )
-        _assign(population.critics, gradients)
+        population.flat["critics"].grad = population.critics_layout.flatten(gradients)
         step()
 
     def _update_policies(self, windows: Windows, env_steps: int) -> None:
@@ -134,21 +139,20 @@ class Learner:
             self._objective_share(env_steps),
         )
         self.metrics["policy_gradient_norm"] = norm_per_agent(gradients)
-        _assign(population.policy, clip_per_agent(gradients, self.settings.policy_max_gradient_norm))
+        clipped = clip_per_agent(gradients, self.settings.policy_max_gradient_norm)
+        population.flat["policy"].grad = population.policy_layout.flatten(clipped)
         self.policy_optimizer.step()
 
     def _objective_share(self, env_steps: int) -> Tensor | None:
         """p of the annealing (paper section 3.3), a scalar; None once it is 1. Annealing belongs to meta-training alone."""
         if self.meta is None or env_steps >= self.meta.annealing_env_steps:
             return None
-        return torch.tensor(env_steps / self.meta.annealing_env_steps, device=self.population.device)
+        return torch.full((), env_steps / self.meta.annealing_env_steps, device=self.population.device)
 
     def _move_targets(self) -> None:
-        population = self.population
-        targets = [*population.target_policy.values(), *population.target_critics.values()]
-        networks = [*population.policy.values(), *population.critics.values()]
-        with torch.no_grad():  # a moving average, not learned
-            torch._foreach_lerp_(targets, networks, self.settings.target_rate)
+        flat = self.population.flat
+        for kind in ("policy", "critics"):
+            flat[f"target_{kind}"].lerp_(flat[kind], self.settings.target_rate)
 
     def _update_objective(self, windows: Windows) -> None:
         assert self.meta is not None and self.inner is not None and self.objective_optimizer is not None
@@ -161,16 +165,17 @@ class Learner:
         )
         alpha = self.objective.stacked_parameters(population.num_agents)
         gradients, self.metrics["meta_loss"] = self._meta_gradients(population.networks, self.objective, self.inner, alpha, task)
-        combined, self.metrics["meta_gradient_norm"] = combine_meta_gradients(gradients, self.meta.gradient)
-        _assign(dict(self.objective.named_parameters()), combined)
+        combined, self.metrics["meta_gradient_norm"] = combine_meta_gradients(
+            gradients, self.meta.gradient, self.placement.gather
+        )
+        for name, p in self.objective.named_parameters():
+            p.grad = combined[name]
         self.objective_optimizer.step()
 
     def _policy_moments(self) -> AdamMoments:
         """What the policies' optimizer remembers; every policy has been stepped before the objective is."""
-        state = {name: self.policy_optimizer.state[p] for name, p in self.population.policy.items()}
-        first = {name: s["exp_avg"] for name, s in state.items()}
-        second = {name: s["exp_avg_sq"] for name, s in state.items()}
-        return AdamMoments(first, second, next(iter(state.values()))["step"])
+        state, views = self.policy_optimizer.state[self.population.flat["policy"]], self.population.policy_layout.views
+        return AdamMoments(views(state["exp_avg"]), views(state["exp_avg_sq"]), state["step"])
 
     def agreement(self, windows: Windows) -> Tensor:
         """Cosine of the objective's action gradient with -dQ1/da, [P]."""
@@ -179,16 +184,34 @@ class Learner:
         critic = first_critic(population.critics)
         return action_gradient_agreement(population.networks, self.objective, alpha, population.policy, critic, windows)
 
-    def check_finite(self) -> None:
-        """Raise FloatingPointError, naming the agent and the quantity, if the newest update gave NaN or infinity.
+    def checked_metrics(self) -> dict[str, np.ndarray]:
+        """The newest metrics of all agents, also those of other processes, on the host, [P] each.
 
-        The agent is the one that broke first: by way of the objective it breaks the others within a few cycles.
+        Raises:
+            FloatingPointError: if one of them is not finite; names the agent and the quantity. The agent is the one that broke first:
+                by way of the objective it breaks the others within a few cycles.
+            RuntimeError: if processes disagree about the objective. They compute it from the same numbers, so this is a fault.
         """
-        for name, values in self.metrics.items():
-            is_broken = ~torch.isfinite(values)
+        if not self.metrics:
+            return {}
+        columns = torch.stack([*self.metrics.values(), torch.as_tensor(self._num_broken, device=self.population.device)], 1)
+        rows = self.placement.gather(columns.float()).cpu().numpy()
+        metrics = dict(zip(self.metrics, rows.T, strict=False))
+        for name, values in metrics.items():
+            is_broken = ~np.isfinite(values)
             if is_broken.any():
-                agent = int((is_broken * (1 + self._num_broken)).argmax())
-                raise FloatingPointError(f"{name} of agent {agent} is {float(values[agent])} after {self.num_updates} updates")
+                agent = int((is_broken * (1 + rows[:, -1])).argmax())
+                raise FloatingPointError(f"{name} of agent {agent} is {values[agent]} after {self.num_updates} updates")
+        if len(set(self.placement.from_all(self._objective_checksum()))) > 1:
+            raise RuntimeError(f"processes disagree about the objective after {self.num_updates} updates")
+        return metrics
+
+    def _objective_checksum(self) -> int:
+        """The sum of the parameters' bits; nothing to compute for a single process."""
+        if self.placement.world_size == 1:
+            return 0
+        bits = [p.detach().view(torch.int32).sum(dtype=torch.int64) for p in self.objective.parameters()]
+        return int(sum(bits, torch.zeros((), dtype=torch.int64)))
 
     def to(self, device: torch.device) -> None:
         """Move population and objective to a device; before any optimizer has a state."""
@@ -196,24 +219,28 @@ class Learner:
         self.objective.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Agents, counter and random streams; the objective and the optimizers are kept by their owner."""
+        """All agents (gathered), counter and random streams; the objective and the optimizers are kept by their owner."""
+        population = self.population.state_dict()
         return {
-            "population": self.population.state_dict(),
+            "population": {
+                kind: {name: self.placement.gather(p) for name, p in parameters.items()}
+                for kind, parameters in population.items()
+            },
             "num_updates": self.num_updates,
-            "streams": self._streams.state_dict(),
+            "streams": self.placement.gather_list(self._streams.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.population.load_state_dict(state["population"])
+        """Restore what `state_dict` gave, also in another number of processes."""
+        self.population.load_state_dict(
+            {
+                kind: {name: self.placement.slice(p) for name, p in parameters.items()}
+                for kind, parameters in state["population"].items()
+            }
+        )
         self.num_updates = state["num_updates"]
-        self._streams.load_state_dict(state["streams"])
+        self._streams.load_state_dict(self.placement.mine(state["streams"]))
 
 
 def _adam(parameters: Any, learning_rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(list(parameters), learning_rate, fused=True)
-
-
-def _assign(parameters: Parameters, gradients: Parameters) -> None:
-    for name, p in parameters.items():
-        p.grad = gradients[name]

@@ -6,16 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metagenrl_pl.batch import widest
 from metagenrl_pl.collector import Collector
-from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.env_group import EnvironmentGroup, SerialGroup, sizes_of
+from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.learner import Learner
 from metagenrl_pl.objectives import Objective
+from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import AgentSettings, Population
 from metagenrl_pl.replay import Replay
 from metagenrl_pl.results import MetaTestRow
 from metagenrl_pl.streams import AgentStreams, derive_seed
 
 Act = Callable[[Tensor], Tensor]
+MakeGroup = Callable[[Sequence[EnvironmentSpec]], EnvironmentGroup]
 Report = Callable[[int], None]
 
 
@@ -26,16 +30,27 @@ class Evaluator:
         specs: each agent's environment.
         seeds: one for each agent.
         num_episodes: per agent; they run side by side.
+        make: makes the environments; in this process by default.
+        observation_size: what the agents' observations are padded to; the widest here by default.
 
     Raises:
         ValueError: if there is no episode to run.
     """
 
-    def __init__(self, specs: Sequence[EnvironmentSpec], seeds: Sequence[int], num_episodes: int) -> None:
+    def __init__(
+        self,
+        specs: Sequence[EnvironmentSpec],
+        seeds: Sequence[int],
+        num_episodes: int,
+        make: MakeGroup = SerialGroup,
+        observation_size: int | None = None,
+    ) -> None:
         if num_episodes < 1:
             raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
-        self._seeds = list(seeds)
-        self.environments = [[Environment(spec) for _ in range(num_episodes)] for spec in specs]
+        self._shape = len(specs), num_episodes
+        self._seeds = [derive_seed(seed, "evaluation", episode) % 2**31 for seed in seeds for episode in range(num_episodes)]
+        self.environments = make([spec for spec in specs for _ in range(num_episodes)])
+        self._observation_size = observation_size or self.environments.observation_size
 
     def __call__(self, act: Act) -> np.ndarray:
         """Mean return of each agent, [P].
@@ -43,30 +58,24 @@ class Evaluator:
         Args:
             act: observations [P, num_episodes, O] -> actions [P, num_episodes, A] in [-1, 1].
         """
-        widest = max(environments[0].observation_size for environments in self.environments)
-        num_agents, num_episodes = len(self.environments), len(self.environments[0])
-        observation = np.zeros((num_agents, num_episodes, widest), np.float32)
-        returns, is_open = np.zeros((num_agents, num_episodes)), np.ones((num_agents, num_episodes), bool)
-        for (agent, episode), environment in self._each():
-            first = environment.reset(derive_seed(self._seeds[agent], "evaluation", episode) % 2**31)
-            observation[agent, episode, : len(first)] = first
+        environments, size = self.environments, self.environments.observation_size
+        observation = np.zeros((len(environments), self._observation_size), np.float32)
+        returns, is_open = np.zeros(len(environments)), np.ones(len(environments), bool)
+        for index, seed in enumerate(self._seeds):
+            first = environments.reset(index, seed)
+            observation[index, : len(first)] = first
         while is_open.any():
-            action = act(torch.from_numpy(observation)).cpu().numpy()
-            for (agent, episode), environment in self._each():
-                if is_open[agent, episode]:
-                    step = environment.step(action[agent, episode, : environment.action_size])
-                    observation[agent, episode, : environment.observation_size] = step[0]
-                    returns[agent, episode] += step[1]
-                    is_open[agent, episode] = not (step[2] or step[3])
-        return returns.mean(1)
-
-    def _each(self) -> list[tuple[tuple[int, int], Environment]]:
-        return [((p, n), environment) for p, row in enumerate(self.environments) for n, environment in enumerate(row)]
+            action = act(torch.from_numpy(observation).view(*self._shape, -1)).cpu().flatten(0, 1).numpy()
+            environments.begin_step(action, is_open)
+            steps = environments.end_step()
+            observation[is_open, :size] = steps.observation[is_open]
+            returns[is_open] += steps.reward[is_open]
+            is_open = is_open & ~steps.ended
+        return returns.reshape(self._shape).mean(1)
 
     def close(self) -> None:
         """Close the environments."""
-        for _, environment in self._each():
-            environment.close()
+        self.environments.close()
 
 
 def fresh_seeds(specs: Sequence[EnvironmentSpec], seeds: Sequence[int]) -> tuple[list[EnvironmentSpec], list[int], list[int]]:
@@ -95,10 +104,14 @@ def meta_test(
     device: torch.device | str = "cpu",
     compile: bool = False,
     report: Report = lambda env_steps: None,
+    make: MakeGroup = SerialGroup,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[MetaTestRow]:
     """Train fresh agents with a frozen objective, one for each environment and seed, all in one stacked population.
 
-    Critics learn as usual. Draws from random streams of its own only.
+    Critics learn as usual. Draws from random streams of its own only. With several processes, which have to call this together, the
+    fresh agents are dealt to them; the result is the same.
 
     Args:
         method: what the rows are called.
@@ -111,35 +124,39 @@ def meta_test(
         replay_capacity: slots of each agent, if it needs that many.
         device, compile: as in training.
         report: told the env steps that are done.
+        make: makes the environments; in this process by default.
+        rank, world_size: of this process.
 
     Returns:
         One row for each evaluation of each agent, with no meta-training stage.
     """
-    agent_specs, agent_names, agent_seeds = fresh_seeds(specs, seeds)
-    environments = [Environment(spec) for spec in agent_specs]
-    sizes = [(environment.observation_size, environment.action_size) for environment in environments]
-    population = Population(sizes, agent_seeds, agent)
-    learner = Learner(population, objective, agent, agent_seeds, compile=compile)
-    learner.to(torch.device(device))
-    enough = 2 * env_steps + agent.window_length  # even for episodes of one step
-    replay = Replay(sizes, min(enough, replay_capacity), agent.window_length, device)
-    collector = Collector(environments, agent_seeds, replay, population.act, agent.exploration_noise, agent.random_env_steps)
-    evaluator = Evaluator(agent_specs, agent_seeds, num_episodes)
-    rows = []
-    for done in range(1, env_steps + 1):
-        collector.step()
-        if done >= agent.warmup_env_steps:
-            learner.update(collector.draw, done)
-        if done % evaluate_every_env_steps == 0 or done == env_steps:
-            returns = evaluator(population.act)
-            rows += [
-                MetaTestRow(spec.name, method, seed, done, float(value))
-                for spec, seed, value in zip(agent_specs, agent_names, returns, strict=True)
-            ]
-        report(done)
-    evaluator.close()
-    collector.close()
-    return rows
+    all_specs, all_names, all_seeds = fresh_seeds(specs, seeds)
+    placement, padded_to = Placement(len(all_specs), rank, world_size), widest(sizes_of(all_specs))
+    agent_specs, agent_names, agent_seeds = placement.mine(all_specs), placement.mine(all_names), placement.mine(all_seeds)
+    rows: list[MetaTestRow] = []
+    if agent_specs:  # there may be more processes than fresh agents
+        environments, evaluator = make(agent_specs), Evaluator(agent_specs, agent_seeds, num_episodes, make, padded_to[0])
+        population = Population(environments.sizes, agent_seeds, agent, padded_to)
+        learner = Learner(population, objective, agent, agent_seeds, compile=compile)
+        learner.to(torch.device(device))
+        capacity = min(2 * env_steps + agent.window_length, replay_capacity)  # enough even for episodes of one step
+        replay = Replay(environments.sizes, capacity, agent.window_length, device, padded_to)
+        collector = Collector(environments, agent_seeds, replay, population.act, agent.exploration_noise, agent.random_env_steps)
+        for done in range(1, env_steps + 1):
+            collector.begin_step()
+            if collector.num_collected >= agent.warmup_env_steps:
+                learner.update(collector.draw, collector.env_steps)
+            collector.end_step()
+            if done % evaluate_every_env_steps == 0 or done == env_steps:
+                returns = evaluator(population.act)
+                rows += [
+                    MetaTestRow(spec.name, method, seed, done, float(value))
+                    for spec, seed, value in zip(agent_specs, agent_names, returns, strict=True)
+                ]
+            report(done)
+        evaluator.close()
+        collector.close()
+    return sorted((row for part in placement.from_all(rows) for row in part), key=lambda row: row.env_steps)
 
 
 def random_returns(specs: Sequence[EnvironmentSpec], seeds: Sequence[int], num_episodes: int = 10) -> list[MetaTestRow]:
@@ -147,7 +164,7 @@ def random_returns(specs: Sequence[EnvironmentSpec], seeds: Sequence[int], num_e
     agent_specs, agent_names, agent_seeds = fresh_seeds(specs, seeds)
     streams = AgentStreams(agent_seeds, "random actions")
     evaluator = Evaluator(agent_specs, agent_seeds, num_episodes)
-    sizes = [environments[0].action_size for environments in evaluator.environments]
+    sizes = [action_size for _, action_size in evaluator.environments.sizes[::num_episodes]]
     returns = evaluator(lambda observation: (2 * streams.uniform(observation.shape[1], max(sizes), sizes=sizes) - 1).float())
     evaluator.close()
     return [

@@ -1,16 +1,20 @@
 """The Lightning face of learning: one macro batch is a few update cycles with manual optimization."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
+from metagenrl_pl.batch import widest
 from metagenrl_pl.checkpoint_io import PROJECT_KEY
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.inner import InnerStep
 from metagenrl_pl.learner import Learner, MetaSettings
 from metagenrl_pl.objectives import Objective
+from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import AgentSettings, Population
 
 
@@ -18,16 +22,17 @@ class MetaGenRL(pl.LightningModule):
     """A population and the objective that it shares.
 
     One optimizer step per update cycle is tracked, the critics', so `trainer.global_step` counts update cycles. Agents are no
-    submodules: the objective is all that processes would share.
+    submodules: the objective is all that processes share.
 
     Args:
-        sizes: observation and action size of each agent's environment.
+        sizes: observation and action size of each agent's environment; of all agents, also those of other processes.
         seeds: one for each agent.
         objective: what the policies descend.
         agent: settings of the agents.
         inner, meta: how the objective is meta-learned; None for a frozen objective or one with nothing to learn.
         compile: run the updates through `torch.compile`.
         run_config: kept in checkpoints, so that a checkpoint alone can rebuild its run; plain containers.
+        placement: which agents live in this process; all by default.
     """
 
     def __init__(
@@ -40,13 +45,18 @@ class MetaGenRL(pl.LightningModule):
         meta: MetaSettings | None = None,
         compile: bool = False,
         run_config: Mapping[str, Any] | None = None,
+        placement: Placement | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.objective = objective
         self.agent = agent
-        self.learner = Learner(Population(sizes, seeds, agent), objective, agent, seeds, inner, meta, compile)
+        self.placement = placement or Placement(len(sizes))
+        my_seeds = self.placement.mine(seeds)
+        population = Population(self.placement.mine(sizes), my_seeds, agent, widest(sizes))
+        self.learner = Learner(population, objective, agent, my_seeds, inner, meta, compile, self.placement)
         self.run_config = dict(run_config or {})
+        self.metrics: dict[str, np.ndarray] = {}  # of all agents after the newest macro batch, [P]
 
     def setup(self, stage: str) -> None:
         """Move the population to the device of this process; Lightning moves the objective."""
@@ -57,22 +67,28 @@ class MetaGenRL(pl.LightningModule):
         return self.learner.optimizers
 
     def training_step(self, batch: MacroBatch, batch_idx: int) -> None:
-        """Let every agent act and learn for a few cycles."""
+        """Let every agent act and learn for a few cycles.
+
+        Raises:
+            FloatingPointError: if an agent's losses are not finite.
+            RuntimeError: if processes disagree about the objective.
+        """
         optimizers = self.optimizers()
         critic_step = (optimizers[0] if isinstance(optimizers, list) else optimizers).step
         for collector in batch:
             if collector.num_collected >= self.agent.warmup_env_steps:
                 self.learner.update(collector.draw, collector.env_steps, critic_step)
-        self.learner.check_finite()
+        self.metrics = self.learner.checked_metrics()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the agents and the run's config."""
+        """Add the agents, also those of other processes, and the run's config."""
         # A run is one epoch. If its last batch were remembered as such, Lightning would refuse to make the run longer on a resume.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         checkpoint[PROJECT_KEY] = {"config": self.run_config, "learner": self.learner.state_dict()}
+        self._map_agent_moments(checkpoint, self.placement.gather)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the agents.
+        """Restore the agents of this process.
 
         Raises:
             CheckpointError: if the checkpoint was saved with other agents.
@@ -80,3 +96,13 @@ class MetaGenRL(pl.LightningModule):
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         datamodule.check_agents(checkpoint[type(datamodule).__qualname__])  # Lightning restores the datamodule after the module
         self.learner.load_state_dict(checkpoint[PROJECT_KEY]["learner"])
+        self._map_agent_moments(checkpoint, self.placement.slice)
+
+    @staticmethod
+    def _map_agent_moments(checkpoint: dict[str, Any], function: Callable[[Tensor], Tensor]) -> None:
+        """Gather or slice what the optimizers of critics and policies remember, which has an entry for each agent."""
+        for optimizer in checkpoint["optimizer_states"][:2]:  # the third is the objective's, the same in all processes
+            optimizer["state"] = {  # a new one: the old belongs to the optimizer itself
+                index: {name: function(value) if name.startswith("exp_avg") else value for name, value in state.items()}
+                for index, state in optimizer["state"].items()
+            }

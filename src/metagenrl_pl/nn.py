@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Parameters = dict[str, Tensor]
+
+_MIN_ROWS = 4  # from which on rounding does not depend on alignment
+_ALIGNMENT = 16  # entries of the widest vector instructions
 
 
 def mixed(x: Tensor) -> Tensor:
@@ -21,7 +25,15 @@ def mixed(x: Tensor) -> Tensor:
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[P, N, in] x [P, in, out] + [P, out] -> [P, N, out], one matrix product for all agents."""
+    """[P, N, in] x [P, in, out] + [P, out] -> [P, N, out], one matrix product for all agents.
+
+    An agent gets the same bits whatever its neighbours, on a CPU with one thread.
+    """
+    if weight.shape[-1] == 1:
+        # As a product it would be far slower for several agents than for one, and would round differently.
+        return (x * weight.mT).sum(-1, keepdim=True) + bias.unsqueeze(1)
+    if (num_rows := x.shape[1]) < _MIN_ROWS:  # BLAS would round by where an agent's weights lie in memory
+        return stacked_linear(functional.pad(x, (0, 0, 0, _MIN_ROWS - num_rows)), weight, bias)[:, :num_rows]
     return torch.baddbmm(bias.unsqueeze(1), x, weight)
 
 
@@ -80,13 +92,42 @@ class StackedMLP:
         return parameters
 
 
+class FlatLayout:
+    """How stacked parameters lie in one tensor, so that an optimizer, a moving average or a copy is one operation for all of them.
+
+    The tensor is [*lead, D], where the leading axes are the agent and, of critics, the twin. D is rounded up, so that vectorised
+    kernels, which treat the end of a tensor differently, round an agent's entries alike wherever the agent stands.
+
+    Args:
+        parameters: [*lead, ...] each.
+        num_lead: leading axes.
+    """
+
+    def __init__(self, parameters: Parameters, num_lead: int) -> None:
+        self._num_lead = num_lead
+        self._shapes = {name: p.shape[num_lead:] for name, p in parameters.items()}
+        num_entries = sum(shape.numel() for shape in self._shapes.values())
+        self._num_padded = -num_entries % _ALIGNMENT
+
+    def flatten(self, parameters: Parameters) -> Tensor:
+        """Copies into one tensor, [*lead, D]."""
+        parts = [parameters[name].flatten(self._num_lead) for name in self._shapes]
+        return torch.cat([*parts, parts[0].new_zeros(*parts[0].shape[:-1], self._num_padded)], -1)
+
+    def views(self, flat: Tensor) -> Parameters:
+        """The parameters as views of [*lead, D]."""
+        parts = flat.split([*(shape.numel() for shape in self._shapes.values()), self._num_padded], -1)
+        return {name: part.unflatten(-1, shape) for (name, shape), part in zip(self._shapes.items(), parts[:-1], strict=True)}
+
+
 def glorot_uniform(num_in: int, num_out: int, generator: torch.Generator) -> Tensor:
     """A weight [in, out], uniform in +-sqrt(6 / (in + out))."""
     return (2 * torch.rand(num_in, num_out, generator=generator) - 1) * math.sqrt(6 / (num_in + num_out))
 
 
 def _squared_norm_per_agent(gradients: Parameters) -> Tensor:
-    return torch.stack([(g * g).flatten(1).sum(1) for g in gradients.values()]).sum(0)
+    # Summed along the last axis: along the first, an agent's rounding would depend on how many stand beside it.
+    return torch.stack([(g * g).flatten(1).sum(1) for g in gradients.values()], 1).sum(1)
 
 
 def norm_per_agent(gradients: Parameters) -> Tensor:

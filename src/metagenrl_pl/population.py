@@ -1,14 +1,15 @@
 """A stacked population of actor-critic agents: policies, twin critics and their targets as one set of tensors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metagenrl_pl.batch import widest
 from metagenrl_pl.networks import Networks
-from metagenrl_pl.nn import Parameters, StackedMLP
+from metagenrl_pl.nn import FlatLayout, Parameters, StackedMLP
 from metagenrl_pl.streams import derive_seed
 
 
@@ -92,6 +93,8 @@ class AgentSettings:
 class Population:
     """P agents whose parameters are slices of shared tensors: policies [P, ...], critics [P, 2, ...], and targets of both.
 
+    Each of the four sets is a dictionary of views of one tensor (`flat`).
+
     Spaces are zero-padded to the widest observation and action. Each agent is initialised from its own seed with its own true fan-in,
     and padded rows and columns are zero and stay zero, so that an agent computes what it would alone.
 
@@ -109,7 +112,7 @@ class Population:
         settings: AgentSettings,
         padded_to: tuple[int, int] | None = None,
     ) -> None:
-        self.observation_size, self.action_size = padded_to or (max(o for o, _ in sizes), max(a for _, a in sizes))
+        self.observation_size, self.action_size = padded_to or widest(sizes)
         self.num_agents = len(sizes)
         self.action_sizes = [a for _, a in sizes]
         mlp = StackedMLP(settings.num_hidden_layers, layer_norm_eps=settings.layer_norm_eps if settings.layer_norm else None)
@@ -128,10 +131,19 @@ class Population:
             ]
             critics.append({name: torch.stack([twin[name] for twin in twins]) for name in twins[0]})
         self.networks = Networks(mlp, mask)
-        self.policy = _stack(policies)
-        self.critics = _stack(critics)
-        self.target_policy = {name: p.clone() for name, p in self.policy.items()}
-        self.target_critics = {name: p.clone() for name, p in self.critics.items()}
+        policy, critics_of_all = _stack(policies), _stack(critics)
+        self.policy_layout, self.critics_layout = FlatLayout(policy, 1), FlatLayout(critics_of_all, 2)
+        self.flat = {  # what optimizers hold: policies [P, D], critics [P, 2, D']
+            "policy": self.policy_layout.flatten(policy),
+            "critics": self.critics_layout.flatten(critics_of_all),
+            "target_policy": self.policy_layout.flatten(policy),
+            "target_critics": self.critics_layout.flatten(critics_of_all),
+        }
+        self._view()
+
+    def _view(self) -> None:
+        self.policy, self.target_policy = map(self.policy_layout.views, (self.flat["policy"], self.flat["target_policy"]))
+        self.critics, self.target_critics = map(self.critics_layout.views, (self.flat["critics"], self.flat["target_critics"]))
 
     def _padded(self, parameters: Parameters, inputs: list[int], num_inputs: int, kind: str) -> Parameters:
         """One network's parameters, with its inputs spread over the common ones and (a policy's) outputs padded."""
@@ -166,14 +178,11 @@ class Population:
         return self.networks.action_mask.device
 
     def to(self, device: torch.device) -> None:
-        """Move to a device; the parameters stay the same tensor objects, so optimizers that hold them stay valid."""
-        self._map_tensors(lambda x: x.to(device))
-
-    def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> None:
-        for parameters in self.parameter_sets.values():
-            for p in parameters.values():
-                p.data = function(p.data)
-        self.networks = Networks(self.networks.mlp, function(self.networks.action_mask))
+        """Move to a device; `flat` stays the same tensor objects, so optimizers that hold them stay valid."""
+        for flat in self.flat.values():
+            flat.data = flat.data.to(device)
+        self._view()
+        self.networks = Networks(self.networks.mlp, self.networks.action_mask.to(device))
 
     def state_dict(self) -> dict[str, Any]:
         """All parameters, agents along the first axis."""

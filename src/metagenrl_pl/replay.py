@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metagenrl_pl.batch import Windows
-from metagenrl_pl.streams import AgentStreams
+from metagenrl_pl.batch import Windows, widest
+from metagenrl_pl.streams import AgentStreams, sent
 
 _NEVER = torch.iinfo(torch.int64).max
 
@@ -20,6 +20,7 @@ class _Group:
 
     agents: list[int]
     index: Tensor  # the same on the device, [G]
+    row: Tensor  # 0 to G - 1, on the device
     observation_size: int
     action_size: int
     rows: Tensor  # [G, capacity, O + A + 2]: observation, then action, reward and terminated of the step taken from it
@@ -37,25 +38,31 @@ class Replay:
         capacity: slots per agent.
         window_length: T.
         device: where the buffers lie and windows are made.
+        padded_to: observation and action size of windows; the widest of `sizes` by default.
 
     Raises:
         ValueError: if the capacity cannot hold one window, or the machine cannot hold the buffers.
     """
 
     def __init__(
-        self, sizes: Sequence[tuple[int, int]], capacity: int, window_length: int = 20, device: torch.device | str = "cpu"
+        self,
+        sizes: Sequence[tuple[int, int]],
+        capacity: int,
+        window_length: int = 20,
+        device: torch.device | str = "cpu",
+        padded_to: tuple[int, int] | None = None,
     ) -> None:
         check_capacity(capacity, window_length)
         self.sizes, self.capacity, self.window_length, self.device = list(sizes), capacity, window_length, torch.device(device)
         check_memory(memory_bytes(sizes, capacity), self.device)
-        self.observation_size = max(o for o, _ in sizes)
-        self.action_size = max(a for _, a in sizes)
+        self.observation_size, self.action_size = padded_to or widest(sizes)
         self._groups = []
         for observation_size, action_size in dict.fromkeys(self.sizes):
             agents = [i for i, size in enumerate(self.sizes) if size == (observation_size, action_size)]
             rows = torch.zeros(len(agents), capacity, observation_size + action_size + 2, device=self.device)
             index = torch.tensor(agents, device=self.device)
-            self._groups.append(_Group(agents, index, observation_size, action_size, rows))
+            row = torch.arange(len(agents), device=self.device)
+            self._groups.append(_Group(agents, index, row, observation_size, action_size, rows))
         self._home = {agent: (group, g) for group in self._groups for g, agent in enumerate(group.agents)}
 
         num_agents = len(self.sizes)
@@ -81,16 +88,16 @@ class Replay:
         self.head[agent] += 1
         self._forget_overwritten(agent)
         group, row = self._home[agent]
-        first = torch.as_tensor(observation, device=self.device)
+        first = sent(torch.from_numpy(observation), self.device)
         group.rows[row, self.head[agent] % self.capacity, : group.observation_size] = first
 
     def append(self, action: np.ndarray, reward: np.ndarray, terminated: np.ndarray, next_observation: np.ndarray) -> None:
         """Store one step of every agent.
 
         Args:
-            action: in [-1, 1], padded, [P, A].
+            action: in [-1, 1], padded, [P, at least A].
             reward, terminated: [P].
-            next_observation: padded, [P, O].
+            next_observation: padded, [P, at least O].
         """
         slots = self.head % self.capacity
         self.head += 1
@@ -98,11 +105,11 @@ class Replay:
         self.count += 1
         for group in self._groups:
             agents, o, a = group.agents, group.observation_size, group.action_size
-            steps = np.concatenate([action[agents, :a], reward[agents, None], terminated[agents, None]], 1, dtype=np.float32)
-            row = torch.arange(len(agents), device=self.device)
-            group.rows[row, torch.as_tensor(slots[agents], device=self.device), o:] = torch.as_tensor(steps, device=self.device)
-            observation = torch.as_tensor(next_observation[agents, :o], device=self.device)
-            group.rows[row, torch.as_tensor(next_slots[agents], device=self.device), :o] = observation
+            parts = (next_observation[agents, :o], action[agents, :a], reward[agents, None], terminated[agents, None])
+            stored = sent(torch.from_numpy(np.concatenate(parts, 1, dtype=np.float32)), self.device)
+            slot, next_slot = self._device_tensor(np.stack([slots[agents], next_slots[agents]]))
+            group.rows[group.row, slot, o:] = stored[:, o:]
+            group.rows[group.row, next_slot, :o] = stored[:, :o]
         for agent in range(len(self.sizes)):
             self._forget_overwritten(agent)
 
@@ -115,7 +122,7 @@ class Replay:
         """
         assert len(self), "an agent has no stored step"
         oldest, count = self._device_tensor(self.oldest)[:, None], self._device_tensor(self.count)[:, None]
-        drawn = oldest + (streams.uniform(num_windows).to(self.device) * (count - oldest)).long()  # ordinals, [P, B]
+        drawn = oldest + (sent(streams.uniform(num_windows), self.device) * (count - oldest)).long()  # ordinals, [P, B]
         episode = torch.searchsorted(self._device_starts, drawn, right=True) - 1
         begin = torch.maximum(self._device_starts.gather(1, episode), oldest)
         end = torch.minimum(self._device_starts.gather(1, episode + 1), count)
@@ -136,7 +143,7 @@ class Replay:
         reward, terminated = torch.zeros_like(valid), torch.zeros_like(valid)
         for group in self._groups:
             agents, o, a = group.index, group.observation_size, group.action_size
-            index = slots[agents] + self.capacity * torch.arange(len(agents), device=self.device)[:, None, None]
+            index = slots[agents] + self.capacity * group.row[:, None, None]
             rows = group.rows.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
             steps = rows[:, :, :-1, o:] * valid[agents].unsqueeze(-1)
             states[agents, :, :, :o] = rows[..., :o] * is_state[agents]
@@ -149,7 +156,7 @@ class Replay:
         return self.head, self.count, self.oldest, self._oldest_episode, self._forgotten
 
     def _device_tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values.copy()).to(self.device)
+        return sent(torch.from_numpy(values.copy()), self.device)
 
     def _set_starts(self, starts: np.ndarray) -> None:
         """First ordinal of each episode, then never, [P, E]: on the host for the bookkeeping, on the device for sampling."""
@@ -196,7 +203,7 @@ class Replay:
         rows, starts = state["rows"], state["starts"]
         head = int(state["counters"][0])
         if rows.shape[1] != group.rows.shape[2] or len(rows) != min(head + 1, self.capacity):
-            raise ValueError(f"replay of agent {agent}: stored for another environment or capacity than {self.capacity}")
+            raise ValueError(f"stored for another environment or capacity than {self.capacity}")
         group.rows[row, : len(rows)] = rows.to(self.device)
         for counter, value in zip(self._counters, state["counters"].tolist(), strict=True):
             counter[agent] = value

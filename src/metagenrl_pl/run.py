@@ -1,6 +1,7 @@
-"""Around a run: its folder, its threads, what it refuses before it starts."""
+"""Around a run: its folder, its threads, its memory."""
 
 import ctypes
+import os
 import sys
 from datetime import datetime
 from functools import cache
@@ -8,13 +9,10 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from metagenrl_pl.config import ConfigError, resolved_yaml
 from metagenrl_pl.resume import folder_of
-
-STRATEGIES = ("auto",)
-"""What `trainer.strategy` may be."""
 
 
 def run_folder(ckpt_path: str | None) -> str:
@@ -23,27 +21,14 @@ def run_folder(ckpt_path: str | None) -> str:
         return str(folder_of(Path(ckpt_path)))
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return str(HydraConfig.get().runtime.output_dir)
+    if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1:  # its tasks start at different times
+        return f"runs/slurm_{os.environ['SLURM_JOB_ID']}"
     return f"runs/{_process_start()}"
 
 
 @cache
 def _process_start() -> str:
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-
-
-def check_strategy(trainer: DictConfig) -> None:
-    """Refuse what the trainer's configuration asks for and this project cannot do.
-
-    Raises:
-        ConfigError: for a strategy or a number of processes other than one.
-    """
-    if trainer.strategy not in STRATEGIES:
-        raise ConfigError(f"trainer.strategy={trainer.strategy} cannot serve; valid: {', '.join(STRATEGIES)}")
-    is_one_device = trainer.devices in (1, "1") or (isinstance(trainer.devices, ListConfig) and len(trainer.devices) == 1)
-    if not is_one_device or trainer.num_nodes != 1:
-        raise ConfigError(
-            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}: valid is one device (1, or [its number]) on one node"
-        )
 
 
 def choose_num_threads(num_threads: int | None) -> int:

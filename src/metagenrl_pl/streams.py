@@ -14,6 +14,11 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, without waiting for the device if it is a GPU."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 class AgentStreams:
     """One random generator per agent for one purpose; draws are stacked, [P, ...].
 

@@ -8,6 +8,7 @@ lives in the objective alone: with g(alpha) = dL/da, J = d pi / d phi and phi' =
 where w needs one backward pass through critic, policy and the inner step, and J w one forward-mode pass through the policy.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -103,12 +104,21 @@ def meta_gradients(
     return path(networks, objective, inner, alpha, task)
 
 
-def combine_meta_gradients(gradients: Parameters, rule: Literal["clip", "normalize"]) -> tuple[Parameters, Tensor]:
+def combine_meta_gradients(
+    gradients: Parameters, rule: Literal["clip", "normalize"], gather: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> tuple[Parameters, Tensor]:
     """Mean over agents of their gradients, each clipped or normalised to norm 1 first, [...], and the raw norms, [P].
 
     The paper clips. Where norms are far below 1 clipping does nothing and agents with large values drown the others; normalising
     gives each agent the same say.
+
+    Args:
+        gradients: of P agents, [P, ...].
+        rule: what is done to each.
+        gather: makes rows of all agents of the rows of these, where others are computed elsewhere.
     """
     norm = norm_per_agent(gradients)
-    scale = 1 / norm.clamp(min=1.0 if rule == "clip" else 1e-12)
-    return {name: g.mean(0) for name, g in scale_per_agent(gradients, scale).items()}, norm
+    scaled = scale_per_agent(gradients, 1 / norm.clamp(min=1.0 if rule == "clip" else 1e-12))
+    flat = torch.cat([g.flatten(1) for g in scaled.values()], 1)  # in one piece, so that all of them are gathered at once
+    parts = gather(flat).mean(0).split([g[0].numel() for g in scaled.values()])
+    return {name: part.view(g.shape[1:]) for (name, g), part in zip(scaled.items(), parts, strict=True)}, norm

@@ -1,0 +1,90 @@
+"""The processes of a run: what strategy joins them, where they agree, and what they leave behind."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig
+from pytorch_lightning.strategies import Strategy
+
+from metagenrl_pl.config import ConfigError
+from metagenrl_pl.strategy import PopulationStrategy
+
+STRATEGIES = ("auto", "ddp")
+"""What `trainer.strategy` may be."""
+
+_RUN_DIR = "METAGENRL_RUN_DIR"
+_LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN_DIR)
+
+
+def strategy_for(trainer: DictConfig) -> Strategy | str:
+    """What the trainer's configuration asks for, as Lightning wants it: one process on one device, or the population's strategy.
+
+    Raises:
+        ConfigError: for a strategy that cannot serve.
+    """
+    if trainer.strategy not in STRATEGIES:
+        raise ConfigError(
+            f"trainer.strategy={trainer.strategy} cannot serve, since processes share the objective and not their agents; "
+            f"valid: {', '.join(STRATEGIES)}"
+        )
+    is_one_device = trainer.devices in (1, "1") or (isinstance(trainer.devices, ListConfig) and len(trainer.devices) == 1)
+    if trainer.strategy == "auto" and is_one_device and trainer.num_nodes == 1:
+        return "auto"
+    return PopulationStrategy()
+
+
+def check_world_size(world_size: int, num_agents: int) -> None:
+    """Refuse processes that would have no agent.
+
+    Raises:
+        ConfigError: if there are more processes than agents.
+    """
+    if world_size > num_agents:
+        raise ConfigError(
+            f"trainer.devices and trainer.num_nodes ask for {world_size} processes, population.size={num_agents} agents can be "
+            f"dealt to at most {num_agents}"
+        )
+
+
+def agreed_run_dir(run_dir: str) -> str:
+    """The run folder that the first process has chosen; every process has to call it.
+
+    Processes start at different times, and the default folder is named after the time.
+    """
+    if _RUN_DIR in os.environ:  # the first process has started this one
+        return os.environ[_RUN_DIR]
+    if not dist.is_torchelastic_launched():
+        return run_dir
+    store, rank, _ = next(dist.rendezvous("env://"))
+    if rank == 0:
+        store.set(_RUN_DIR, run_dir)
+    return str(store.get(_RUN_DIR).decode())
+
+
+@contextmanager
+def launching(run_dir: str) -> Iterator[None]:
+    """Prepares what further processes inherit, and afterwards takes away what a run leaves in this one, as a sweep goes on in it.
+
+    Args:
+        run_dir: the run's folder.
+    """
+    arguments, before = sys.argv, {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
+    os.environ[_RUN_DIR] = run_dir
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # another process runs this job, not the sweep
+        flags = [argument for argument in arguments[1:] if argument.startswith("-") and argument not in ("-m", "--multirun")]
+        sys.argv = [arguments[0], *flags, *HydraConfig.get().overrides.task]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if dist.is_initialized():
+            dist.destroy_process_group()
