@@ -100,7 +100,7 @@ class SerialGroup(EnvironmentGroup):
         """See EnvironmentGroup."""
         steps = empty_steps(len(self), self.observation_size)
         for index in np.flatnonzero(self._is_open):
-            step_into(steps, index, self._environments[index], self._action[index])
+            step_into(steps, int(index), self._environments[index], self._action[index])
         return steps
 
     def repeat(self, index: int, seed: int, actions: np.ndarray) -> Repeated:
