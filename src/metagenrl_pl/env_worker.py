@@ -1,0 +1,158 @@
+"""A worker process that holds environments, and what it shares with the process that started it (`env_workers.WorkerGroup`).
+
+What a step needs lies in shared memory; a byte through a pipe wakes the worker, and a byte goes back when its environments have
+stepped. Everything else, once an episode or less, is pickled.
+"""
+
+import builtins
+import contextlib
+import faulthandler
+import mmap
+import os
+import pickle
+import traceback
+import warnings
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metagenrl_pl.env_group import Repeated, Steps, repeated, step_into
+from metagenrl_pl.envs import Environment, EnvironmentSpec
+
+STEP, DONE, PICKLE = b"s", b"d", b"p"
+"""The byte that begins what is said through a pipe: take a step, it is done, a pickle follows."""
+
+
+class Table(NamedTuple):
+    """What a step needs, in shared memory. A worker writes to the rows of its own environments only."""
+
+    action: np.ndarray  # [E, A], float64, which holds the bits of narrower floats
+    steps: Steps
+    is_open: np.ndarray  # [E]
+
+    @staticmethod
+    def num_bytes(num_environments: int, observation_size: int, action_size: int) -> int:
+        """Memory that it takes."""
+        return num_environments * (8 * action_size + 8 + 4 * observation_size + 3)
+
+    @classmethod
+    def within(cls, memory: mmap.mmap, num_environments: int, observation_size: int, action_size: int) -> "Table":
+        """The one that lies in `memory`."""
+        num_taken = 0
+
+        def take(dtype: type, *shape: int) -> np.ndarray:
+            nonlocal num_taken
+            array: np.ndarray = np.ndarray(shape, dtype, memory, num_taken)
+            num_taken += array.nbytes
+            return array
+
+        action = take(np.float64, num_environments, action_size)  # wide types first, so that all are aligned
+        reward = take(np.float64, num_environments)
+        observation = take(np.float32, num_environments, observation_size)
+        terminated, truncated, is_open = (take(np.bool_, num_environments) for _ in range(3))
+        return cls(action, Steps(observation, reward, terminated, truncated), is_open)
+
+
+class Failure(NamedTuple):
+    """An answer: what went wrong, and the index of the environment."""
+
+    environment: int
+    error: Exception
+
+
+def work(request_file: int, answer_file: int, memory_file: int) -> None:
+    """Answer requests until the other end of the pipe is closed, which a parent that dies, however it dies, does as well."""
+    for file in (request_file, answer_file, memory_file):
+        os.set_inheritable(file, False)  # a program that an environment starts must not hold them open
+    faulthandler.enable()  # says where a crash was
+    requests, answers = Connection(request_file, writable=False), Connection(answer_file, readable=False)
+    server = _Server(memory_file)
+    with contextlib.suppress(EOFError, BrokenPipeError), contextlib.closing(server):
+        while kind := os.read(request_file, 1):
+            answer = server.answer(*(("step",) if kind == STEP else requests.recv()))
+            if answer is None:
+                os.write(answer_file, DONE)
+            else:
+                os.write(answer_file, PICKLE)
+                answers.send(answer)
+
+
+class _Server:
+    """A worker's environments.
+
+    Args:
+        memory_file: of the shared memory.
+    """
+
+    def __init__(self, memory_file: int) -> None:
+        self._environments: dict[int, Environment] = {}
+        self._table = Table.within(mmap.mmap(-1, 1), 0, 0, 0)
+        self._memory_file = memory_file
+        self._index, self._name = 0, ""  # of the environment that is at work
+
+    def answer(self, request: str, *arguments: Any) -> Any:
+        """What the method of this name gives, or a Failure."""
+        try:
+            return getattr(self, request)(*arguments)
+        except Exception as error:
+            return Failure(self._index, _told(error, self._name))
+
+    def make(self, shape: tuple[int, int, int], specs: dict[int, tuple[str, bytes]]) -> None:
+        """Make environments from their names and pickled specs; `shape` is the table's: E, O, A."""
+        self._table = Table.within(mmap.mmap(self._memory_file, 0), *shape)
+        os.close(self._memory_file)
+        for self._index, (self._name, spec) in specs.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the parent has made one of this kind, and told them
+                self._environments[self._index] = _made(self._name, spec)
+
+    def step(self) -> None:
+        """Take a step with the environments that are open."""
+        table = self._table
+        for index, environment in self._environments.items():
+            if table.is_open[index]:
+                self._index, self._name = index, environment.spec.name
+                step_into(table.steps, index, environment, table.action[index])
+
+    def reset(self, index: int, seed: int) -> np.ndarray:
+        """See EnvironmentGroup."""
+        return self._at_work(index).reset(seed)
+
+    def repeat(self, index: int, seed: int, actions: np.ndarray) -> Repeated:
+        """See EnvironmentGroup."""
+        return repeated(self._at_work(index), seed, actions)
+
+    def close(self) -> None:
+        """Close the environments."""
+        for environment in self._environments.values():
+            environment.close()
+
+    def _at_work(self, index: int) -> Environment:
+        environment = self._environments[index]
+        self._index, self._name = index, environment.spec.name
+        return environment
+
+
+def _made(name: str, pickled_spec: bytes) -> Environment:
+    """The environment; a ValueError if it cannot be made here, although its like was made in the parent."""
+    spec = None
+    try:
+        spec = pickle.loads(pickled_spec)
+        return Environment(spec)
+    except Exception as error:
+        told = str(error).removeprefix(f"environment {name}: ").splitlines()[0].rstrip(".")
+        own = isinstance(spec, EnvironmentSpec) and ":" not in spec.id
+        hint = f"'module:{spec.id}' with the module that registers it, or " if own and spec is not None else ""
+        raise ValueError(f"cannot be made in a worker process ({told}); valid is {hint}env_workers=0") from error
+
+
+def _told(error: Exception, name: str) -> Exception:
+    """`error` with the environment's name and, as a note, its traceback; a builtin exception keeps its kind."""
+    kind = type(error)
+    told: Exception = RuntimeError(f"environment {name}: {kind.__module__}.{kind.__qualname__}: {error}")
+    if getattr(builtins, kind.__name__, None) is kind:
+        with contextlib.suppress(TypeError):  # some want more than a message
+            told = kind(f"environment {name}: {error}")
+    told.add_note("In the worker process:\n" + "".join(traceback.format_exception(error)))
+    return told
