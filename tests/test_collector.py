@@ -1,7 +1,7 @@
 """Collection: what is stored of an env step, exploration, and a resume in the middle of an episode."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ import toy_environments
 from torch import Tensor
 
 from metagenrl_pl.batch import Windows
-from metagenrl_pl.collector import Collector, FinishedEpisode
-from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.collector import Collector
+from metagenrl_pl.env_group import SerialGroup, Steps
+from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.replay import Replay
+from metagenrl_pl.streams import AgentStreams
 
 
 def counting(max_episode_steps: int | None = None, **kwargs: Any) -> EnvironmentSpec:
@@ -30,8 +32,8 @@ def collect(
     capacity: int = 1000,
 ) -> Collector:
     """A collector for windows of 4 steps whose policy, by default, always takes the action 0.25 in every dimension."""
-    environments = [Environment(spec) for spec in specs]
-    replay = Replay([(environment.observation_size, environment.action_size) for environment in environments], capacity, 4)
+    environments = SerialGroup(specs)
+    replay = Replay(environments.sizes, capacity, 4)
     act = act or (lambda observation: torch.full((len(specs), replay.action_size), 0.25))
     return Collector(environments, seeds or list(range(len(specs))), replay, act, exploration_noise, random_env_steps)
 
@@ -39,6 +41,17 @@ def collect(
 def steps(collector: Collector, num_steps: int) -> None:
     for _ in range(num_steps):
         collector.step()
+
+
+def returns_by_time(collector: Collector, num_steps: int) -> list[dict[int, float]]:
+    """Of each agent the returns of the episodes that end in the next steps, by the env steps at their ends."""
+    returns: list[dict[int, float]] = [{} for _ in collector.recent_returns]
+    for _ in range(num_steps):
+        collector.step()
+        for agent, values in enumerate(collector.take_returns()):
+            assert len(values) <= 1
+            returns[agent] |= {collector.env_steps: value for value in values}
+    return returns
 
 
 def stored_actions(collector: Collector, agent: int = 0) -> Tensor:
@@ -80,19 +93,26 @@ def test_terminated_is_stored_and_truncated_is_not() -> None:
     assert torch.equal(windows.terminated[2], is_last[2])  # both at once
 
 
-def test_finished_episodes_are_told_once_with_return_and_length() -> None:
-    collector = collect(counting(ends_after=3), counting(4))
+def test_the_returns_of_episodes_are_told_once() -> None:
+    collector = collect(counting(ends_after=3), counting(4), counting())
     steps(collector, 8)
-    assert collector.take_finished() == [
-        FinishedEpisode(agent=0, episode_return=6.0, length=3, env_steps=3),  # 1 + 2 + 3
-        FinishedEpisode(agent=1, episode_return=10.0, length=4, env_steps=4),
-        FinishedEpisode(agent=0, episode_return=6.0, length=3, env_steps=6),
-        FinishedEpisode(agent=1, episode_return=10.0, length=4, env_steps=8),
-    ]
-    assert collector.take_finished() == []
+    assert collector.take_returns() == [[6.0, 6.0], [10.0, 10.0], []]  # 1 + 2 + 3 and 1 + ... + 4
+    assert collector.take_returns() == [[], [], []]
     steps(collector, 1)
-    assert [episode.env_steps for episode in collector.take_finished()] == [9] and collector.env_steps == 9
-    assert [list(returns) for returns in collector.recent_returns] == [[6.0] * 3, [10.0] * 2]
+    assert collector.take_returns() == [[6.0], [], []] and collector.env_steps == 9
+    assert [list(returns) for returns in collector.recent_returns] == [[6.0] * 3, [10.0] * 2, []]
+
+
+def test_a_return_is_told_when_its_episode_ends() -> None:
+    collector = collect(counting(ends_after=3), counting(4))
+    assert returns_by_time(collector, 9) == [{3: 6.0, 6: 6.0, 9: 6.0}, {4: 10.0, 8: 10.0}]
+
+
+def test_recent_returns_are_those_of_the_last_ten_episodes() -> None:
+    collector = collect(counting(1, global_randomness="reward"))
+    toy_environments.Counting.steps_taken_by_all = 0
+    steps(collector, 12)
+    assert list(collector.recent_returns[0]) == list(range(3, 13))
 
 
 def test_the_newest_step_can_be_drawn_at_once() -> None:
@@ -102,6 +122,77 @@ def test_the_newest_step_can_be_drawn_at_once() -> None:
         windows = collector.draw(400)
         assert (windows.reward[1] == number).any()
         assert (windows.reward[0] == (number - 1) % 6 + 1).any()
+
+
+# ------------------------------------------------------------------------------------------------------- halves of an env step
+
+
+class Noting(SerialGroup):
+    """Notes what it is asked for."""
+
+    def __init__(self, specs: Sequence[EnvironmentSpec]) -> None:
+        super().__init__(specs)
+        self.asked: list[str] = []
+
+    def reset(self, index: int, seed: int) -> np.ndarray:
+        self.asked.append(f"reset {index}")
+        return super().reset(index, seed)
+
+    def begin_step(self, action: np.ndarray, is_open: np.ndarray | None = None) -> None:
+        self.asked.append("begin")
+        super().begin_step(action, is_open)
+
+    def end_step(self) -> Steps:
+        self.asked.append("end")
+        return super().end_step()
+
+
+def test_environments_step_between_the_halves() -> None:
+    """The action is handed out in the first, and nothing is waited for before the second."""
+    collector = collect(counting(ends_after=2), counting())
+    collector.environments = group = Noting(collector.environments.specs)
+    collector.begin_step()
+    assert group.asked == ["reset 0", "reset 1", "begin"]
+    collector.end_step()
+    assert group.asked[3:] == ["end"]
+    collector.step()
+    assert group.asked[4:] == ["begin", "end", "reset 0"]  # an ended episode is followed by the next one at once
+
+
+def test_a_step_is_stored_in_its_second_half() -> None:
+    collector = collect(counting(), exploration_noise=0.5)
+    steps(collector, 5)
+    collector.begin_step()
+    assert collector.env_steps == collector.num_collected == 5
+    assert collector.draw(200).reward.max() == 5 and collector.take_returns() == [[]]
+    collector.end_step()
+    assert collector.env_steps == collector.num_collected == 6
+    assert collector.draw(200).reward.max() == 6
+
+
+def test_the_action_is_that_of_the_policy_in_the_first_half() -> None:
+    """Whatever is learned while environments step."""
+    weight = [0.25]
+    collector = collect(counting(), act=lambda observation: torch.full((1, 1), weight[0]), exploration_noise=0.0)
+    for number in range(1, 5):
+        weight[0] = number / 8
+        collector.begin_step()
+        weight[0] = -1.0
+        collector.end_step()
+    assert stored_actions(collector)[:, 0].tolist() == [0.125, 0.25, 0.375, 0.5]
+
+
+def test_what_is_drawn_between_the_halves_changes_no_step() -> None:
+    one, other = (collect(counting(ends_after=3, num_actions=2), seeds=[7]) for _ in range(2))
+    steps(one, 1)
+    steps(other, 1)
+    for _ in range(20):
+        one.step()
+        other.begin_step()
+        other.sample(3, AgentStreams([1], "somebody else's"))
+        other.end_step()
+    states = one.replay.agent_state(0), other.replay.agent_state(0)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0]) and same(one.draw(9), other.draw(9))
 
 
 # -------------------------------------------------------------------------------------------------------------- exploration
@@ -211,13 +302,14 @@ def test_a_resume_goes_on_as_if_it_had_never_stopped(id: str, number: int) -> No
 
     state = saved(first)
     assert restored(second, state) == []
-    assert second.env_steps == number and second.finished == [] and second.recent_returns == first.recent_returns
-    first.take_finished()  # what was finished before is its readers' matter
+    assert second.env_steps == number and second.recent_returns == first.recent_returns
     for _ in range(60):
         first.step()
         second.step()
         assert same(first.draw(5), second.draw(5))
-    assert first.take_finished() == second.take_finished() != []
+    returns = first.take_returns()
+    assert returns == second.take_returns()
+    assert len(returns[0]) >= (number + 60) // 20 and len(returns[1]) == (number + 60) // 13  # nobody had asked before
     assert first.recent_returns == second.recent_returns
     for agent in range(2):
         states = first.replay.agent_state(agent), second.replay.agent_state(agent)
@@ -234,7 +326,7 @@ def test_an_episode_that_does_not_reproduce_counts_as_truncated(randomness: str)
     toy_environments.Counting.steps_taken_by_all = 29  # so that `length` ends the episode with the last step, number 49
     assert restored(second, state) == [1]
 
-    assert second.finished == [] and second.env_steps == 10
+    assert second.take_returns() == [[], [], []] and second.env_steps == 10
     before = second.draw(50)
     assert (before.terminated == 0).all() and before.reward[0].max() == 10
     steps(second, 3)
@@ -245,11 +337,12 @@ def test_an_episode_that_does_not_reproduce_counts_as_truncated(randomness: str)
     assert torch.equal(episode[:, 1:][valid], episode[:, :1].expand(-1, 4)[valid]) and len(episode[:, 0].unique()) == 2
     assert time[episode == episode[time.argmax() // 5, 0]].max() == 10  # the old one as it was
     assert windows.states[0, ..., 1].max() == 13 and windows.states[2, ..., 1].max() == 13  # others are still in theirs
-    steps(second, 46)
-    finished = {episode.agent: (episode.length, episode.env_steps) for episode in second.take_finished()}
-    assert finished[0] == finished[2] == (50, 50)
+    returns = returns_by_time(second, 46)
+    assert returns[0] == returns[2] == {50: 50 * 51 / 2}  # 1 + ... + 50
     if randomness != "length":
-        assert finished[1] == (49, 59)
+        assert list(returns[1]) == [59]
+    if randomness == "observation":
+        assert returns[1][59] == 49 * 50 / 2  # of the new episode alone
 
 
 def test_a_resume_before_the_first_step() -> None:
@@ -257,7 +350,7 @@ def test_a_resume_before_the_first_step() -> None:
     assert restored(second, saved(first)) == []
     steps(first, 8)
     steps(second, 8)
-    assert same(first.draw(10), second.draw(10)) and first.finished == second.finished
+    assert same(first.draw(10), second.draw(10)) and first.take_returns() == second.take_returns() == [[15.0]]
 
 
 def test_a_resume_without_the_replay_begins_new_episodes() -> None:
@@ -281,4 +374,4 @@ def test_a_saved_state_is_a_copy() -> None:
     after = io.BytesIO()
     torch.save(state, after)
     assert before.getvalue() == after.getvalue()
-    assert np.array_equal(state["observation"][0, 1], 3)
+    assert state["agents"][0]["observation"][1] == 3
