@@ -14,8 +14,10 @@ from torch.nn import functional
 
 Parameters = dict[str, Tensor]
 
-_MIN_ROWS = 4  # from which on rounding does not depend on alignment
-_ALIGNMENT = 16  # entries of the widest vector instructions
+ALIGNMENT = 16
+"""Entries of the widest vector instructions: matrices of a multiple of them begin at addresses that are all alike for BLAS."""
+
+_NARROW = 32  # matrices of this width and more are rounded alike wherever they lie
 
 
 def mixed(x: Tensor) -> Tensor:
@@ -27,13 +29,19 @@ def mixed(x: Tensor) -> Tensor:
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[P, N, in] x [P, in, out] + [P, out] -> [P, N, out], one matrix product for all agents.
 
-    An agent gets the same bits whatever its neighbours, on a CPU with one thread.
+    An agent gets the same bits whatever its neighbours, on a CPU with one thread, and so do the gradients. For that rows, and the
+    inputs of narrow layers, are padded: BLAS rounds small products by where an agent's matrices lie in memory.
     """
     if weight.shape[-1] == 1:
         # As a product it would be far slower for several agents than for one, and would round differently.
         return (x * weight.mT).sum(-1, keepdim=True) + bias.unsqueeze(1)
-    if (num_rows := x.shape[1]) < _MIN_ROWS:  # BLAS would round by where an agent's weights lie in memory
-        return stacked_linear(functional.pad(x, (0, 0, 0, _MIN_ROWS - num_rows)), weight, bias)[:, :num_rows]
+    if x.device.type == "cpu":
+        num_rows, num_missing = x.shape[1], -x.shape[1] % ALIGNMENT
+        num_inputs = -x.shape[2] % ALIGNMENT if min(weight.shape[1:]) < _NARROW else 0
+        if num_missing or num_inputs:
+            x = functional.pad(x, (0, num_inputs, 0, num_missing))
+            weight = functional.pad(weight, (0, 0, 0, num_inputs)) if num_inputs else weight
+            return torch.baddbmm(bias.unsqueeze(1), x, weight)[:, :num_rows]
     return torch.baddbmm(bias.unsqueeze(1), x, weight)
 
 
@@ -107,7 +115,7 @@ class FlatLayout:
         self._num_lead = num_lead
         self._shapes = {name: p.shape[num_lead:] for name, p in parameters.items()}
         num_entries = sum(shape.numel() for shape in self._shapes.values())
-        self._num_padded = -num_entries % _ALIGNMENT
+        self._num_padded = -num_entries % ALIGNMENT
 
     def flatten(self, parameters: Parameters) -> Tensor:
         """Copies into one tensor, [*lead, D]."""

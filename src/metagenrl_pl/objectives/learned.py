@@ -9,9 +9,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from metagenrl_pl.batch import valid_states
-from metagenrl_pl.nn import Parameters, StackedMLP, glorot_uniform, mixed
+from metagenrl_pl.nn import ALIGNMENT, Parameters, StackedMLP, glorot_uniform, mixed, stacked_linear
 from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 _NORMALISATION_EPS = 1e-8
@@ -147,11 +148,17 @@ class LearnedObjective(Objective):
         Hand-written, because cuDNN's LSTM has no double backward; the input projection is hoisted out of the loop.
         """
         num_agents, num_windows, num_steps = valid.shape
-        projected = torch.baddbmm(parameters["lstm.bias"].unsqueeze(1), features, parameters["lstm.weight_input"])
+        projected = stacked_linear(features, parameters["lstm.weight_input"], parameters["lstm.bias"])
+        projected = projected.view(num_agents, num_windows, num_steps, -1)
+        # On a CPU a sigmoid is rounded differently at the end of a tensor, which has to be no agent's (see also stacked_linear).
+        is_odd = valid.device.type == "cpu" and num_windows * self.hidden_units % (2 * ALIGNMENT)
+        if num_missing := -num_windows % ALIGNMENT if is_odd else 0:
+            projected = functional.pad(projected, (0, 0, 0, 0, 0, num_missing))
+            valid = functional.pad(valid, (0, 0, 0, num_missing))
         # Unbound, not indexed: the gradient of an index is a zero tensor of the whole size for every step.
-        projections = projected.view(num_agents, num_windows, num_steps, -1).unbind(2)
+        projections = projected.unbind(2)
         masks = valid.unsqueeze(-1).unbind(2)
-        hidden = cell = features.new_zeros(num_agents, num_windows, self.hidden_units)
+        hidden = cell = features.new_zeros(*valid.shape[:2], self.hidden_units)
         outputs = []
         for t in reversed(range(num_steps)):
             gates = torch.baddbmm(projections[t], hidden, parameters["lstm.weight_hidden"])
@@ -160,7 +167,7 @@ class LearnedObjective(Objective):
             cell = masks[t] * (torch.sigmoid(forget_gate + 1) * cell + torch.sigmoid(input_gate) * torch.tanh(candidate))
             hidden = torch.sigmoid(output_gate) * torch.tanh(cell)
             outputs.append(hidden)
-        return torch.stack(outputs[::-1], 2).view(num_agents, num_windows * num_steps, self.hidden_units)
+        return torch.stack(outputs[::-1], 2)[:, :num_windows].reshape(num_agents, num_windows * num_steps, self.hidden_units)
 
     @property
     def inert_parameters(self) -> frozenset[str]:
