@@ -87,8 +87,11 @@ def test_everything_is_restored(finished: tuple[Path, dict[str, Any]]) -> None:
 
     kinds = ["/learner/population/" + kind for kind in ("policy", "critics", "target_policy", "target_critics")]
     kinds += ["/learner/num_updates", "/learner/streams", "/objective", "/optimizers/0", "/optimizers/1", "/optimizers/2"]
-    kinds += ["/collector/streams", "/collector/draws", "/collector/env_steps", "/collector/num_episodes", "/collector/seeds"]
-    kinds += ["/collector/episode_actions/2", "/collector/observation", "/collector/recent_returns"]
+    kinds += ["/collector/env_steps"]
+    for agent in range(len(TOYS)):
+        of_agent = ("exploration", "draws", "num_episodes", "seed", "observation", "recent_returns", "new_returns")
+        kinds += [f"/collector/agents/{agent}/{kind}" for kind in of_agent]
+    kinds += ["/collector/agents/2/episode_actions", "/collector/agents/2/episode_return"]
     kinds += ["/replay/0/rows", "/replay/0/starts", "/replay/0/counters", "/replay/2/rows", "/global_step"]
     before = differences(saved, fresh.at_start)
     for kind in kinds:
@@ -107,7 +110,7 @@ def test_targets_and_networks_are_not_mixed_up(finished: tuple[Path, dict[str, A
 # ------------------------------------------------------------------------------------- stopped and gone on, or never stopped
 
 
-@pytest.mark.parametrize(("specs", "middle", "end"), [(ENDING_AT_40, 40, 73), (TOYS, 37, 60), (MID_EPISODE, 50, 75)])
+@pytest.mark.parametrize(("specs", "middle", "end"), [(ENDING_AT_40, 40, 73), (TOYS, 37, 60), (MID_EPISODE, 47, 75)])
 def test_a_finished_run_made_longer_is_the_longer_run(
     specs: list[EnvironmentSpec], middle: int, end: int, tmp_path: Path
 ) -> None:
@@ -121,12 +124,13 @@ def test_a_finished_run_made_longer_is_the_longer_run(
 def test_where_the_runs_above_are_stopped(tmp_path: Path) -> None:
     """All at an episode's end; one in the middle; all in the middle, InvertedPendulum not in its first episode."""
     ends = tiny_run(ENDING_AT_40, 40).datamodule.collector.state_dict()  # type: ignore[attr-defined]
-    assert [len(actions) for actions in ends["episode_actions"]] == [0, 0]
+    assert [len(agent["episode_actions"]) for agent in ends["agents"]] == [0, 0]
     middle = tiny_run(TOYS, 37).datamodule.collector.state_dict()  # type: ignore[attr-defined]
-    assert [len(actions) for actions in middle["episode_actions"]] == [7, 2, 2]
-    real = tiny_run(MID_EPISODE, 50).datamodule.collector.state_dict()  # type: ignore[attr-defined]
-    assert len(real["episode_actions"][0]) == 50
-    assert len(real["episode_actions"][1]) > 0 and real["num_episodes"][1] > 1
+    assert [len(agent["episode_actions"]) for agent in middle["agents"]] == [7, 2, 2]
+    real = tiny_run(MID_EPISODE, 47).datamodule.collector.state_dict()  # type: ignore[attr-defined]
+    pendulum, inverted = real["agents"]
+    assert len(pendulum["episode_actions"]) == 47
+    assert len(inverted["episode_actions"]) > 0 and inverted["num_episodes"] > 1
 
 
 def test_a_killed_run_goes_on_from_its_newest_checkpoint_twice(tmp_path: Path) -> None:
@@ -154,7 +158,7 @@ def test_random_streams_go_on_where_they_were(finished: tuple[Path, dict[str, An
     checkpoint, saved = finished
     resumed = everything(tiny_run(env_steps=80, ckpt_path=checkpoint))
     for path in saved:
-        if "streams" in path or "draws" in path:
+        if path.startswith("/learner/streams") or path.endswith(("/exploration", "/draws")):
             assert not torch.equal(saved[path], resumed[path]), path
 
 
@@ -170,8 +174,8 @@ def test_without_a_replay_it_fills_up_first(tmp_path: Path) -> None:
     learned = [path for path in saved if path.startswith(("/learner", "/objective", "/optimizers"))]
     assert len(learned) > 100 and not set(learned) & set(differences(saved, watch.at_start))
     before = saved["/learner/num_updates"]
-    assert before == 37 - 10 + 1  # from the tenth env step on
-    assert watch.num_updates == {n: before + max(0, n - 37 - 10 + 1) for n in range(38, 61)}
+    assert before == 37 - 10  # once there are ten steps to learn from
+    assert watch.num_updates == {n: before + max(0, n - 37 - 10) for n in range(38, 61)}
     assert trainer.datamodule.collector.replay.count.tolist() == [23] * 3  # type: ignore[attr-defined]
 
 
@@ -267,7 +271,7 @@ def test_an_environment_that_no_seed_reproduces_loses_its_episode_and_says_so(
     watch = Watch()
     with pytest.warns(match=r"count as truncated, new ones begin: agents 1 \(Counting-v0\[global_randomness=observation\]\)."):
         tiny_run(specs, 45, callbacks=[watch], ckpt_path=checkpoint_of(tmp_path, 37))
-    assert watch.at_start["/collector/num_episodes/0"] == 4 and watch.at_start["/collector/num_episodes/1"] == 2
+    assert [watch.at_start[f"/collector/agents/{agent}/num_episodes"] for agent in (0, 1)] == [4, 2]
     assert watch.at_start["/replay/1/counters"].tolist()[:2] == [
         38,
         37,
