@@ -19,7 +19,7 @@ from metagenrl_pl.datamodule import ReplayDataModule
 from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.processes import agreed_run_dir, check_world_size, launching, strategy_for
-from metagenrl_pl.resume import resumed_config
+from metagenrl_pl.resume import moved, resumed_config
 from metagenrl_pl.run import choose_num_threads, keep_freed_memory, open_run_folder, run_folder
 from metagenrl_pl.streams import derive_seed
 
@@ -55,7 +55,7 @@ def main(config: DictConfig) -> None:
     """Assemble the run and let Lightning do it."""
     if config.ckpt_path is not None:
         config = resumed_config(config, overridden_keys())
-    config.run_dir = agreed_run_dir(config.run_dir)
+    config = moved(config, agreed_run_dir(config.run_dir))
     keep_freed_memory()
     torch.set_num_threads(choose_num_threads(config.num_threads))
 

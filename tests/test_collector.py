@@ -50,7 +50,8 @@ def returns_by_time(collector: Collector, num_steps: int) -> list[dict[int, floa
         collector.step()
         for agent, values in enumerate(collector.take_returns()):
             assert len(values) <= 1
-            returns[agent] |= {collector.env_steps: value for value in values}
+            if values:
+                returns[agent][collector.env_steps] = values[0]
     return returns
 
 

@@ -105,5 +105,13 @@ class Approach(gym.Env):
         return np.array([self._x, self._num_moves], np.float32), reward, terminated, False, {}
 
 
-for kind in (Echo, Showing, Counting, Approach):
+class Breaking(Counting):
+    """Counting whose rewards are no numbers from the 50th step of an episode on."""
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = super().step(action)
+        return observation, np.nan if self._num_steps >= 50 else reward, *rest
+
+
+for kind in (Echo, Showing, Counting, Approach, Breaking):
     gym.register(f"{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")

@@ -92,7 +92,7 @@ class Collector:
             self.environments.begin_step(self._action.numpy())
         steps, action = self.environments.end_step(), self._action.numpy()
         self.env_steps += 1
-        self._observation = steps.observation
+        self._observation[:, : steps.observation.shape[1]] = steps.observation  # wider agents may live in other processes
         self.replay.append(action, steps.reward, steps.terminated, steps.observation)
         for agent, (_, action_size) in enumerate(self.environments.sizes):
             self._episode_return[agent] += float(steps.reward[agent])
@@ -154,7 +154,7 @@ class Collector:
                     "num_episodes": self._num_episodes[agent],
                     "episode_return": self._episode_return[agent],
                     "episode_actions": torch.from_numpy(np.array(self._episode_actions[agent], np.float32)),
-                    "observation": torch.from_numpy(self._observation[agent].copy()),
+                    "observation": torch.from_numpy(self._observation[agent, : self.environments.sizes[agent][0]].copy()),
                     "exploration": exploration,
                     "draws": draws,
                     "recent_returns": list(self.recent_returns[agent]),
@@ -179,7 +179,9 @@ class Collector:
         self._num_episodes = [agent["num_episodes"] for agent in agents]
         self._episode_return = [agent["episode_return"] for agent in agents]
         self._episode_actions = [list(agent["episode_actions"].numpy()) for agent in agents]
-        self._observation = np.stack([agent["observation"].numpy() for agent in agents])
+        self._observation[:] = 0
+        for row, agent in zip(self._observation, agents, strict=True):
+            row[: len(agent["observation"])] = agent["observation"].numpy()
         self._streams.load_state_dict([agent["exploration"] for agent in agents])
         self._draws.load_state_dict([agent["draws"] for agent in agents])
         self._new_returns = [list(agent["new_returns"]) for agent in agents]

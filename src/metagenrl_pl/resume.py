@@ -47,14 +47,18 @@ def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         raise ConfigError(str(error)) from error
     if not stored:
         raise ConfigError(f"ckpt_path={path}: was saved without a configuration; valid is a checkpoint that train.py saved")
-    resumed = OmegaConf.create(_moved(stored, stored["run_dir"], str(folder_of(path))))
+    resumed = moved(OmegaConf.create(stored), str(folder_of(path)))
     for key in overridden:
         OmegaConf.update(resumed, key, OmegaConf.select(config, key), merge=False, force_add=True)
     return resumed
 
 
+def moved(config: DictConfig, run_dir: str) -> DictConfig:
+    """The configuration with another run folder, wherever it is named."""
+    return OmegaConf.create(_moved(OmegaConf.to_container(config), config.run_dir, run_dir))
+
+
 def _moved(value: Any, old: str, new: str) -> Any:
-    """The configuration with the run's folder, wherever it is named, as it is called now."""
     if isinstance(value, dict):
         return {key: _moved(item, old, new) for key, item in value.items()}
     if isinstance(value, list):

@@ -67,13 +67,15 @@ def open_run_folder(config: DictConfig) -> None:
         ConfigError: if the folder holds another run or cannot be made.
     """
     folder = Path(config.run_dir)
-    if config.ckpt_path is None and (folder / "config.yaml").exists():
+    mode = "w" if config.ckpt_path is not None else "x"  # of two runs that begin at the same time one is refused
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "config.yaml").open(mode) as file:
+            file.write(resolved_yaml(config))
+    except FileExistsError as error:
         raise ConfigError(
             f"run_dir={folder} holds a run already; valid is a new folder (in a sweep one for each job, run_dir={folder}/'${{seed}}'), "
             f"or ckpt_path={folder}/checkpoints/... to go on"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(resolved_yaml(config))
+        ) from error
     except OSError as error:
         raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from error
