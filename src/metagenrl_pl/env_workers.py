@@ -36,10 +36,10 @@ START = """
 import signal, sys
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: None)
-request_file, answer_file, memory_file = map(int, sys.argv[1:4])
-sys.path[:] = sys.argv[4:]
+num_numbers = int(sys.argv[1])
+numbers, sys.path[:] = sys.argv[2 : 2 + num_numbers], sys.argv[2 + num_numbers :]
 from metagenrl_pl.env_worker import work
-work(request_file, answer_file, memory_file)
+work(*map(int, numbers))
 """
 
 
@@ -100,14 +100,14 @@ class WorkerGroup(EnvironmentGroup):
         pickled_specs = [_pickled(spec) for spec in specs]
         self._stepping: list[_Worker] = []
         self._workers: list[_Worker] = []
-        self._finalizer = weakref.finalize(self, _close, self._workers, os.getpid())  # when it is deleted, and at exit
+        self._finalizer = weakref.finalize(self, _close, self._workers)  # when it is deleted, and at exit
         try:
             with _anonymous_file(Table.num_bytes(*shape)) as file:
                 self._table = Table.within(mmap.mmap(file, 0), *shape)
                 for indices in deal(specs, min(num_workers, len(specs))):
-                    self._workers.append(_Worker({index: specs[index].name for index in indices}, file))
+                    self._workers.append(_Worker({index: specs[index].name for index in indices}, file, shape))
             for worker in self._workers:
-                worker.ask("make", shape, {index: (name, pickled_specs[index]) for index, name in worker.names.items()})
+                worker.ask("make", {index: (name, pickled_specs[index]) for index, name in worker.names.items()})
             _checked([worker.receive() for worker in self._workers])
         except BaseException:
             self.close()
@@ -166,19 +166,21 @@ class _Worker:
 
     Args:
         names: of its environments, by their index.
-        memory_file: of the shared memory.
+        memory_file: holds the table.
+        shape: of the table: E, O, A.
     """
 
-    def __init__(self, names: dict[int, str], memory_file: int) -> None:
+    def __init__(self, names: dict[int, str], memory_file: int, shape: tuple[int, int, int]) -> None:
         self.names, self.rows = names, np.array(list(names))
         their_requests, self._requests = Pipe(duplex=False)
         self._answers, their_answers = Pipe(duplex=False)
         files = their_requests.fileno(), their_answers.fileno(), memory_file
+        numbers = (*files, *shape)
         warning_options = [f"-W{option}" for option in sys.warnoptions]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         with their_requests, their_answers:  # held open here, they would hide the worker's death
             self.process = subprocess.Popen(
-                [sys.executable, *warning_options, "-P", "-c", START, *map(str, files), *sys.path],
+                [sys.executable, *warning_options, "-P", "-c", START, *map(str, (len(numbers), *numbers)), *sys.path],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **one_thread},
                 pass_fds=files,
@@ -225,10 +227,8 @@ class _Worker:
         return RuntimeError(f"a worker process died, with the environments {', '.join(self.names.values())}: {reason}{hint}")
 
 
-def _close(workers: Iterable[_Worker], owner: int) -> None:
-    """End the workers, unless this process is a fork of their owner."""
-    if os.getpid() != owner:
-        return
+def _close(workers: Iterable[_Worker]) -> None:
+    """End the workers, all at a time. In a fork of their parent it closes the fork's copies of their pipes, and they go on."""
     for worker in workers:
         worker.hang_up()
     for worker in workers:
