@@ -236,6 +236,18 @@ def test_nothing_is_left_after_close() -> None:
     assert left() == before
 
 
+def test_a_temporary_file_serves_where_there_is_no_memfd(
+    opened: Callable[..., WorkerGroup], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    group = opened([counting()], 1)
+    assert str(tmp_path) in Path("/proc/self/maps").read_text() and not list(tmp_path.iterdir())
+    group.reset(0, 0)
+    group.begin_step(np.zeros((1, 1)))
+    assert group.end_step().reward.tolist() == [1]
+
+
 def test_a_fork_does_not_end_its_parents_workers(opened: Callable[..., WorkerGroup]) -> None:
     group = opened([counting()], 1)
     fork = os.fork()
@@ -353,6 +365,23 @@ def test_after_an_error_answers_still_belong_to_their_questions(
     group.begin_step(np.zeros((3, 1)))
     steps = group.end_step()
     assert steps.observation[0, 1] == steps.observation[1, 3] == steps.observation[2, 3] == 1
+
+
+def test_an_interrupted_step_is_not_taken_for_the_next(
+    opened: Callable[..., WorkerGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(worker: Any) -> None:
+        raise KeyboardInterrupt
+
+    group = opened([counting()], 1)
+    group.reset(0, 0)
+    group.begin_step(np.zeros((1, 1)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(env_workers._Worker, "receive", interrupted)
+        group.end_step()
+    with pytest.raises(AssertionError, match="the step before has not ended"):
+        group.reset(0, 0)
+    assert group.end_step().reward.tolist() == [1] and group.reset(0, 0)[1] == 0
 
 
 @pytest.mark.parametrize("specs", [["Pendulum-v1", "Pendulm-v1"], ["CartPole-v1", "Pendulm-v1"], ["no_such_module:X-v0"]])

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import Pipe
 from typing import Any
 
@@ -28,6 +28,8 @@ MIN_CORES = 4
 
 SECONDS_TO_CLOSE = 5.0
 """How long a worker may take to end what it does before it is killed."""
+
+NOT_ENDED = "the step before has not ended"
 
 # Signals are for the parent, which may want to end its step and save. They get handlers that do nothing, since what is *ignored*
 # stays ignored in the programs that an environment starts; and at once, since imports take their time. The search path is the
@@ -53,7 +55,7 @@ def choose_num_workers(num_workers: int | None, num_environments: int, num_proce
         num_processes: training processes on this machine, which share its cores.
 
     Raises:
-        ValueError: if the number is no whole number from 0, or workers are asked for on a platform without `fork`.
+        ValueError: if the number is no whole number from 0, or there are no workers on this platform (Windows) and some are asked for.
     """
     if num_workers is None:
         cores = _num_cores() // num_processes
@@ -98,17 +100,18 @@ class WorkerGroup(EnvironmentGroup):
         super().__init__(specs, sizes_of(specs))
         shape = len(specs), self.observation_size, self.action_size
         pickled_specs = [_pickled(spec) for spec in specs]
-        self._stepping: list[_Worker] = []
         self._workers: list[_Worker] = []
+        self._asked: list[_Worker] = []  # whose answers are still to be read
         self._finalizer = weakref.finalize(self, _close, self._workers)  # when it is deleted, and at exit
         try:
             with _anonymous_file(Table.num_bytes(*shape)) as file:
                 self._table = Table.within(mmap.mmap(file, 0), *shape)
                 for indices in deal(specs, min(num_workers, len(specs))):
                     self._workers.append(_Worker({index: specs[index].name for index in indices}, file, shape))
+            self._asked = self._workers
             for worker in self._workers:
                 worker.ask("make", {index: (name, pickled_specs[index]) for index, name in worker.names.items()})
-            _checked([worker.receive() for worker in self._workers])
+            self._answers()
         except BaseException:
             self.close()
             raise
@@ -120,21 +123,20 @@ class WorkerGroup(EnvironmentGroup):
 
     def begin_step(self, action: np.ndarray, is_open: np.ndarray | None = None) -> None:
         """See EnvironmentGroup."""
-        assert not self._stepping, "the step before has not ended"
+        assert not self._asked, NOT_ENDED
         table = self._table
         table.action[:] = action[:, : self.action_size]
         table.is_open[:] = True if is_open is None else is_open
         if is_open is not None:
             for array in table.steps:
                 array[~is_open] = 0  # as in SerialGroup
-        self._stepping = [worker for worker in self._workers if is_open is None or is_open[worker.rows].any()]
-        for worker in self._stepping:
+        self._asked = [worker for worker in self._workers if is_open is None or is_open[worker.rows].any()]
+        for worker in self._asked:
             worker.wake()
 
     def end_step(self) -> Steps:
         """See EnvironmentGroup."""
-        stepping, self._stepping = self._stepping, []
-        _checked([worker.receive() for worker in stepping])  # all answers are taken from the pipes, whatever one of them says
+        self._answers()
         return Steps(*(array.copy() for array in self._table.steps))
 
     def repeat(self, index: int, seed: int, actions: np.ndarray) -> Repeated:
@@ -146,12 +148,18 @@ class WorkerGroup(EnvironmentGroup):
         self._finalizer()
 
     def _answer(self, index: int, request: str, *arguments: Any) -> Any:
-        assert not self._stepping, "the step before has not ended"
-        worker = self._worker_of[index]
-        worker.ask(request, index, *arguments)
-        answer = worker.receive()
-        _checked([answer])
-        return answer
+        assert not self._asked, NOT_ENDED
+        self._asked = [self._worker_of[index]]
+        self._asked[0].ask(request, index, *arguments)
+        return self._answers()[0]
+
+    def _answers(self) -> list[Any]:
+        answers = [worker.receive() for worker in self._asked]  # all are taken from the pipes, whatever one of them says
+        self._asked = []  # not before: one that Ctrl-C left in its pipe would pass for that to the next question
+        failures = [answer for answer in answers if isinstance(answer, Failure)]
+        if failures:
+            raise min(failures, key=lambda failure: failure.environment).error  # the one that SerialGroup would have met
+        return answers
 
 
 def deal(specs: Sequence[EnvironmentSpec], num_workers: int) -> list[list[int]]:
@@ -235,13 +243,6 @@ def _close(workers: Iterable[_Worker]) -> None:
         worker.end()
 
 
-def _checked(answers: Sequence[Any]) -> None:
-    """Raise the failure of the first environment among these answers, which is what SerialGroup would have met."""
-    failures = [answer for answer in answers if isinstance(answer, Failure)]
-    if failures:
-        raise min(failures, key=lambda failure: failure.environment).error
-
-
 def _pickled(spec: EnvironmentSpec) -> bytes:
     try:
         return pickle.dumps(spec)
@@ -252,7 +253,7 @@ def _pickled(spec: EnvironmentSpec) -> bytes:
 
 
 @contextlib.contextmanager
-def _anonymous_file(num_bytes: int) -> Any:
+def _anonymous_file(num_bytes: int) -> Iterator[int]:
     """A file that has no name and is gone with the last process that holds it; its number."""
     if hasattr(os, "memfd_create"):
         opened = os.fdopen(os.memfd_create("environments"), "r+b")
