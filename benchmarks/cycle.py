@@ -84,7 +84,7 @@ def configuration(options: argparse.Namespace, run_dir: Path, cycles_per_turn: i
         config = compose("config", overrides)
     with open_dict(config):
         if options.size == "default":
-            config.callbacks |= {"meta_test": None, "final_report": None}  # they follow training
+            config.callbacks.meta_test = config.callbacks.final_report = None  # they follow training
         else:
             config.callbacks, config.logger = {}, {}
         config.callbacks.clock = clock
