@@ -18,7 +18,21 @@ from statistics import median
 from typing import Any
 
 from arithmetic import needed_per_cycle, total
-from measure import MatrixProduct, Result, Turns, Worker, arguments, elapsed, machine, prepare, ratio, report, serve
+from measure import (
+    MatrixProduct,
+    Result,
+    Turns,
+    Worker,
+    add_compile,
+    arguments,
+    elapsed,
+    machine,
+    parsed,
+    prepare,
+    ratio,
+    report,
+    serve,
+)
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.objectives import CriticObjective
 from metagenrl_pl.population import AgentSettings
@@ -92,7 +106,7 @@ def seconds_of(worker: Worker, job: str, seconds: float, num_calls: dict[tuple[W
 
 def measured(options: argparse.Namespace, turns: Turns) -> dict[str, list[float]]:
     """Seconds of one update (a mean of a policy's and none) by side and threads, and of a matrix product beside each, by turn."""
-    ours = [EAGER] if options.no_compile else [EAGER, COMPILED]
+    ours = [EAGER, COMPILED] if options.compile else [EAGER]
     sides = [(side, threads) for side in (SB3, *ours, *(BOTH + side for side in ours)) for threads in options.all_threads]
     workers = {}
     for side, threads in sides:
@@ -164,16 +178,15 @@ def main() -> None:
     """Measure, print, write."""
     parser = arguments("TD3 through this project against Stable-Baselines3.", "against_sb3.json")
     parser.add_argument("--env", default="HalfCheetah-v5", help="whose spaces are used; default HalfCheetah-v5")
-    parser.add_argument("--no-compile", action="store_true", help="only eager; compiling takes minutes the first time")
+    add_compile(parser)
     parser.add_argument("--side", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parsed(parser)
     if importlib.util.find_spec("stable_baselines3") is None:
         sys.exit('error: stable-baselines3 is not installed; pip install -e ".[baselines]"')
     prepare(options.threads)
     if options.side:
         return work(options.side, options)
     options.all_threads = [1] if options.quick else [1, 2]
-    options.no_compile |= options.quick
     turns = Turns(1, 0.05) if options.quick else Turns(7, 1.0)
     facts, times = machine(turns), measured(options, turns)
     report(options, facts, [lambda: comparison(times, options.env), lambda: stacked(times, options)])

@@ -202,6 +202,20 @@ def arguments(description: str, out: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """Let the user choose whether what takes minutes to compile is measured."""
+    text = "also measure what is compiled, which takes minutes the first time; default yes, with --quick no"
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help=text)
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options of the command line, defaults settled."""
+    options = parser.parse_args()
+    if getattr(options, "compile", False) is None:
+        options.compile = not options.quick
+    return options
+
+
 def prepare(threads: int, keep_memory: bool = True) -> None:
     """Set this process up as train.py does, and keep Lightning quiet."""
     torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ import argparse
 from statistics import median
 from typing import Any
 
-from measure import Result, Turns, arguments, machine, prepare, ratio, report
+from measure import Result, Turns, add_compile, arguments, machine, parsed, prepare, ratio, report
 from metagenrl_pl.nn import norm_per_agent
 from metagenrl_pl.population import AgentSettings
 from workloads import Agents, dealt
@@ -29,9 +29,11 @@ def agents_of(num_agents: int, way: str, options: argparse.Namespace) -> Agents:
 
 def times_of(options: argparse.Namespace, turns: Turns) -> dict[str, list[float]]:
     """Seconds of a pair of cycles, by turn, for one agent and for all of them in each of the ways."""
-    ways = [REFERENCE, EAGER] if options.no_compile else list(WAYS)
+    ways = list(WAYS) if options.compile else [REFERENCE, EAGER]
     populations = {f"{n} agents, {way}": agents_of(n, way, options) for n in (1, options.agents) for way in ways}
     check_same_gradients(options)
+    # Populations of two sizes in one process: each is to be compiled for its own shapes, as where it is alone.
+    torch._dynamo.config.automatic_dynamic_shapes = False
     return turns.take({name: agents.cycles for name, agents in populations.items()})
 
 
@@ -72,15 +74,15 @@ def growth(times: dict[str, list[float]], num_agents: int, title: str) -> Result
 def main() -> None:
     """Measure, print, write."""
     parser = arguments("What compiling gains, and what a larger population costs, with small networks.", "small_networks.json")
-    parser.add_argument("--no-compile", action="store_true", help="only eager; compiling takes minutes the first time")
+    add_compile(parser)
     parser.add_argument("--agents", type=int, default=20, help="of the larger population; default 20")
     parser.add_argument("--units", type=int, default=64, help="hidden units of the agents' networks; default 64")
     parser.add_argument("--windows", type=int, default=100, help="windows per update; default 100")
     parser.add_argument("--window-length", type=int, default=20, help="steps in a window; default 20")
     parser.add_argument("--env", default="Pendulum-v1", help="of every agent; default Pendulum-v1")
-    options = parser.parse_args()
+    options = parsed(parser)
     if options.quick:
-        options.no_compile, options.agents, options.windows = True, 3, 10
+        options.agents, options.windows = 3, 10
     prepare(options.threads)
     turns = Turns(1, 0.01) if options.quick else Turns(7, 1.0)
     facts, times = machine(turns), times_of(options, turns)
