@@ -12,6 +12,8 @@ import argparse
 from statistics import median
 from typing import Any
 
+import torch
+
 from measure import Result, Turns, add_compile, arguments, machine, parsed, prepare, ratio, report
 from metagenrl_pl.nn import norm_per_agent
 from metagenrl_pl.population import AgentSettings
