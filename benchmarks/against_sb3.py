@@ -187,7 +187,7 @@ def main() -> None:
     if options.side:
         return work(options.side, options)
     options.all_threads = [1] if options.quick else [1, 2]
-    turns = Turns(1, 0.05) if options.quick else Turns(7, 1.0)
+    turns = Turns(1, 0.05) if options.quick else Turns(15, 0.4)
     facts, times = machine(turns), measured(options, turns)
     report(options, facts, [lambda: comparison(times, options.env), lambda: stacked(times, options)])
 
