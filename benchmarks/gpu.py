@@ -146,7 +146,7 @@ class Bench:
 
     def _agents(self, compile: bool) -> Agents:
         specs = dealt(IDS, self.options.agents)
-        return Agents(specs, self._settings, self.options.seed, compile=compile, device=self.options.device)
+        return Agents(specs, self._settings, self.options.seed, compile=compile, device=self.options.device, env_workers=None)
 
     def cycles(self, facts: dict[str, Any]) -> Result:
         """Whole cycles and their floors."""

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from metagenrl_pl.run import keep_freed_memory
@@ -182,7 +183,7 @@ def shown(value: Any) -> str:
 
 def show(console: Console, result: Result) -> None:
     """Print a table."""
-    table = Table(title=result.title, title_justify="left")
+    table = Table(title=Text(result.title), title_justify="left")  # names of environments have brackets
     for i, column in enumerate(result.columns):
         table.add_column(column, justify="right" if i else "left")
     for row in result.rows:

@@ -7,7 +7,8 @@ import torch
 from measure import Job
 from metagenrl_pl.collector import Collector
 from metagenrl_pl.datamodule import MacroBatch
-from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.env_workers import make_group
+from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.inner import SGD
 from metagenrl_pl.learner import Learner, MetaSettings
 from metagenrl_pl.objectives import LearnedObjective, Objective
@@ -38,6 +39,7 @@ class Agents:
         first: number of the first of these agents in a larger population.
         num_stored: env steps of each agent, taken at random at once.
         general: take the general path to the meta-gradient, through the whole inner loop, whatever the learner would choose.
+        env_workers: processes that step environments; None to choose.
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class Agents:
         first: int = 0,
         num_stored: int = NUM_STORED,
         general: bool = False,
+        env_workers: int | None = 0,
     ) -> None:
         self.specs, self.settings = list(specs), settings
         self.seeds = [derive_seed(seed, "agent", first + i) for i in range(len(specs))]
-        environments = [Environment(spec) for spec in specs]
-        self.sizes = [(environment.observation_size, environment.action_size) for environment in environments]
+        environments = make_group(specs, env_workers)
+        self.sizes = environments.sizes
         self.objective, self.inner = objective or LearnedObjective(seed=seed), SGD()
         meta = MetaSettings(annealing_env_steps=0) if learns else None
         self.population = Population(self.sizes, self.seeds, settings)
@@ -79,7 +82,7 @@ class Agents:
         """What `MetaGenRL.training_step` does with a macro batch, without Lightning."""
         for collector in self.batch(num_cycles):
             self.learner.update(collector.draw, collector.env_steps)
-        self.learner.check_finite()
+        self.learner.checked_metrics()
 
     def pair_of_updates(self) -> None:
         """Two cycles without their env steps: critics twice, the rest once."""

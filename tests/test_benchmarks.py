@@ -116,3 +116,11 @@ def test_gpu_script_records_what_it_leaves_out(tmp_path: Path) -> None:
     report, _ = quick_run("gpu.py", tmp_path, "--device", "cpu", "--limit", "0")
     *_, left_out = report["results"]
     assert left_out["rows"] == [[name, "left out: out of time"] for name in ("eager", "eager, TF32")]
+
+
+def test_environments(tmp_path: Path) -> None:
+    report, _ = quick_run("environments.py", tmp_path, "--workers", "1")
+    assert [result["title"] for result in report["results"]] == ["2 x Pendulum-v1", "2 x LunarLander-v3[continuous=True]"]
+    for result in report["results"]:
+        assert all(value > 0 for value in columns_of(result, "env steps per s", "speed / this process"))
+        assert result["rows"][0][2] == 1  # this process against itself
