@@ -64,7 +64,8 @@ def test_cycle(tmp_path: Path) -> None:
     assert all(0 < share <= 100 for share in columns_of(parts, "floor / time, %"))
 
     for _, needed, counted, _ in arithmetic["rows"]:
-        assert 0.9 * counted < needed <= counted  # nothing that is needed is left out, and little is done twice
+        # Little is done twice. Torch counts matrix products alone; those with a single output are sums here.
+        assert 0.9 * counted < needed < 1.15 * counted
 
 
 @pytest.mark.slow
