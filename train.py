@@ -3,24 +3,26 @@
 import sys
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from metagenrl_pl.command_line import hydra_entry, overridden_keys
+from metagenrl_pl.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import ReplayDataModule
 from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.processes import agreed_run_dir, check_world_size, launching, strategy_for
 from metagenrl_pl.resume import moved, resumed_config
-from metagenrl_pl.run import choose_num_threads, keep_freed_memory, open_run_folder, run_folder
+from metagenrl_pl.run import open_run_folder, prepare_process, run_folder
 from metagenrl_pl.streams import derive_seed
 
 STOPPED = 3  # exit code of a run that was told to stop and can go on
@@ -43,7 +45,9 @@ class RunConfig:
     seed: int
     run_dir: str
     meta: Any = None
-    compile: bool = False
+    compile: bool | None = None
+    compile_cache: str = "~/.cache/metagenrl_pl/compiled"
+    float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
     num_threads: int | None = None
     env_workers: int | None = None
     ckpt_path: str | None = None
@@ -56,8 +60,7 @@ def main(config: DictConfig) -> None:
     if config.ckpt_path is not None:
         config = resumed_config(config, overridden_keys())
     config = moved(config, agreed_run_dir(config.run_dir))
-    keep_freed_memory()
-    torch.set_num_threads(choose_num_threads(config.num_threads))
+    prepare_process(config)
 
     agent, num_agents = build(config.agent), build(config.population).size
     train_specs = build(config.env).train_specs
@@ -68,6 +71,7 @@ def main(config: DictConfig) -> None:
     specs = [train_specs[i % len(train_specs)] for i in range(num_agents)]
     seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
     inner, meta = build(config.inner), build(config.meta) if config.get("meta") else None
+    eager_seconds = estimated_seconds(agent, num_agents, config.env_steps, is_meta_training=meta is not None)
     callbacks = [build(node) for node in config.callbacks.values() if node]
     trainer = build(
         config.trainer,
@@ -80,17 +84,20 @@ def main(config: DictConfig) -> None:
     )
     check_world_size(trainer.world_size, num_agents)
     placement = Placement(num_agents, trainer.global_rank, trainer.world_size)
+    tell = rank_zero_only(partial(print, flush=True))
     try:
+        config.compile, chosen = choose_compile(config.compile, eager_seconds)
         datamodule = ReplayDataModule(
             specs, seeds, agent, build(config.replay), config.env_steps, config.updates_per_batch, config.env_workers, placement
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     plain = cast(dict[str, Any], OmegaConf.to_container(config))
-    module = MetaGenRL(datamodule.sizes, seeds, build(config.objective), agent, inner, meta, config.compile, plain, placement)
+    objective = build(config.objective)
+    module = MetaGenRL(datamodule.sizes, seeds, objective, agent, inner, meta, config.compile, plain, placement, tell)
     if trainer.is_global_zero:
         open_run_folder(config)
-        print(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB)", flush=True)
+    tell(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB), {chosen}")
     with launching(config.run_dir):
         fit(trainer, module, datamodule, config)
 

@@ -24,7 +24,7 @@ from metagenrl_pl.envs import EnvironmentSpec
 ROOT = Path(__file__).parents[1]
 
 MODULE = '''
-import os, pathlib, sys, time
+import os, pathlib, sys, time, warnings
 import gymnasium, numpy as np
 from gymnasium import spaces
 
@@ -37,6 +37,8 @@ class Doing(gymnasium.Env):
     def __init__(self, do="nothing", when=1, path=None):
         self.observation_space, self.action_space = spaces.Box(-np.inf, np.inf, (4,), np.float64), spaces.Box(-1, 1, (1,))
         self._do, self._when, self._path = do, when, path
+        if do == "warn":
+            warnings.warn("an odd one")
 
     def _observation(self):
         return np.array(["torch" in sys.modules, float(os.environ.get("OMP_NUM_THREADS", 0)), os.getpid(), self._num_steps])
@@ -203,12 +205,13 @@ def test_a_worker_is_small_and_deaf_to_signals(
     assert group.reset(0, 0).tolist() == [0, 1, process, 0]
 
 
-def test_the_deprecation_line_of_mujoco_is_held_back(
-    opened: Callable[..., WorkerGroup], capfd: pytest.CaptureFixture[str]
+def test_warnings_are_told_once(
+    doing: Callable[..., EnvironmentSpec], opened: Callable[..., WorkerGroup], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("mujoco")  # `test_envs` shows that the line is printed otherwise
-    opened([EnvironmentSpec("HalfCheetah-v5")], 1).close()
-    assert capfd.readouterr() == ("", "")
+    with pytest.warns(UserWarning, match="an odd one") as caught:  # here, not by a worker
+        opened([doing("warn"), doing("warn"), EnvironmentSpec("HalfCheetah-v5")], 2).close()
+    assert len(caught) == 1
+    assert capfd.readouterr() == ("", "")  # nor is MuJoCo's deprecation line, which `test_envs` shows otherwise
 
 
 def test_nothing_is_left_after_close() -> None:
@@ -231,6 +234,30 @@ def test_nothing_is_left_after_close() -> None:
     del closed
     gc.collect()
     assert left() == before
+
+
+def test_a_temporary_file_serves_where_there_is_no_memfd(
+    opened: Callable[..., WorkerGroup], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    group = opened([counting()], 1)
+    assert str(tmp_path) in Path("/proc/self/maps").read_text() and not list(tmp_path.iterdir())
+    group.reset(0, 0)
+    group.begin_step(np.zeros((1, 1)))
+    assert group.end_step().reward.tolist() == [1]
+
+
+def test_a_fork_does_not_end_its_parents_workers(opened: Callable[..., WorkerGroup]) -> None:
+    group = opened([counting()], 1)
+    fork = os.fork()
+    if fork == 0:
+        try:
+            group.close()
+        finally:
+            os._exit(0)
+    os.waitpid(fork, 0)
+    assert group.reset(0, 0)[1] == 0
 
 
 def test_a_group_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +365,23 @@ def test_after_an_error_answers_still_belong_to_their_questions(
     group.begin_step(np.zeros((3, 1)))
     steps = group.end_step()
     assert steps.observation[0, 1] == steps.observation[1, 3] == steps.observation[2, 3] == 1
+
+
+def test_an_interrupted_step_is_not_taken_for_the_next(
+    opened: Callable[..., WorkerGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(worker: Any) -> None:
+        raise KeyboardInterrupt
+
+    group = opened([counting()], 1)
+    group.reset(0, 0)
+    group.begin_step(np.zeros((1, 1)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(env_workers._Worker, "receive", interrupted)
+        group.end_step()
+    with pytest.raises(AssertionError, match="the step before has not ended"):
+        group.reset(0, 0)
+    assert group.end_step().reward.tolist() == [1] and group.reset(0, 0)[1] == 0
 
 
 @pytest.mark.parametrize("specs", [["Pendulum-v1", "Pendulm-v1"], ["CartPole-v1", "Pendulm-v1"], ["no_such_module:X-v0"]])

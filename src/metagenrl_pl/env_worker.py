@@ -61,14 +61,22 @@ class Failure(NamedTuple):
     error: Exception
 
 
-def work(request_file: int, answer_file: int, memory_file: int) -> None:
-    """Answer requests until the other end of the pipe is closed, which a parent that dies, however it dies, does as well."""
-    for file in (request_file, answer_file, memory_file):
-        os.set_inheritable(file, False)  # a program that an environment starts must not hold them open
+def work(request_file: int, answer_file: int, memory_file: int, *shape: int) -> None:
+    """Answer requests until the other end of their pipe is closed, as it is too when the parent dies, however it dies.
+
+    Args:
+        request_file: number of the file that requests are read from.
+        answer_file: number of the file that answers are written to.
+        memory_file: number of the file that holds the table.
+        shape: of the table: E, O, A.
+    """
+    for file in (request_file, answer_file):
+        os.set_inheritable(file, False)  # what an environment starts must not keep the pipes open
     faulthandler.enable()  # says where a crash was
+    table = Table.within(mmap.mmap(memory_file, 0), *shape)
+    os.close(memory_file)
     requests, answers = Connection(request_file, writable=False), Connection(answer_file, readable=False)
-    server = _Server(memory_file)
-    with contextlib.suppress(EOFError, BrokenPipeError), contextlib.closing(server):
+    with contextlib.suppress(EOFError, BrokenPipeError), contextlib.closing(_Server(table)) as server:
         while kind := os.read(request_file, 1):
             answer = server.answer(*(("step",) if kind == STEP else requests.recv()))
             if answer is None:
@@ -82,37 +90,36 @@ class _Server:
     """A worker's environments.
 
     Args:
-        memory_file: of the shared memory.
+        table: shared with the parent.
     """
 
-    def __init__(self, memory_file: int) -> None:
+    def __init__(self, table: Table) -> None:
+        self._table = table
         self._environments: dict[int, Environment] = {}
-        self._table = Table.within(mmap.mmap(-1, 1), 0, 0, 0)
-        self._memory_file = memory_file
-        self._index, self._name = 0, ""  # of the environment that is at work
+        self._names: dict[int, str] = {}
+        self._index = 0  # of the environment that is at work
 
     def answer(self, request: str, *arguments: Any) -> Any:
         """What the method of this name gives, or a Failure."""
         try:
             return getattr(self, request)(*arguments)
         except Exception as error:
-            return Failure(self._index, _told(error, self._name))
+            return Failure(self._index, _told(error, self._names[self._index]))
 
-    def make(self, shape: tuple[int, int, int], specs: dict[int, tuple[str, bytes]]) -> None:
-        """Make environments from their names and pickled specs; `shape` is the table's: E, O, A."""
-        self._table = Table.within(mmap.mmap(self._memory_file, 0), *shape)
-        os.close(self._memory_file)
-        for self._index, (self._name, spec) in specs.items():
+    def make(self, specs: dict[int, tuple[str, bytes]]) -> None:
+        """Make environments from their names and pickled specs, by index."""
+        for self._index, (name, spec) in specs.items():
+            self._names[self._index] = name
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the parent has made one of this kind, and told them
-                self._environments[self._index] = _made(self._name, spec)
+                self._environments[self._index] = _made(name, spec)
 
     def step(self) -> None:
         """Take a step with the environments that are open."""
         table = self._table
         for index, environment in self._environments.items():
             if table.is_open[index]:
-                self._index, self._name = index, environment.spec.name
+                self._index = index
                 step_into(table.steps, index, environment, table.action[index])
 
     def reset(self, index: int, seed: int) -> np.ndarray:
@@ -129,21 +136,20 @@ class _Server:
             environment.close()
 
     def _at_work(self, index: int) -> Environment:
-        environment = self._environments[index]
-        self._index, self._name = index, environment.spec.name
-        return environment
+        self._index = index
+        return self._environments[index]
 
 
 def _made(name: str, pickled_spec: bytes) -> Environment:
     """The environment; a ValueError if it cannot be made here, although its like was made in the parent."""
-    spec = None
+    hint = ""
     try:
-        spec = pickle.loads(pickled_spec)
+        spec: EnvironmentSpec = pickle.loads(pickled_spec)
+        if ":" not in spec.id:
+            hint = f"'module:{spec.id}' with the module that registers it, or "
         return Environment(spec)
     except Exception as error:
-        told = str(error).removeprefix(f"environment {name}: ").splitlines()[0].rstrip(".")
-        own = isinstance(spec, EnvironmentSpec) and ":" not in spec.id
-        hint = f"'module:{spec.id}' with the module that registers it, or " if own and spec is not None else ""
+        told = (str(error) or type(error).__name__).removeprefix(f"environment {name}: ").splitlines()[0]
         raise ValueError(f"cannot be made in a worker process ({told}); valid is {hint}env_workers=0") from error
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import Pipe
 from typing import Any
 
@@ -29,6 +29,8 @@ MIN_CORES = 4
 SECONDS_TO_CLOSE = 5.0
 """How long a worker may take to end what it does before it is killed."""
 
+NOT_ENDED = "the step before has not ended"
+
 # Signals are for the parent, which may want to end its step and save. They get handlers that do nothing, since what is *ignored*
 # stays ignored in the programs that an environment starts; and at once, since imports take their time. The search path is the
 # parent's to the letter, so that `module:Id` finds the same module.
@@ -36,10 +38,10 @@ START = """
 import signal, sys
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: None)
-request_file, answer_file, memory_file = map(int, sys.argv[1:4])
-sys.path[:] = sys.argv[4:]
+num_numbers = int(sys.argv[1])
+numbers, sys.path[:] = sys.argv[2 : 2 + num_numbers], sys.argv[2 + num_numbers :]
 from metagenrl_pl.env_worker import work
-work(request_file, answer_file, memory_file)
+work(*map(int, numbers))
 """
 
 
@@ -53,7 +55,7 @@ def choose_num_workers(num_workers: int | None, num_environments: int, num_proce
         num_processes: training processes on this machine, which share its cores.
 
     Raises:
-        ValueError: if the number is no whole number from 0, or workers are asked for on a platform without `fork`.
+        ValueError: if the number is no whole number from 0, or there are no workers on this platform (Windows) and some are asked for.
     """
     if num_workers is None:
         cores = _num_cores() // num_processes
@@ -98,17 +100,18 @@ class WorkerGroup(EnvironmentGroup):
         super().__init__(specs, sizes_of(specs))
         shape = len(specs), self.observation_size, self.action_size
         pickled_specs = [_pickled(spec) for spec in specs]
-        self._stepping: list[_Worker] = []
         self._workers: list[_Worker] = []
-        self._finalizer = weakref.finalize(self, _close, self._workers, os.getpid())  # when it is deleted, and at exit
+        self._asked: list[_Worker] = []  # whose answers are still to be read
+        self._finalizer = weakref.finalize(self, _close, self._workers)  # when it is deleted, and at exit
         try:
             with _anonymous_file(Table.num_bytes(*shape)) as file:
                 self._table = Table.within(mmap.mmap(file, 0), *shape)
                 for indices in deal(specs, min(num_workers, len(specs))):
-                    self._workers.append(_Worker({index: specs[index].name for index in indices}, file))
+                    self._workers.append(_Worker({index: specs[index].name for index in indices}, file, shape))
+            self._asked = self._workers
             for worker in self._workers:
-                worker.ask("make", shape, {index: (name, pickled_specs[index]) for index, name in worker.names.items()})
-            _checked([worker.receive() for worker in self._workers])
+                worker.ask("make", {index: (name, pickled_specs[index]) for index, name in worker.names.items()})
+            self._answers()
         except BaseException:
             self.close()
             raise
@@ -120,21 +123,20 @@ class WorkerGroup(EnvironmentGroup):
 
     def begin_step(self, action: np.ndarray, is_open: np.ndarray | None = None) -> None:
         """See EnvironmentGroup."""
-        assert not self._stepping, "the step before has not ended"
+        assert not self._asked, NOT_ENDED
         table = self._table
         table.action[:] = action[:, : self.action_size]
         table.is_open[:] = True if is_open is None else is_open
         if is_open is not None:
             for array in table.steps:
                 array[~is_open] = 0  # as in SerialGroup
-        self._stepping = [worker for worker in self._workers if is_open is None or is_open[worker.rows].any()]
-        for worker in self._stepping:
+        self._asked = [worker for worker in self._workers if is_open is None or is_open[worker.rows].any()]
+        for worker in self._asked:
             worker.wake()
 
     def end_step(self) -> Steps:
         """See EnvironmentGroup."""
-        stepping, self._stepping = self._stepping, []
-        _checked([worker.receive() for worker in stepping])  # all answers are taken from the pipes, whatever one of them says
+        self._answers()
         return Steps(*(array.copy() for array in self._table.steps))
 
     def repeat(self, index: int, seed: int, actions: np.ndarray) -> Repeated:
@@ -146,12 +148,18 @@ class WorkerGroup(EnvironmentGroup):
         self._finalizer()
 
     def _answer(self, index: int, request: str, *arguments: Any) -> Any:
-        assert not self._stepping, "the step before has not ended"
-        worker = self._worker_of[index]
-        worker.ask(request, index, *arguments)
-        answer = worker.receive()
-        _checked([answer])
-        return answer
+        assert not self._asked, NOT_ENDED
+        self._asked = [self._worker_of[index]]
+        self._asked[0].ask(request, index, *arguments)
+        return self._answers()[0]
+
+    def _answers(self) -> list[Any]:
+        answers = [worker.receive() for worker in self._asked]  # all are taken from the pipes, whatever one of them says
+        self._asked = []  # not before: one that Ctrl-C left in its pipe would pass for that to the next question
+        failures = [answer for answer in answers if isinstance(answer, Failure)]
+        if failures:
+            raise min(failures, key=lambda failure: failure.environment).error  # the one that SerialGroup would have met
+        return answers
 
 
 def deal(specs: Sequence[EnvironmentSpec], num_workers: int) -> list[list[int]]:
@@ -166,19 +174,21 @@ class _Worker:
 
     Args:
         names: of its environments, by their index.
-        memory_file: of the shared memory.
+        memory_file: holds the table.
+        shape: of the table: E, O, A.
     """
 
-    def __init__(self, names: dict[int, str], memory_file: int) -> None:
+    def __init__(self, names: dict[int, str], memory_file: int, shape: tuple[int, int, int]) -> None:
         self.names, self.rows = names, np.array(list(names))
         their_requests, self._requests = Pipe(duplex=False)
         self._answers, their_answers = Pipe(duplex=False)
         files = their_requests.fileno(), their_answers.fileno(), memory_file
+        numbers = (*files, *shape)
         warning_options = [f"-W{option}" for option in sys.warnoptions]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         with their_requests, their_answers:  # held open here, they would hide the worker's death
             self.process = subprocess.Popen(
-                [sys.executable, *warning_options, "-P", "-c", START, *map(str, files), *sys.path],
+                [sys.executable, *warning_options, "-P", "-c", START, *map(str, (len(numbers), *numbers)), *sys.path],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **one_thread},
                 pass_fds=files,
@@ -225,21 +235,12 @@ class _Worker:
         return RuntimeError(f"a worker process died, with the environments {', '.join(self.names.values())}: {reason}{hint}")
 
 
-def _close(workers: Iterable[_Worker], owner: int) -> None:
-    """End the workers, unless this process is a fork of their owner."""
-    if os.getpid() != owner:
-        return
+def _close(workers: Iterable[_Worker]) -> None:
+    """End the workers, all at a time. In a fork of their parent it closes the fork's copies of their pipes, and they go on."""
     for worker in workers:
         worker.hang_up()
     for worker in workers:
         worker.end()
-
-
-def _checked(answers: Sequence[Any]) -> None:
-    """Raise the failure of the first environment among these answers, which is what SerialGroup would have met."""
-    failures = [answer for answer in answers if isinstance(answer, Failure)]
-    if failures:
-        raise min(failures, key=lambda failure: failure.environment).error
 
 
 def _pickled(spec: EnvironmentSpec) -> bytes:
@@ -252,7 +253,7 @@ def _pickled(spec: EnvironmentSpec) -> bytes:
 
 
 @contextlib.contextmanager
-def _anonymous_file(num_bytes: int) -> Any:
+def _anonymous_file(num_bytes: int) -> Iterator[int]:
     """A file that has no name and is gone with the last process that holds it; its number."""
     if hasattr(os, "memfd_create"):
         opened = os.fdopen(os.memfd_create("environments"), "r+b")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metagenrl_pl.batch import Windows
+from metagenrl_pl.compiling import Compiled, Tell
 from metagenrl_pl.inner import AdamMoments, InnerStep
 from metagenrl_pl.networks import first_critic
 from metagenrl_pl.nn import clip_per_agent, norm_per_agent
@@ -58,6 +59,7 @@ class Learner:
         seeds: one for each agent, for the noise on targets.
         inner, meta: how the objective is meta-learned; None keeps it frozen.
         compile: run the updates through `torch.compile`. Takes minutes, then each update is a few times faster.
+        tell: told when something is compiled.
         placement: which of the agents that share the objective these are; all by default.
     """
 
@@ -71,6 +73,7 @@ class Learner:
         meta: MetaSettings | None = None,
         compile: bool = False,
         placement: Placement | None = None,
+        tell: Tell = lambda message: None,
     ) -> None:
         self.placement = placement or Placement(population.num_agents)
         self.population, self.objective, self.settings = population, objective, settings
@@ -79,11 +82,8 @@ class Learner:
         self.metrics: dict[str, Tensor] = {}  # newest, one value per agent, [P]
         self._num_broken: Tensor | int = 0  # cycles in which an agent's critic loss was not finite, [P]
         self._streams = AgentStreams(seeds, "target noise")
-        self.is_compiled = compile
-        self._compile = torch.compile if compile else (lambda function: function)
-        self._critic_gradients = self._compile(critic_gradients)
-        self._policy_gradients = self._compile(policy_gradients)
-        self._meta_gradients = self._compile(meta_gradients)
+        self.is_compiled, self._tell = compile, tell
+        self._prepare_updates()
         self.critic_optimizer = _adam([population.flat["critics"]], settings.critic_learning_rate)
         self.policy_optimizer = _adam([population.flat["policy"]], settings.policy_learning_rate)
         self.objective_optimizer = _adam(objective.parameters(), self.meta.learning_rate) if self.meta else None
@@ -93,6 +93,14 @@ class Learner:
         """Critics, policies and, in meta-training, the objective."""
         every = [self.critic_optimizer, self.policy_optimizer, self.objective_optimizer]
         return [optimizer for optimizer in every if optimizer is not None]
+
+    def _prepare_updates(self) -> None:
+        def prepared(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+            return Compiled(function, name, self._tell, self.population.device) if self.is_compiled else function
+
+        self._critic_gradients = prepared(critic_gradients, "critic update")
+        self._policy_gradients = prepared(policy_gradients, "policy update")
+        self._meta_gradients = prepared(meta_gradients, "meta update")
 
     def update(self, draw: Draw, env_steps: int, critic_step: Callable[[], Any] | None = None) -> None:
         """One update cycle: critics; every `policy_delay` cycles also policies, targets and the objective, in this order.
@@ -115,7 +123,7 @@ class Learner:
         population, settings = self.population, self.settings
         noise = settings.target_noise * self._streams.normal(*windows.action.shape[1:], sizes=population.action_sizes)
         noise = sent(noise.clamp(-settings.target_noise_clip, settings.target_noise_clip), population.device)
-        gradients, self.metrics["critic_loss"] = self._critic_gradients(
+        gradients, loss = self._critic_gradients(
             population.networks,
             population.critics,
             population.target_policy,
@@ -124,6 +132,7 @@ class Learner:
             noise,
             settings.discount,
         )
+        self.metrics["critic_loss"] = loss.clone()  # a CUDA graph writes the next one to the same place
         population.flat["critics"].grad = population.critics_layout.flatten(gradients)
         step()
 
@@ -164,7 +173,8 @@ class Learner:
             self._policy_moments() if self.inner.needs_moments else None,
         )
         alpha = self.objective.stacked_parameters(population.num_agents)
-        gradients, self.metrics["meta_loss"] = self._meta_gradients(population.networks, self.objective, self.inner, alpha, task)
+        gradients, loss = self._meta_gradients(population.networks, self.objective, self.inner, alpha, task)
+        self.metrics["meta_loss"] = loss.clone()  # as above
         combined, self.metrics["meta_gradient_norm"] = combine_meta_gradients(
             gradients, self.meta.gradient, self.placement.gather
         )
@@ -217,6 +227,7 @@ class Learner:
         """Move population and objective to a device; before any optimizer has a state."""
         self.population.to(device)
         self.objective.to(device)
+        self._prepare_updates()
 
     def state_dict(self) -> dict[str, Any]:
         """All agents (gathered), counter and random streams; the objective and the optimizers are kept by their owner."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metagenrl_pl.batch import widest
 from metagenrl_pl.checkpoint_io import PROJECT_KEY
+from metagenrl_pl.compiling import Tell
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.inner import InnerStep
 from metagenrl_pl.learner import Learner, MetaSettings
@@ -33,6 +34,7 @@ class MetaGenRL(pl.LightningModule):
         compile: run the updates through `torch.compile`.
         run_config: kept in checkpoints, so that a checkpoint alone can rebuild its run; plain containers.
         placement: which agents live in this process; all by default.
+        tell: told when something is compiled.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class MetaGenRL(pl.LightningModule):
         compile: bool = False,
         run_config: Mapping[str, Any] | None = None,
         placement: Placement | None = None,
+        tell: Tell = lambda message: None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -54,7 +57,7 @@ class MetaGenRL(pl.LightningModule):
         self.placement = placement or Placement(len(sizes))
         my_seeds = self.placement.mine(seeds)
         population = Population(self.placement.mine(sizes), my_seeds, agent, widest(sizes))
-        self.learner = Learner(population, objective, agent, my_seeds, inner, meta, compile, self.placement)
+        self.learner = Learner(population, objective, agent, my_seeds, inner, meta, compile, self.placement, tell)
         self.run_config = dict(run_config or {})
         self.metrics: dict[str, np.ndarray] = {}  # of all agents after the newest macro batch, [P]
 

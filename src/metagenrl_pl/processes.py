@@ -75,7 +75,7 @@ def launching(run_dir: str) -> Iterator[None]:
     """
     arguments, before = sys.argv, {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
     os.environ[_RUN_DIR] = run_dir
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # another process runs this job, not the sweep
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:  # another process runs this job, not the sweep
         flags = [argument for argument in arguments[1:] if argument.startswith("-") and argument not in ("-m", "--multirun")]
         sys.argv = [arguments[0], *flags, *HydraConfig.get().overrides.task]
     try:

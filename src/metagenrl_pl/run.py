@@ -1,4 +1,4 @@
-"""Around a run: its folder, its threads, its memory."""
+"""Around a run: its folder, its process."""
 
 import ctypes
 import os
@@ -7,10 +7,12 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from metagenrl_pl.compiling import keep_compiled_in
 from metagenrl_pl.config import ConfigError, resolved_yaml
 from metagenrl_pl.resume import folder_of
 
@@ -29,6 +31,18 @@ def run_folder(ckpt_path: str | None) -> str:
 @cache
 def _process_start() -> str:
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def prepare_process(config: DictConfig) -> None:
+    """Threads, memory, precision and cache, before anything is computed.
+
+    Raises:
+        ConfigError: if the number of threads is not positive.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(choose_num_threads(config.num_threads))
+    torch.set_float32_matmul_precision(config.float32_matmul_precision)
+    keep_compiled_in(Path(config.compile_cache))
 
 
 def choose_num_threads(num_threads: int | None) -> int:

@@ -1,0 +1,21 @@
+#!/bin/bash
+# Meta-training on two nodes of four GPUs: sbatch examples/slurm.sh. Untried: written from Lightning's documentation.
+#SBATCH --job-name=metagenrl
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4      # one process for each GPU; the same as trainer.devices
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=12       # one core for the process, the others for its environments
+#SBATCH --time=24:00:00
+#SBATCH --signal=SIGTERM@300     # five minutes before the end: the run saves and stops
+
+source .venv/bin/activate
+run_dir=runs/slurm_${SLURM_JOB_ID}
+
+# A job that is started again under its number goes on from its newest checkpoint.
+checkpoint=$(ls -t "$run_dir"/checkpoints/env_steps_*.ckpt 2>/dev/null | head -1)
+if [ -n "$checkpoint" ]; then
+    srun python train.py ckpt_path="$checkpoint" trainer.devices=4 trainer.num_nodes=2
+else
+    srun python train.py experiment=paper/lunar_cheetah population.size=64 run_dir="$run_dir" \
+        trainer.accelerator=gpu trainer.devices=4 trainer.num_nodes=2 trainer.strategy=ddp
+fi
