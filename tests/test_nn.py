@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metagenrl_pl.nn import (
+    FlatLayout,
     Parameters,
     StackedMLP,
     clip_per_agent,
@@ -42,6 +43,75 @@ def test_linear_of_one_agent_is_a_linear_layer(generator: torch.Generator) -> No
     out = stacked_linear(x, weight, bias)
     for agent in range(NUM_AGENTS):
         torch.testing.assert_close(out[agent], F.linear(x[agent], weight[agent].T, bias[agent]))
+
+
+@pytest.mark.parametrize("num_out", [1, 6, 64, 350])
+@pytest.mark.parametrize("num_rows", [1, 3, 15, 32])
+@pytest.mark.parametrize("num_in", [3, 17, 64])
+def test_an_agent_gets_the_same_bits_whatever_its_neighbours(num_in: int, num_rows: int, num_out: int) -> None:
+    """Forwards and backwards, alone, beside one and beside three others, from any place among them."""
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = ((4, num_rows, num_in), (4, num_in, num_out), (4, num_out), (4, num_rows, num_out))
+        all_tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+
+        def computed(agents: slice, tensors: list[Tensor] = all_tensors) -> list[Tensor]:
+            x, weight, bias, cotangent = (tensor[agents].clone() for tensor in tensors)
+            out, pull_back = torch.func.vjp(stacked_linear, x, weight, bias)
+            return [out, *pull_back(cotangent)]
+
+        expected = computed(slice(0, 4))
+        for agents in [slice(i, i + 1) for i in range(4)] + [slice(i, i + 2) for i in range(3)]:
+            for name, one, all_of_them in zip(("out", "x", "weight", "bias"), computed(agents), expected, strict=True):
+                assert torch.equal(one, all_of_them[agents]), (name, agents)
+
+
+def test_padding_of_a_linear_layer_is_not_seen() -> None:
+    """One row, three inputs: both are padded inside."""
+    x, weight, bias = torch.randn(2, 1, 3), torch.randn(2, 3, 2), torch.randn(2, 2)
+    assert stacked_linear(x, weight, bias).shape == (2, 1, 2)
+    torch.testing.assert_close(stacked_linear(x, weight, bias), x @ weight + bias.unsqueeze(1))
+
+
+# ---------------------------------------------------------------------------------------------------------------- FlatLayout
+
+
+def numbered(*lead: int) -> Parameters:
+    """3 + 10 + 1 entries for each network, all different."""
+    shapes = {"a": (3,), "b": (2, 5), "c": (1,)}
+    sizes = {name: math.prod((*lead, *shape)) for name, shape in shapes.items()}
+    return {name: 1 + 1000 * i + torch.arange(sizes[name]).view(*lead, *shapes[name]) for i, name in enumerate(shapes)}
+
+
+@pytest.mark.parametrize("lead", [(4,), (4, 2)])  # policies; critics, of which there are two
+def test_flat_parameters_come_back(lead: tuple[int, ...]) -> None:
+    parameters = numbered(*lead)
+    layout = FlatLayout(parameters, len(lead))
+    flat = layout.flatten(parameters)
+    assert flat.shape == (*lead, 16) and flat.dtype == torch.int64  # 14 rounded up
+    assert (flat[..., 14:] == 0).all() and (flat[..., :14] != 0).all()
+    views = layout.views(flat)
+    assert list(views) == list(parameters)
+    assert all(torch.equal(views[name], p) for name, p in parameters.items())
+
+
+def test_views_share_the_memory_of_the_flat_tensor() -> None:
+    parameters = numbered(4, 2)
+    layout = FlatLayout(parameters, 2)
+    flat = layout.flatten(parameters)
+    views = layout.views(flat)
+    flat[2, 1] = -7
+    for name, view in views.items():
+        assert (view[2, 1] == -7).all() and (view[2, 0] == parameters[name][2, 0]).all(), name
+    views["b"][3, 0, 1, 4] = -9
+    assert (flat == -9).sum() == 1 and flat[3, 0, 3 + 9] == -9
+    assert (parameters["b"] > 0).all()  # of which `flatten` made a copy
+
+
+@pytest.mark.parametrize(("num_entries", "padded"), [(1, 16), (16, 16), (17, 32), (160, 160)])
+def test_a_flat_tensor_is_as_wide_as_whole_vectors(num_entries: int, padded: int) -> None:
+    parameters = {"only": torch.ones(3, num_entries)}
+    assert FlatLayout(parameters, 1).flatten(parameters).shape == (3, padded)
 
 
 def test_layer_norm_of_one_agent_is_a_layer_norm(generator: torch.Generator) -> None:
