@@ -71,10 +71,10 @@ def run(folder: Path, arguments: Sequence[str], command: Sequence[str] = TRAIN) 
     return output
 
 
-def run_all(folder: Path, *runs: Sequence[str]) -> None:
+def run_all(*runs: tuple[Path, Sequence[str]]) -> list[str]:
     """Runs that know nothing of each other, side by side."""
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda arguments: run(folder, arguments), runs))
+        return list(pool.map(lambda arguments: run(*arguments), runs))
 
 
 def is_anybody_left(process: subprocess.Popen[str]) -> bool:
@@ -122,30 +122,31 @@ def assert_same(one: Path, other: Path, checkpoints: Sequence[int], num_agents: 
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of four agents in one process (`one`) and two (`two`)."""
+def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """The folders of runs of four agents in one process and in two, and what the second printed, which has the default folder."""
     folder = tmp_path_factory.mktemp("four")
-    run_all(folder, [*TINY, "run_dir=one"], [*TINY, "run_dir=two", TWO])
-    return folder
+    _, printed = run_all((folder, [*TINY, "run_dir=one"]), (folder / "two", [*TINY, TWO]))
+    (two,) = (folder / "two" / "runs").iterdir()  # named after a time, and the processes start at different times
+    return folder / "one", two, printed
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of three agents in one process: a whole one (`straight`) and one that ends after 120 env steps (`short`)."""
     folder = tmp_path_factory.mktemp("three")
-    run_all(folder, [*THREE, "run_dir=straight"], [*THREE, "run_dir=short", "env_steps=120"])
+    run_all((folder, [*THREE, "run_dir=straight"]), (folder, [*THREE, "run_dir=short", "env_steps=120"]))
     return folder
 
 
 # ------------------------------------------------------------------------------------------------------------- the same bits
 
 
-def test_two_processes_compute_what_one_does(four: Path) -> None:
-    assert_same(four / "one", four / "two", [100, 200, 230])
-    rows = (four / "one" / "meta_test.csv").read_text()
-    assert rows == (four / "two" / "meta_test.csv").read_text()
+def test_two_processes_compute_what_one_does(four: tuple[Path, Path, str]) -> None:
+    one, two, _ = four
+    assert_same(one, two, [100, 200, 230])
+    rows = (one / "meta_test.csv").read_text()
+    assert rows == (two / "meta_test.csv").read_text()
     assert rows.count("\n") == 1 + 4 * 3 * 2 + 3  # header, four methods at two evaluations, random actions
-    assert sorted(path.name for path in four.iterdir()) == ["one", "two"]
 
 
 def test_a_run_of_one_process_goes_on_in_two(three: Path) -> None:
@@ -173,10 +174,10 @@ def test_a_run_of_two_processes_that_is_told_to_stop_goes_on_in_one(three: Path)
 
 
 @pytest.mark.slow
-def test_environments_in_workers_give_the_same_bits(four: Path) -> None:
-    run(four, [*TINY, "run_dir=workers", "env_workers=2"])
-    assert_same(four / "one", four / "workers", [100, 200, 230])
-    assert (four / "one" / "meta_test.csv").read_text() == (four / "workers" / "meta_test.csv").read_text()
+def test_environments_in_workers_give_the_same_bits(four: tuple[Path, Path, str], tmp_path: Path) -> None:
+    run(tmp_path, [*TINY, "run_dir=workers", "env_workers=2"])
+    assert_same(four[0], tmp_path / "workers", [100, 200, 230])
+    assert (four[0] / "meta_test.csv").read_text() == (tmp_path / "workers" / "meta_test.csv").read_text()
 
 
 # ------------------------------------------------------------------------------------------------------------------ mistakes
@@ -193,12 +194,6 @@ def test_an_agent_that_breaks_in_the_second_process_is_named_by_the_first(tmp_pa
     assert not is_anybody_left(process)
 
 
-def test_processes_without_an_agent_are_refused(tmp_path: Path) -> None:
-    code, output, errors = ended(start(tmp_path, [*THREE, "trainer.devices=4"]))
-    assert code == 2 and output == "" and errors.startswith("error: trainer.devices and trainer.num_nodes ask for 4 processes")
-    assert errors.count("\n") == 1 and list(tmp_path.iterdir()) == []
-
-
 # ------------------------------------------------------------------------------------------------------------------- folders
 
 
@@ -213,12 +208,15 @@ FILES = ["checkpoints", "config.yaml", "metrics.csv", "objective.json", "objecti
 FILES += ["env_steps_000000040.ckpt", "env_steps_000000040.replay"]
 
 
-def test_all_processes_write_to_the_folder_that_the_first_has_chosen(tmp_path: Path) -> None:
-    """Its name is a time, and they start at different times."""
-    printed = run(tmp_path, [*SHORT, TWO])
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert list(tmp_path.iterdir()) == [tmp_path / "runs"] and f"Run folder: runs/{run_dir.name} " in printed
-    assert files_of(run_dir) == FILES
+def test_two_processes_leave_what_one_does(four: tuple[Path, Path, str]) -> None:
+    """In the folder that the first has chosen, and nowhere else."""
+    one, two, printed = four
+    assert sorted(path.name for path in one.parent.iterdir()) == ["one", "two"]
+    assert [path.name for path in (one.parent / "two").iterdir()] == ["runs"] and list(two.parent.iterdir()) == [two]
+    assert printed.count(f"Run folder: runs/{two.name} ") == 1
+    names = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (one, two)]
+    assert names[0] == names[1] and Path("checkpoints/env_steps_000000230.replay/agent_003.safetensors") in names[0]
+    assert OmegaConf.load(two / "config.yaml").callbacks.checkpoint.run_dir == f"runs/{two.name}"
 
 
 @pytest.mark.slow
