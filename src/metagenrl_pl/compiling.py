@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._inductor.cpp_builder import get_cpp_compiler
 
+from metagenrl_pl.onednn import inductor_options
 from metagenrl_pl.population import AgentSettings
 
 COMPILE_FROM_SECONDS = 3600.0
@@ -75,7 +76,8 @@ class Compiled:
     def __init__(self, function: Callable[..., Any], name: str, tell: Tell, device: torch.device) -> None:
         # The same functions serve agents, objectives and meta-tests of other sizes; past the limit torch would go on without compiling.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        self._function = torch.compile(function, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+        how: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": inductor_options()}
+        self._function = torch.compile(function, dynamic=False, **how)
         self._name, self._tell, self._seen = name, tell, set[tuple[bool, ...]]()
 
     def __call__(self, *arguments: Any) -> Any:

@@ -35,6 +35,8 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.shape[-1] == 1:
         # As a product it would be far slower for several agents than for one, and would round differently.
         return (x * weight.mT).sum(-1, keepdim=True) + bias.unsqueeze(1)
+    if torch.compiler.is_compiling():  # rounding is the compiler's matter then; a sum of its own is fused with what follows
+        return torch.bmm(x, weight) + bias.unsqueeze(1)
     if x.device.type == "cpu":
         num_rows, num_missing = x.shape[1], -x.shape[1] % ALIGNMENT
         num_inputs = -x.shape[2] % ALIGNMENT if min(weight.shape[1:]) < _NARROW else 0

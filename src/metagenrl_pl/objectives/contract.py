@@ -13,13 +13,14 @@ class ObjectiveInputs(NamedTuple):
     """All that an objective may see. Only `policy_action` carries a gradient; everything else is a constant.
 
     `value[..., t]` is V(s_t) = Q1(s_t, pi(s_t)); entry `length` of a window is the state after its last valid step, later ones are 0.
+    None unless the objective declares `needs_value`.
     `critic_gradient` is dQ1/da at the policy's action; None unless the objective declares `needs_critic_gradient`.
     """
 
     policy_action: Tensor  # [P, B, T, A]
     replay_action: Tensor  # [P, B, T, A]
     reward: Tensor  # [P, B, T]
-    value: Tensor  # [P, B, T + 1]
+    value: Tensor | None  # [P, B, T + 1]
     terminated: Tensor  # [P, B, T]
     valid: Tensor  # [P, B, T]
     action_weight: Tensor  # [P, A], 1 / (real action dimensions of the agent), 0 where padded
@@ -32,6 +33,9 @@ class Objective(nn.Module, ABC):
     The policy's parameters enter through `policy_action` alone, so all that the updates need is the action gradient dL/da. A subclass
     implements `loss` on stacked tensors; its `nn.Parameter`s, if any, are what meta-learning trains.
     """
+
+    #: Whether `ObjectiveInputs.value` has to be computed for this objective.
+    needs_value: bool = True
 
     #: Whether `ObjectiveInputs.critic_gradient` has to be computed for this objective.
     needs_critic_gradient: bool = False

@@ -9,10 +9,11 @@ from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 class CriticObjective(Objective):
     """L = -Q1(s, pi(s)), so that dL/da = -dQ1/da (Silver et al. 2014, eq. 9; with the clipped twin critics of TD3)."""
 
-    needs_critic_gradient = True
+    needs_value, needs_critic_gradient = False, True
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """-V(s) of every step, [P, B, T]. A constant: the gradient in the action is what `action_gradient` returns."""
+        """-V(s) of every step, [P, B, T]; needs `value`. A constant: the gradient in the action is what `action_gradient` returns."""
+        assert inputs.value is not None
         return -inputs.value[..., :-1] * inputs.valid
 
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:

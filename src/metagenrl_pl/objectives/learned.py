@@ -64,6 +64,7 @@ class LearnedObjective(Objective):
             "bounded_head": bounded_head,
             "layer_norm_eps": layer_norm_eps,
         }
+        self.needs_value = use_value
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
         self.hidden_units = hidden_units
         self.card: dict[str, Any] = {}
@@ -138,6 +139,7 @@ class LearnedObjective(Objective):
             time = torch.arange(num_steps, dtype=inputs.reward.dtype, device=inputs.reward.device) / num_steps
             context.append(time.expand_as(inputs.reward))
         if self.use_value:
+            assert inputs.value is not None  # promised by needs_value
             value = normalise(inputs.value, valid_states(inputs.valid))
             context += [value[..., 1:] * (1 - inputs.terminated), value[..., :-1]]
         return torch.stack(context, -1)
@@ -148,24 +150,23 @@ class LearnedObjective(Objective):
         Hand-written, because cuDNN's LSTM has no double backward; the input projection is hoisted out of the loop.
         """
         num_agents, num_windows, num_steps = valid.shape
-        projected = stacked_linear(features, parameters["lstm.weight_input"], parameters["lstm.bias"])
-        projected = projected.view(num_agents, num_windows, num_steps, -1)
-        # On a CPU a sigmoid is rounded differently at the end of a tensor, which has to be no agent's (see also stacked_linear).
-        is_odd = valid.device.type == "cpu" and num_windows * self.hidden_units % (2 * ALIGNMENT)
-        if num_missing := -num_windows % ALIGNMENT if is_odd else 0:
-            projected = functional.pad(projected, (0, 0, 0, 0, 0, num_missing))
-            valid = functional.pad(valid, (0, 0, 0, num_missing))
-        # Unbound, not indexed: the gradient of an index is a zero tensor of the whole size for every step.
-        projections = projected.unbind(2)
-        masks = valid.unsqueeze(-1).unbind(2)
-        hidden = cell = features.new_zeros(*valid.shape[:2], self.hidden_units)
+        # Three of the gates are sigmoid(x) = 1/2 + 1/2 tanh(x / 2): with scaled weights one tanh serves all four.
+        scale = features.new_tensor([0.5, 1, 0.5, 0.5]).repeat_interleave(self.hidden_units)
+        shift = features.new_tensor([0, 0, 0.5, 0]).repeat_interleave(self.hidden_units)  # sigmoid(forget gate + 1)
+        projected = stacked_linear(features, parameters["lstm.weight_input"] * scale, parameters["lstm.bias"] * scale + shift)
+        # Far below 0, input and forget gate are exactly 0: cell and hidden state stay 0 until the last valid step is reached.
+        projected = torch.where(valid.unsqueeze(-1) > 0, projected.view(num_agents, num_windows, num_steps, -1), -1e4)
+        if num_windows * self.hidden_units % ALIGNMENT:  # narrow objectives: see stacked_linear
+            projected = functional.pad(projected, (0, 0, 0, 0, 0, -num_windows % ALIGNMENT))
+        weight_hidden = parameters["lstm.weight_hidden"] * scale
+        hidden = cell = features.new_zeros(num_agents, projected.shape[1], self.hidden_units)
         outputs = []
-        for t in reversed(range(num_steps)):
-            gates = torch.baddbmm(projections[t], hidden, parameters["lstm.weight_hidden"])
+        # Unbound, not indexed: the gradient of an index is a zero tensor of the whole size for every step.
+        for projection in reversed(projected.unbind(2)):
+            gates = torch.addcmul(1 - scale, scale, torch.tanh(torch.baddbmm(projection, hidden, weight_hidden)))
             input_gate, candidate, forget_gate, output_gate = gates.chunk(4, -1)
-            # The mask keeps the cell, and with it the hidden state, at zero until the last valid step is reached.
-            cell = masks[t] * (torch.sigmoid(forget_gate + 1) * cell + torch.sigmoid(input_gate) * torch.tanh(candidate))
-            hidden = torch.sigmoid(output_gate) * torch.tanh(cell)
+            cell = forget_gate * cell + input_gate * candidate
+            hidden = output_gate * torch.tanh(cell)
             outputs.append(hidden)
         return torch.stack(outputs[::-1], 2)[:, :num_windows].reshape(num_agents, num_windows * num_steps, self.hidden_units)
 

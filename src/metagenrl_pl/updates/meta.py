@@ -5,7 +5,8 @@ lives in the objective alone: with g(alpha) = dL/da, J = d pi / d phi and phi' =
 
     d(-Q)/d alpha = d/d alpha < g(alpha), J w >,    w = d(-Q(phi')) / d(J^T g),
 
-where w needs one backward pass through critic, policy and the inner step, and J w one forward-mode pass through the policy.
+where w needs one backward pass through critic, policy and the inner step, and J w one pass through the transpose of the policy's
+backward pass.
 """
 
 from collections.abc import Callable
@@ -46,10 +47,12 @@ def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, al
         action, pull_back = torch.func.vjp(  # type: ignore[misc]
             lambda phi, windows=windows: networks.action(phi, windows.observation), policy
         )
-        inputs = objective_inputs(networks, policy, task.critic, windows, action, objective.needs_critic_gradient)
+        inputs = objective_inputs(
+            networks, policy, task.critic, windows, action, objective.needs_critic_gradient, objective.needs_value
+        )
         # Values and dQ/da enter the objective as constants, also where the policy depends on alpha through earlier steps.
         inputs = inputs._replace(
-            value=inputs.value.detach(),
+            value=None if inputs.value is None else inputs.value.detach(),
             critic_gradient=None if inputs.critic_gradient is None else inputs.critic_gradient.detach(),
         )
         (gradient,) = pull_back(objective.action_gradient(alpha, inputs))
@@ -75,15 +78,17 @@ def factored_meta_gradients(
     """The same as `general_meta_gradients` for one inner step, without differentiating twice through policy or critic."""
     windows = task.windows.part(0, task.windows.reward.shape[1] // 2)
 
-    def act(policy: Parameters) -> Tensor:
-        return networks.action(policy, windows.observation)
-
-    action, pull_back_policy = torch.func.vjp(act, task.policy)  # type: ignore[misc]
-    inputs = objective_inputs(networks, task.policy, task.critic, windows, action, objective.needs_critic_gradient)
+    action, pull_back_policy = torch.func.vjp(  # type: ignore[misc]
+        lambda phi: networks.action(phi, windows.observation), task.policy
+    )
+    inputs = objective_inputs(
+        networks, task.policy, task.critic, windows, action, objective.needs_critic_gradient, objective.needs_value
+    )
     action_gradient, pull_back_objective = torch.func.vjp(  # type: ignore[misc]
         lambda alpha: objective.action_gradient(alpha, inputs), alpha
     )
-    (gradient,) = pull_back_policy(action_gradient)
+    # The pull-back u -> J^T u is linear, so its own transpose is w -> J w.
+    (gradient,), push_forward_policy = torch.func.vjp(pull_back_policy, action_gradient)  # type: ignore[misc]
 
     def total(gradient: Parameters) -> tuple[Tensor, Tensor]:
         stepped = inner(task.policy, gradient, windows.num_valid, task.moments)
@@ -91,7 +96,7 @@ def factored_meta_gradients(
         return loss.sum(), loss
 
     cotangent, loss = torch.func.grad(total, has_aux=True)(gradient)
-    _, direction = torch.func.jvp(act, (task.policy,), (cotangent,))  # type: ignore[misc]  # J w, [P, B, T, A]
+    (direction,) = push_forward_policy((cotangent,))  # J w, [P, B, T, A]
     (meta_gradient,) = pull_back_objective(direction)
     return meta_gradient, loss
 

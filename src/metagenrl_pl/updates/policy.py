@@ -10,7 +10,13 @@ from metagenrl_pl.objectives import Objective, ObjectiveInputs
 
 
 def objective_inputs(
-    networks: Networks, policy: Parameters, critic: Parameters, windows: Windows, action: Tensor, with_critic_gradient: bool
+    networks: Networks,
+    policy: Parameters,
+    critic: Parameters,
+    windows: Windows,
+    action: Tensor,
+    with_critic_gradient: bool,
+    with_value: bool = True,
 ) -> ObjectiveInputs:
     """What the objective sees of some windows, all of it constant.
 
@@ -19,6 +25,7 @@ def objective_inputs(
         critic: the first critic, [P, ...].
         action: pi(s) on the windows' observations, [P, B, T, A].
         with_critic_gradient: whether dQ1/da is computed.
+        with_value: whether V(s) is computed.
     """
     critic_gradient = None
     if with_critic_gradient:
@@ -28,7 +35,7 @@ def objective_inputs(
         policy_action=action,
         replay_action=windows.action,
         reward=windows.reward,
-        value=window_values(networks, policy, critic, windows, action),
+        value=window_values(networks, policy, critic, windows, action) if with_value else None,
         terminated=windows.terminated,
         valid=windows.valid,
         action_weight=networks.action_weight,
@@ -59,7 +66,7 @@ def policy_gradients(
         lambda phi: networks.action(phi, windows.observation), policy
     )
     with_critic_gradient = objective.needs_critic_gradient or objective_share is not None
-    inputs = objective_inputs(networks, policy, critic, windows, action, with_critic_gradient)
+    inputs = objective_inputs(networks, policy, critic, windows, action, with_critic_gradient, objective.needs_value)
     gradient = objective.action_gradient(alpha, inputs)  # [P, B, T, A]
     if objective_share is not None:
         assert inputs.critic_gradient is not None
@@ -74,7 +81,7 @@ def action_gradient_agreement(
 ) -> Tensor:
     """Cosine of the objective's action gradient with -dQ1/da over all valid steps of each agent, [P]."""
     action = networks.action(policy, windows.observation)
-    inputs = objective_inputs(networks, policy, critic, windows, action, with_critic_gradient=True)
+    inputs = objective_inputs(networks, policy, critic, windows, action, True, objective.needs_value)
     assert inputs.critic_gradient is not None
     gradient = objective.action_gradient(alpha, inputs).flatten(1)
     descent = -(inputs.critic_gradient * windows.valid[..., None]).flatten(1)

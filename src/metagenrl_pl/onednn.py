@@ -1,0 +1,58 @@
+"""Large matrix products of compiled updates through oneDNN, where MKL leaves half of the processor idle.
+
+On a processor that is not Intel's, MKL multiplies with AVX2, at half the rate of oneDNN, which uses AVX-512 wherever it is there.
+PyTorch calls oneDNN for float32 products of constant weights alone, so compiled updates get a pass of their own over their graphs.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+_MIN_SIDE, _MIN_MULTIPLICATIONS = 32, 2**24
+"""Of one agent's product, below which a call for each agent and stacking the results cost more than they save."""
+
+
+def inductor_options() -> dict[str, Any]:
+    """Options of `torch.compile` for updates on this processor."""
+    return {"post_grad_custom_post_pass": OneDNNProducts()} if _onednn_is_faster() else {}
+
+
+@cache
+def _onednn_is_faster() -> bool:
+    processor = Path("/proc/cpuinfo")
+    is_amd = processor.exists() and "AuthenticAMD" in processor.read_text()
+    return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+
+
+@torch.library.custom_op("metagenrl_pl::product", mutates_args=())
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """[P, N, in] x [P, in, out] -> [P, N, out] as one product of oneDNN for each agent."""
+    linear = torch.ops.mkldnn._linear_pointwise
+    products = [linear(a, b.mT, None, "none", [], "") for a, b in zip(x, weight, strict=True)]
+    return torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0)  # the latter without a copy
+
+
+@product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], weight.shape[2])
+
+
+class OneDNNProducts(CustomGraphPass):
+    """Replaces the large float32 products of a graph; gradients are in the graph already, so nothing differentiates them."""
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        """Change the graph in place."""
+        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default):
+            x, weight = (argument.meta["val"] for argument in node.args)
+            sides = (x.shape[1], x.shape[2], weight.shape[2])
+            is_large = min(sides) >= _MIN_SIDE and sides[0] * sides[1] * sides[2] >= _MIN_MULTIPLICATIONS
+            if is_large and x.dtype == torch.float32 and x.device.type == "cpu":
+                node.target = torch.ops.metagenrl_pl.product.default
+
+    def uuid(self) -> str:
+        """Part of the key of compiled graphs in the cache: another pass must have another."""
+        return f"metagenrl_pl.OneDNNProducts.1,{_MIN_SIDE},{_MIN_MULTIPLICATIONS}"
