@@ -478,3 +478,33 @@ def test_critic_objective_is_the_deterministic_policy_gradient() -> None:
     assert (norm_per_agent(gradients) > 1e-3).all()
     for name, p in policy.items():
         torch.testing.assert_close(gradients[name], p.grad)
+
+
+# ------------------------------------------------------------------------------------------------------------ neighbours
+
+
+@pytest.mark.parametrize("num_windows", [1, 3, 5, 16])
+@pytest.mark.parametrize(("hidden_units", "context_units"), [(4, 2), (8, 8), (32, 8)])
+def test_an_agents_gradients_are_the_same_bits_whatever_its_neighbours(
+    hidden_units: int, context_units: int, num_windows: int
+) -> None:
+    """In float32, where rounding shows; narrow objectives included."""
+    torch.set_default_dtype(torch.float32)
+    objective = LearnedObjective(hidden_units, context_units)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        windows = random_windows(num_windows, 4, [(2, 3)] * 4, [4 * seed + agent for agent in range(4)])
+        policy_action = torch.rand(windows.action.shape, generator=generator) * 2 - 1
+        value = torch.randn(4, num_windows, 5, generator=generator)
+        weight = torch.full((4, 3), 1 / 3)
+        constants = (windows.action, windows.reward, value, windows.terminated, windows.valid, weight)
+
+        def computed(agents: slice, policy_action: Tensor = policy_action, constants: Any = constants) -> list[Tensor]:
+            inputs = ObjectiveInputs(policy_action[agents].clone(), *(x[agents].clone() for x in constants))
+            alpha = objective.stacked_parameters(len(inputs.reward))
+            gradients = torch.func.grad(lambda alpha: objective.loss(alpha, inputs).sum())(alpha)
+            return [objective.loss(alpha, inputs), objective.action_gradient(alpha, inputs), *gradients.values()]
+
+        expected = computed(slice(0, 4))
+        for agents in [slice(i, i + 1) for i in range(4)] + [slice(i, i + 2) for i in range(3)]:
+            assert all(torch.equal(one, other[agents]) for one, other in zip(computed(agents), expected, strict=True)), agents
