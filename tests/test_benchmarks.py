@@ -56,7 +56,7 @@ def test_throughput(tmp_path: Path) -> None:
 
 
 def test_cycle(tmp_path: Path) -> None:
-    report, _ = quick_run("cycle.py", tmp_path, "--size", "small-ops", "--units", "8", "--windows", "5")
+    report, _ = quick_run("cycle.py", tmp_path, "--size", "small-ops", "--units", "64", "--windows", "16")
     parts, arithmetic = report["results"]
     *ms, whole = columns_of(parts, "ms per cycle")
     assert abs(sum(ms) - whole) < 1e-6 * whole and min(ms) >= 0
@@ -64,8 +64,8 @@ def test_cycle(tmp_path: Path) -> None:
     assert all(0 < share <= 100 for share in columns_of(parts, "floor / time, %"))
 
     for _, needed, counted, _ in arithmetic["rows"]:
-        # Little is done twice. Torch counts matrix products alone; those with a single output are sums here.
-        assert 0.9 * counted < needed < 1.15 * counted
+        # Little is done twice. Torch counts matrix products alone, padded inputs included; those with a single output are sums here.
+        assert 0.8 * counted < needed < 1.15 * counted
 
 
 @pytest.mark.slow

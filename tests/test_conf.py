@@ -135,7 +135,7 @@ def test_an_optional_package_that_is_missing_is_named(composed: Any) -> None:
         ("~experiment", "callbacks.meta_test.env_steps", 1_000_000),
         ("~logger", "logger", {}),
         ("~meta ~experiment", "meta", None),
-        ("~compile", "compile", False),
+        ("~compile_cache", "compile_cache", "~/.cache/metagenrl_pl/compiled"),
         ("experiment=debug env_steps=90", "env_steps", 90),  # the command line comes last
         ("experiment=paper/lunar_cheetah population.size=2", "population.size", 2),
     ],
