@@ -95,7 +95,7 @@ class Agents:
         windows, twice = self.collector.draw(num_windows), self.collector.draw(2 * num_windows)
         jobs: dict[str, Job] = {
             "critic update": lambda: learner._update_critics(windows, learner.critic_optimizer.step),
-            "policy update": lambda: learner._update_policies(windows, self.collector.env_steps),
+            "policy update": lambda: learner._update_policies(windows, share=None),
         }
         if learner.meta is not None:
             jobs["meta update"] = lambda: learner._update_objective(twice)

@@ -323,3 +323,46 @@ def test_compiled_updates_compute_the_same(num_inner_steps: int) -> None:
             # A fraction of Adam's steps of 1e-3, which magnify the last bits of a small gradient.
             torch.testing.assert_close(results[1][kind][name], p, rtol=1e-3, atol=1e-4)
     assert changed(start, results[1]) == POLICIES | {"objective"}
+
+
+# Windows that policy step and inner step share
+
+
+def sharing(annealing_env_steps: int = 0) -> Learner:
+    return learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=annealing_env_steps, share_windows=True))
+
+
+def test_shared_windows_save_a_draw_after_the_annealing() -> None:
+    drawn: list[int] = []
+
+    def draw(num_windows: int) -> Windows:
+        drawn.append(num_windows)
+        return random_windows(num_windows)
+
+    learner = sharing(annealing_env_steps=10)
+    learner.update(draw, env_steps=9)
+    assert drawn == [B, B, 2 * B]
+    drawn.clear()
+    learner.num_updates = 0
+    learner.update(draw, env_steps=10)
+    assert drawn == [B, 2 * B]
+
+
+def test_shared_windows_take_the_policy_step_that_those_windows_give() -> None:
+    windows = [random_windows(2 * B), random_windows(2 * B, seeds=[4, 5, 6])]
+    shared, separate = sharing(), meta_learner()
+    for learner, second in ((shared, windows[1]), (separate, windows[1].part(0, B))):
+        draws = iter([windows[0].part(0, B), second, windows[1]])
+        before = snapshot(learner)
+        learner.update(lambda _, draws=draws: next(draws), env_steps=0)
+        assert changed(before, snapshot(learner)) >= {"policy", "objective"}
+    for name, p in shared.population.policy.items():
+        torch.testing.assert_close(p, separate.population.policy[name], rtol=1e-4, atol=1e-5)
+    # Its objective is judged before the policies' step, theirs after it.
+    assert any(not torch.equal(p, q) for p, q in zip(shared.objective.parameters(), separate.objective.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("inner", [SGD(num_steps=2), Adam()])
+def test_shared_windows_need_one_plain_step(inner: InnerStep) -> None:
+    with pytest.raises(ValueError, match="meta.share_windows=true needs an inner loop of one step without moments"):
+        learner_of(small_objective(), inner, MetaSettings(share_windows=True))

@@ -14,7 +14,7 @@ from metagenrl_pl.networks import Networks, first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent, scale_per_agent
 from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.population import Population
-from metagenrl_pl.updates import MetaTask, combine_meta_gradients, meta_gradients
+from metagenrl_pl.updates import MetaTask, combine_meta_gradients, meta_gradients, policy_and_meta_gradients, policy_gradients
 from metagenrl_pl.updates.meta import factored_meta_gradients, general_meta_gradients, inner_stepped, meta_loss
 
 NUM_WINDOWS = 3  # B
@@ -53,8 +53,14 @@ def task_of(population: Population, inner: InnerStep) -> MetaTask:
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 @pytest.mark.parametrize(
     ("num_steps", "options"),
-    [(1, {}), (1, {"use_lstm": False, "use_time": False}), (1, {"bounded_head": False}), (2, {"use_value": False})],
-    ids=["one", "one_no_lstm", "one_unbounded", "two"],
+    [
+        (1, {}),
+        (1, {"use_critic_gradient": True}),
+        (1, {"use_lstm": False, "use_time": False}),
+        (1, {"bounded_head": False}),
+        (2, {"use_value": False}),
+    ],
+    ids=["one", "one_critic_gradient", "one_no_lstm", "one_unbounded", "two"],
 )
 def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool]) -> None:
     """Along one random direction in each parameter, for all agents at once: an agent's copy of alpha concerns its own loss alone.
@@ -83,7 +89,9 @@ def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool])
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
-@pytest.mark.parametrize("options", [{}, {"use_lstm": False}, {"use_value": False, "bounded_head": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"use_critic_gradient": True}, {"use_lstm": False}, {"use_value": False, "bounded_head": False}], ids=str
+)
 def test_two_paths_one_gradient(kind: str, options: dict[str, bool]) -> None:
     population, objective, inner = small_population(), small_objective(**options), inner_step(kind)
     task, alpha = task_of(population, inner), objective.stacked_parameters(3)
@@ -243,3 +251,15 @@ def test_the_factored_path_serves_one_inner_step_alone(monkeypatch: pytest.Monke
         inner = inner_step("sgd", num_steps)
         meta_gradients(population.networks, objective, inner, {}, task_of(population, inner))
     assert used == ["factored", "general"]
+
+
+def test_the_inner_gradient_is_the_policy_gradient_of_its_windows() -> None:
+    population, objective, inner = small_population(), small_objective(), inner_step("sgd")
+    task, alpha = task_of(population, inner), objective.stacked_parameters(3)
+    policy, *meta = policy_and_meta_gradients(population.networks, objective, inner, alpha, task)
+    windows = task.windows.part(0, NUM_WINDOWS)
+    expected = policy_gradients(population.networks, objective, alpha, task.policy, task.critic, windows)
+    for name, gradient in policy.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)
+    gradients, loss = meta_gradients(population.networks, objective, inner, alpha, task)
+    assert torch.equal(meta[1], loss) and all(torch.equal(meta[0][name], g) for name, g in gradients.items())

@@ -232,6 +232,27 @@ def test_time_is_the_step_over_the_window_length() -> None:
     torch.testing.assert_close(context[..., 1], (torch.arange(NUM_STEPS) / NUM_STEPS).expand_as(inputs.reward))
 
 
+def test_use_critic_gradient() -> None:
+    objective, inputs = small(use_critic_gradient=True), random_inputs()
+    critic_gradient = torch.randn(inputs.policy_action.shape, generator=torch.Generator().manual_seed(9))
+    critic_gradient = critic_gradient * (inputs.action_weight > 0)[:, None, None] * inputs.valid[..., None]
+    loss = loss_of(objective, inputs._replace(critic_gradient=critic_gradient))
+    assert not torch.allclose(loss, loss_of(objective, inputs._replace(critic_gradient=-critic_gradient)))
+    scaled = critic_gradient * torch.tensor([3.0, 0.5]).view(-1, 1, 1, 1)  # each agent's own scale does not matter
+    torch.testing.assert_close(loss_of(objective, inputs._replace(critic_gradient=scaled)), loss, rtol=1e-4, atol=1e-6)
+    padded = critic_gradient + 5 * (inputs.action_weight == 0)[:, None, None]
+    assert torch.equal(loss_of(objective, inputs._replace(critic_gradient=padded)), loss)
+    assert objective.action_transform.get_parameter("hidden.0.weight").shape == (3, 4)
+
+
+def test_alone_an_objective_asks_for_the_critic_gradient_that_it_looks_at() -> None:
+    objective = small(use_critic_gradient=True)
+    batch = [torch.zeros(2, 3, 1), torch.ones(2, 3, 1), torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 3)]
+    with pytest.raises(ValueError, match="looks at critic_gradient"):
+        objective(*batch)
+    assert objective(*batch, critic_gradient=torch.ones(2, 3, 1)).shape == (2, 3)
+
+
 @pytest.mark.parametrize("use_value", [True, False])
 def test_use_value(use_value: bool) -> None:
     objective, inputs = small(use_value=use_value), random_inputs()

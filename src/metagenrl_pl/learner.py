@@ -12,12 +12,19 @@ from metagenrl_pl.batch import Windows
 from metagenrl_pl.compiling import Compiled, Tell
 from metagenrl_pl.inner import AdamMoments, InnerStep
 from metagenrl_pl.networks import first_critic
-from metagenrl_pl.nn import clip_per_agent, norm_per_agent
+from metagenrl_pl.nn import Parameters, clip_per_agent, norm_per_agent
 from metagenrl_pl.objectives import Objective
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import AgentSettings, Population
 from metagenrl_pl.streams import AgentStreams, sent
-from metagenrl_pl.updates import MetaTask, combine_meta_gradients, critic_gradients, meta_gradients, policy_gradients
+from metagenrl_pl.updates import (
+    MetaTask,
+    combine_meta_gradients,
+    critic_gradients,
+    meta_gradients,
+    policy_and_meta_gradients,
+    policy_gradients,
+)
 from metagenrl_pl.updates.policy import action_gradient_agreement
 
 Draw = Callable[[int], Windows]
@@ -31,6 +38,8 @@ class MetaSettings:
         learning_rate: of Adam on the objective.
         gradient: whether each agent's gradient of the objective is clipped at norm 1 (the paper) or normalised to norm 1.
         annealing_env_steps: over how many env steps policies go over from the critic to the objective; 0 for at once.
+        share_windows: whether, after the annealing, the policy step uses the inner step's windows and gradient, which saves the policy
+            update; needs an inner loop of one SGD step.
 
     Raises:
         ValueError: if a value is out of range.
@@ -39,6 +48,7 @@ class MetaSettings:
     learning_rate: float = 1e-3
     gradient: Literal["clip", "normalize"] = "clip"
     annealing_env_steps: int = 10_000
+    share_windows: bool = False
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -78,6 +88,10 @@ class Learner:
         self.placement = placement or Placement(population.num_agents)
         self.population, self.objective, self.settings = population, objective, settings
         self.inner, self.meta = inner, meta if objective.learns and inner is not None else None
+        if self.meta is not None and self.meta.share_windows and (inner is None or inner.num_steps > 1 or inner.needs_moments):
+            raise ValueError(
+                "meta.share_windows=true needs an inner loop of one step without moments; valid: inner=sgd, num_steps=1"
+            )
         self.num_updates = 0
         self.metrics: dict[str, Tensor] = {}  # newest, one value per agent, [P]
         self._num_broken: Tensor | int = 0  # cycles in which an agent's critic loss was not finite, [P]
@@ -101,6 +115,7 @@ class Learner:
         self._critic_gradients = prepared(critic_gradients, "critic update")
         self._policy_gradients = prepared(policy_gradients, "policy update")
         self._meta_gradients = prepared(meta_gradients, "meta update")
+        self._policy_and_meta_gradients = prepared(policy_and_meta_gradients, "policy and meta update")
 
     def update(self, draw: Draw, env_steps: int, critic_step: Callable[[], Any] | None = None) -> None:
         """One update cycle: critics; every `policy_delay` cycles also policies, targets and the objective, in this order.
@@ -113,10 +128,14 @@ class Learner:
         self._update_critics(draw(self.settings.num_windows), critic_step or self.critic_optimizer.step)
         self._num_broken = self._num_broken + ~torch.isfinite(self.metrics["critic_loss"])
         if self.num_updates % self.settings.policy_delay == 0:
-            self._update_policies(draw(self.settings.num_windows), env_steps)
-            self._move_targets()
-            if self.meta is not None and self.inner is not None:
-                self._update_objective(draw((self.inner.num_steps + 1) * self.settings.num_windows))
+            share = self._objective_share(env_steps)
+            if self.meta is not None and self.meta.share_windows and share is None:
+                self._update_policies_and_objective(draw(2 * self.settings.num_windows))
+            else:
+                self._update_policies(draw(self.settings.num_windows), share)
+                self._move_targets()
+                if self.meta is not None and self.inner is not None:
+                    self._update_objective(draw((self.inner.num_steps + 1) * self.settings.num_windows))
         self.num_updates += 1
 
     def _update_critics(self, windows: Windows, step: Callable[[], Any]) -> None:
@@ -136,7 +155,7 @@ class Learner:
         population.flat["critics"].grad = population.critics_layout.flatten(gradients)
         step()
 
-    def _update_policies(self, windows: Windows, env_steps: int) -> None:
+    def _update_policies(self, windows: Windows, share: Tensor | None) -> None:
         population = self.population
         gradients = self._policy_gradients(
             population.networks,
@@ -145,8 +164,12 @@ class Learner:
             population.policy,
             first_critic(population.critics),
             windows,
-            self._objective_share(env_steps),
+            share,
         )
+        self._step_policies(gradients)
+
+    def _step_policies(self, gradients: Parameters) -> None:
+        population = self.population
         self.metrics["policy_gradient_norm"] = norm_per_agent(gradients)
         clipped = clip_per_agent(gradients, self.settings.policy_max_gradient_norm)
         population.flat["policy"].grad = population.policy_layout.flatten(clipped)
@@ -164,16 +187,24 @@ class Learner:
             flat[f"target_{kind}"].lerp_(flat[kind], self.settings.target_rate)
 
     def _update_objective(self, windows: Windows) -> None:
-        assert self.meta is not None and self.inner is not None and self.objective_optimizer is not None
+        self._step_objective(*self._meta_gradients(*self._meta_arguments(windows)))
+
+    def _update_policies_and_objective(self, windows: Windows) -> None:
+        """Both from the same gradients of the objective; the objective is judged by the policies before their step."""
+        policy_gradients, *meta = self._policy_and_meta_gradients(*self._meta_arguments(windows))
+        self._step_policies(policy_gradients)
+        self._move_targets()
+        self._step_objective(*meta)
+
+    def _meta_arguments(self, windows: Windows) -> tuple[Any, ...]:
+        assert self.inner is not None
         population = self.population
-        task = MetaTask(
-            population.policy,
-            first_critic(population.critics),
-            windows,
-            self._policy_moments() if self.inner.needs_moments else None,
-        )
-        alpha = self.objective.stacked_parameters(population.num_agents)
-        gradients, loss = self._meta_gradients(population.networks, self.objective, self.inner, alpha, task)
+        moments = self._policy_moments() if self.inner.needs_moments else None
+        task = MetaTask(population.policy, first_critic(population.critics), windows, moments)
+        return population.networks, self.objective, self.inner, self.objective.stacked_parameters(population.num_agents), task
+
+    def _step_objective(self, gradients: Parameters, loss: Tensor) -> None:
+        assert self.meta is not None and self.objective_optimizer is not None
         self.metrics["meta_loss"] = loss.clone()  # as above
         combined, self.metrics["meta_gradient_norm"] = combine_meta_gradients(
             gradients, self.meta.gradient, self.placement.gather

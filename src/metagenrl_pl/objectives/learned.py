@@ -32,6 +32,8 @@ class LearnedObjective(Objective):
         use_value: whether V(s) and V(s') are inputs.
         use_lstm: whether the future of a step is read; without, every step is judged alone.
         bounded_head: whether the output e becomes tanh(1e-3 e) / 1e-3.
+        use_critic_gradient: whether the critic's own action gradient dQ1/da, a constant scaled to root mean square 1, is a third input for
+            each action dimension; with it the family of objectives contains DDPG/TD3 as well as REINFORCE. Not in the paper.
         layer_norm_eps: added to the variance of the layer norms.
         seed: of the initial weights.
 
@@ -47,6 +49,7 @@ class LearnedObjective(Objective):
         use_value: bool = True,
         use_lstm: bool = True,
         bounded_head: bool = True,
+        use_critic_gradient: bool = False,
         layer_norm_eps: float = 1e-5,
         seed: int = 0,
     ) -> None:
@@ -62,10 +65,12 @@ class LearnedObjective(Objective):
             "use_value": use_value,
             "use_lstm": use_lstm,
             "bounded_head": bounded_head,
+            "use_critic_gradient": use_critic_gradient,
             "layer_norm_eps": layer_norm_eps,
         }
         self.needs_value = use_value
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
+        self.needs_critic_gradient = use_critic_gradient
         self.hidden_units = hidden_units
         self.card: dict[str, Any] = {}
         self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
@@ -75,7 +80,7 @@ class LearnedObjective(Objective):
         generator = torch.Generator().manual_seed(seed)
         num_context = 1 + use_time + 2 * use_value
         num_features = hidden_units + context_units
-        parameters = self._action_transform.init(2, hidden_units, 0, generator)
+        parameters = self._action_transform.init(2 + use_critic_gradient, hidden_units, 0, generator)
         parameters |= self._context_transform.init(num_context, hidden_units, context_units, generator)
         if use_lstm:
             kernel = glorot_uniform(num_features + hidden_units, 4 * hidden_units, generator)
@@ -93,6 +98,7 @@ class LearnedObjective(Objective):
         value: Tensor,
         terminated: Tensor,
         valid: Tensor | None = None,
+        critic_gradient: Tensor | None = None,
     ) -> Tensor:
         """Per-step loss of an ordinary, single policy; descend its mean over valid steps.
 
@@ -103,15 +109,23 @@ class LearnedObjective(Objective):
             value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]; entry `length` belongs to the state after the last valid step.
             terminated: 1 where the episode ended for good (not by a time limit), [B, T].
             valid: 1 on real steps, ones first, [B, T]; all by default.
+            critic_gradient: dQ1/da at `policy_action`, [B, T, A]; if the objective was made with `use_critic_gradient`.
 
         Returns:
             L_alpha, [B, T], 0 where padded.
+
+        Raises:
+            ValueError: if the objective looks at the critic's gradient and it is not given.
         """
+        if self.needs_critic_gradient and critic_gradient is None:
+            raise ValueError("this objective looks at critic_gradient, dQ1/da at policy_action, and it is not given")
         valid = torch.ones_like(reward) if valid is None else valid
         num_actions = policy_action.shape[-1]
         weight = policy_action.new_full((num_actions,), 1 / num_actions)
         constants = (x.detach() for x in (replay_action, reward, value, terminated, valid, weight))  # the contract's constants
         inputs = ObjectiveInputs(policy_action[None], *(x[None] for x in constants))
+        if critic_gradient is not None:
+            inputs = inputs._replace(critic_gradient=critic_gradient.detach()[None])
         return self.loss(self.stacked_parameters(1), inputs)[0]
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
@@ -119,8 +133,12 @@ class LearnedObjective(Objective):
         num_agents, num_windows, num_steps, num_actions = inputs.policy_action.shape
         num_samples = num_windows * num_steps
 
-        pairs = torch.stack([inputs.replay_action, inputs.policy_action], -1).reshape(num_agents, -1, 2)
-        features = self._action_transform(parameters, pairs).view(num_agents, num_samples, num_actions, self.hidden_units)
+        of_each_action = [inputs.replay_action, inputs.policy_action]
+        if self.needs_critic_gradient:
+            assert inputs.critic_gradient is not None  # promised by needs_critic_gradient
+            of_each_action.append(scaled_to_one(inputs.critic_gradient, inputs.action_weight, inputs.valid))
+        stacked = torch.stack(of_each_action, -1).reshape(num_agents, -1, len(of_each_action))
+        features = self._action_transform(parameters, stacked).view(num_agents, num_samples, num_actions, self.hidden_units)
         features = (features * inputs.action_weight[:, None, :, None]).sum(2)  # mean over the real action dimensions
         context = self._context_transform(parameters, self._context(inputs).view(num_agents, num_samples, -1))
         features = torch.cat([features, context], -1)
@@ -226,6 +244,12 @@ def normalise(x: Tensor, valid: Tensor) -> Tensor:
     centred = x - (x * valid).sum((1, 2), keepdim=True) / count
     variance = (centred * centred * valid).sum((1, 2), keepdim=True) / count
     return centred * torch.rsqrt(variance + _NORMALISATION_EPS)
+
+
+def scaled_to_one(x: Tensor, action_weight: Tensor, valid: Tensor) -> Tensor:
+    """[P, B, T, A] over its root mean square over each agent's valid steps and action dimensions; 1e-8 is added under the root."""
+    mean_square = ((x * x * action_weight[:, None, None]).sum(-1) * valid).sum((1, 2)) / valid.sum((1, 2))
+    return x * torch.rsqrt(mean_square + _NORMALISATION_EPS)[:, None, None, None]
 
 
 def _register(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -76,6 +76,16 @@ def factored_meta_gradients(
     networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
 ) -> tuple[Parameters, Tensor]:
     """The same as `general_meta_gradients` for one inner step, without differentiating twice through policy or critic."""
+    return policy_and_meta_gradients(networks, objective, inner, alpha, task)[1:]
+
+
+def policy_and_meta_gradients(
+    networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
+) -> tuple[Parameters, Parameters, Tensor]:
+    """With `factored_meta_gradients` also the gradient that the inner step descends, as the mean over valid steps, [P, ...].
+
+    It is what `policy_gradients` gives for the inner step's windows, at no further cost.
+    """
     windows = task.windows.part(0, task.windows.reward.shape[1] // 2)
 
     action, pull_back_policy = torch.func.vjp(  # type: ignore[misc]
@@ -98,7 +108,7 @@ def factored_meta_gradients(
     cotangent, loss = torch.func.grad(total, has_aux=True)(gradient)
     (direction,) = push_forward_policy((cotangent,))  # J w, [P, B, T, A]
     (meta_gradient,) = pull_back_objective(direction)
-    return meta_gradient, loss
+    return scale_per_agent(gradient, 1 / windows.num_valid), meta_gradient, loss
 
 
 def meta_gradients(
