@@ -1,5 +1,6 @@
 """Meta-train, meta-test or run a baseline: `python train.py [group=choice] [key=value] ...`; see `python train.py --help`."""
 
+import signal
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -113,6 +114,10 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
             f"; checkpoints in {config.run_dir}/checkpoints are from before it" if isinstance(error, FloatingPointError) else ""
         )
         raise ConfigError(f"{error}{saved}") from error
+    except Exception:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may wait for this process
+        raise
     if trainer.should_stop and trainer.is_global_zero:  # told to by a signal; the checkpoint is saved
         sys.exit(STOPPED)
 

@@ -61,9 +61,12 @@ def agreed_run_dir(run_dir: str) -> str:
     if not dist.is_torchelastic_launched():
         return run_dir
     store, rank, _ = next(dist.rendezvous("env://"))
+    key = (
+        f"{_RUN_DIR}/{HydraConfig.get().job.get('num', 0) if HydraConfig.initialized() else 0}"  # each job of a sweep has its own
+    )
     if rank == 0:
-        store.set(_RUN_DIR, run_dir)
-    return str(store.get(_RUN_DIR).decode())
+        store.set(key, run_dir)
+    return str(store.get(key).decode())
 
 
 @contextmanager
