@@ -112,7 +112,7 @@ def test_checkpoints_are_where_a_resume_looks(debug: tuple[Path, str]) -> None:
 
 def test_the_objective_is_learned_and_tells_where(debug: tuple[Path, str]) -> None:
     objective = LearnedObjective.load(debug[0] / "objective.safetensors")
-    fresh = LearnedObjective(seed=0)
+    fresh = LearnedObjective(use_critic_gradient=True, seed=0)
     for (name, learned), before in zip(objective.named_parameters(), fresh.parameters(), strict=True):
         assert learned.shape == before.shape and not torch.equal(learned, before), name
     card = objective.card

@@ -4,11 +4,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.strategies import Strategy
 
 from metagenrl_pl.config import ConfigError
@@ -61,9 +62,8 @@ def agreed_run_dir(run_dir: str) -> str:
     if not dist.is_torchelastic_launched():
         return run_dir
     store, rank, _ = next(dist.rendezvous("env://"))
-    key = (
-        f"{_RUN_DIR}/{HydraConfig.get().job.get('num', 0) if HydraConfig.initialized() else 0}"  # each job of a sweep has its own
-    )
+    job = OmegaConf.select(cast(DictConfig, HydraConfig.get()), "job.num", default=0) if HydraConfig.initialized() else 0
+    key = f"{_RUN_DIR}/{job}"  # each job of a sweep has its own
     if rank == 0:
         store.set(key, run_dir)
     return str(store.get(key).decode())
