@@ -32,8 +32,10 @@ METHOD_COLOURS = {
 }
 """Colour of each known method, told apart by colour-blind readers too (Okabe & Ito)."""
 
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#E69F00")
+"""Of runs side by side."""
+
 _OTHER_COLOURS = ("#D55E00", "#56B4E9", "#000000")
-_RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _AGENT_COLOUR = "#34495E"
 _MAX_PANELS_PER_ROW = 4
 _RETURNS = ("episode_return", "evaluation_return")
@@ -121,7 +123,7 @@ def training_figure(title: str, runs: Mapping[str, Sequence[Curve]], y_label: st
     figure, axes = _single_panel()
     legend = []
     for index, (name, curves) in enumerate(runs.items()):
-        colour = _RUN_COLOURS[index % len(_RUN_COLOURS)]
+        colour = RUN_COLOURS[index % len(RUN_COLOURS)]
         for curve in curves:
             axes.plot(*curve, color=colour, linewidth=0.7, alpha=0.35)
         axes.plot(*_mean_curve(curves), color=colour, linewidth=2.2)

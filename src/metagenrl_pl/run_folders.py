@@ -37,6 +37,7 @@ class Run(NamedTuple):
         name: what it is called on a page; no two runs share it.
         rows: of its `meta_test.csv`, all stages.
         origin: of its learned objective; None for a run that tests none.
+        meta_trains: whether its agents meta-train an objective, not only use one.
         window_length: time steps of its agents' windows.
     """
 
@@ -44,6 +45,7 @@ class Run(NamedTuple):
     name: str
     rows: Sequence[MetaTestRow]
     origin: Origin | None
+    meta_trains: bool = False
     window_length: int | None = None
 
     @property
@@ -121,15 +123,16 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     if given := (config.get("objective") or {}).get("path"):
         card_paths.insert(0, Path(given).with_suffix(".json"))
     card = next((_read_card(file) for file in card_paths if file.exists()), {})
+    meta_trains = config.get("meta", {}) is not None if config else card_paths[-1].exists()
     origin = None
     if any(map(depends_on_meta_training, rows)):
-        meta_trains = bool(config) and config.get("meta", {}) is not None
-        origin = _origin_in_config(folder / "config.yaml", config, card) if meta_trains else _origin_in_card(card)
+        told = meta_trains and bool(config)
+        origin = _origin_in_config(folder / "config.yaml", config, card) if told else _origin_in_card(card)
         if origin is None:
             tried = ", ".join(map(str, [folder / "config.yaml", *card_paths]))
             raise ValueError(f"{folder}: nothing tells how its learned objective was meta-trained; looked for {tried}")
     window_length = card.get("window_length", (config.get("agent") or {}).get("window_length"))
-    return Run(folder, name or folder.name, rows, origin, window_length)
+    return Run(folder, name or folder.name, rows, origin, meta_trains, window_length)
 
 
 def regimes_of(runs: Sequence[Run]) -> list[Regime]:

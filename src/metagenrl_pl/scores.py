@@ -109,39 +109,51 @@ def regime_curves(regime: Regime) -> tuple[list[LearningCurve], list[str]]:
     return [curve for curve in curves if curve.environment in tested], notes
 
 
-def scores_of(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
-    """A score for each curve, and notes on environments whose scores cannot be normalised or whose curves were cut.
+def raw_scores(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
+    """A score for each curve, not normalised, and a note on each environment with curves that were cut.
 
     Raises:
-        ValueError: an environment without a method of `REFERENCES`, or without an evaluation that all its curves have.
+        ValueError: an environment without an evaluation that all its curves have.
     """
     scores: list[Score] = []
     notes: list[str] = []
-    for environment in sorted({curve.environment for curve in curves}):
-        own = [curve for curve in curves if curve.environment == environment]
-        _check_references(own)
+    for environment, own in _by_environment(curves).items():
         env_steps = _common_env_steps(own)
-        longest = max(curve.env_steps[-1] for curve in own if curve.method != "random")
+        longest = max(curve.env_steps[-1] for curve in own)
         if longest > env_steps[-1]:
             notes.append(
                 f"{environment}: judged at {env_steps[-1]:,} env steps, where all curves are; some go on to {longest:,}."
             )
-        raw = [_raw_score(curve, env_steps) for curve in own]
-        zero, one = (_reference(raw, method) for method in REFERENCES)
+        scores += [_raw_score(curve, env_steps) for curve in own]
+    return scores, notes
+
+
+def scores_of(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
+    """A score for each curve, normalised, and notes on environments where that is not possible or whose curves were cut.
+
+    Raises:
+        ValueError: an environment without a method of `REFERENCES`, or what `raw_scores` refuses.
+    """
+    _check_references(curves)
+    scores: list[Score] = []
+    raw, notes = raw_scores(curves)
+    for environment in sorted({score.environment for score in raw}):
+        own = [score for score in raw if score.environment == environment]
+        zero, one = (_reference(own, method) for method in REFERENCES)
         if all(low < high for low, high in zip(zero, one, strict=True)):
-            raw = [
+            own = [
                 score._replace(
                     normalised_final=(score.final - zero[0]) / (one[0] - zero[0]),
                     normalised_area=(score.area - zero[1]) / (one[1] - zero[1]),
                 )
-                for score in raw
+                for score in own
             ]
         else:
             notes.append(
                 f"{environment} is left out of normalised scores: DDPG/TD3 (final {one[0]:,.4g}, area {one[1]:,.4g}) is not above "
                 f"random actions ({zero[0]:,.4g})."
             )
-        scores += raw
+        scores += own
     return scores, notes
 
 
@@ -202,9 +214,16 @@ def _agree(one: LearningCurve, other: LearningCurve) -> bool:
     return one.env_steps == other.env_steps and np.array_equal(one.returns, other.returns, equal_nan=True)
 
 
+def _by_environment(curves: Iterable[LearningCurve]) -> dict[str, list[LearningCurve]]:
+    groups: dict[str, list[LearningCurve]] = defaultdict(list)
+    for curve in sorted(curves, key=lambda curve: curve.environment):
+        groups[curve.environment].append(curve)
+    return dict(groups)
+
+
 def _common_env_steps(curves: Sequence[LearningCurve]) -> list[int]:
     """Of one environment: the evaluations that all curves have; random actions, which are not trained, have one alone."""
-    trained = [curve for curve in curves if curve.method != "random"]
+    trained = [curve for curve in curves if curve.method != "random"] or curves
     common = sorted(set.intersection(*(set(curve.env_steps) for curve in trained)))
     if not common:
         folders = ", ".join(sorted({str(curve.folder) for curve in trained}))
@@ -229,14 +248,14 @@ def _mean_over(env_steps: Sequence[int], returns: Sequence[float]) -> float:
 
 
 def _check_references(curves: Sequence[LearningCurve]) -> None:
-    """Of one environment: both methods of `REFERENCES` have curves."""
-    for method in REFERENCES:
-        if not any(curve.method == method for curve in curves):
-            folders = ", ".join(sorted({str(curve.folder) for curve in curves}))
-            raise ValueError(
-                f"{curves[0].environment} has no '{method}' in {folders}: normalised scores need random actions (random) as 0 and "
-                f"DDPG/TD3 (critic) as 1; name a run folder that has it as well"
-            )
+    for environment, own in _by_environment(curves).items():
+        for method in REFERENCES:
+            if not any(curve.method == method for curve in own):
+                folders = ", ".join(sorted({str(curve.folder) for curve in own}))
+                raise ValueError(
+                    f"{environment} has no '{method}' in {folders}: normalised scores need random actions (random) as 0 and "
+                    f"DDPG/TD3 (critic) as 1; name a run folder that has it as well"
+                )
 
 
 def _reference(scores: Sequence[Score], method: str) -> tuple[float, float]:
