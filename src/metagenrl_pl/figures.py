@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from metagenrl_pl.objectives import Objective, ObjectiveInputs
 
@@ -38,7 +39,7 @@ class GradientMap(NamedTuple):
 
 
 def action_gradient_map(
-    objective: Objective, probe: str, num_steps: int, num_points: int = 17, num_windows: int = 8, seed: int = 0
+    objective: Objective, probe: str, num_steps: int, num_points: int = 13, num_windows: int = 24, seed: int = 0
 ) -> GradientMap:
     """How dL/da in the middle of a window depends on the policy's distance from the replayed action and on one input of the step.
 
@@ -75,15 +76,16 @@ def action_gradient_map(
 def credit_matrix(objective: Objective, num_steps: int, num_windows: int = 128, seed: int = 0) -> np.ndarray:
     """How much dL/da at step t changes when one standard deviation is added to the reward at step k, [t, k].
 
-    The policy's action is 0.5 above the replayed one at every step. A positive entry pulls it back: an action that is followed by
-    more reward becomes more likely. All windows are normalised together, so the normalisation changes nothing. REINFORCE gives no
-    credit for rewards before the action (k < t). A learned objective may: action t enters the losses of earlier steps as well, through
-    the LSTM, and those have seen the rewards from their own step on.
+    The median over windows, since the gradients of a learned objective have heavy tails. The policy's action is 0.5 above the
+    replayed one at every step, so a positive entry pulls it back: an action that is followed by more reward becomes more likely. All
+    windows are normalised together, so the normalisation changes nothing. REINFORCE gives no credit for rewards before the action
+    (k < t). A learned objective may: action t enters the losses of earlier steps as well, through the LSTM, and those have seen the
+    rewards from their own step on.
 
     Args:
         objective: that is asked.
         num_steps: of a window.
-        num_windows: that the mean is taken over, mirror images not counted.
+        num_windows: that the median is taken over, mirror images not counted.
         seed: of the noise.
     """
     reward, value, replay_action, _ = (
@@ -94,8 +96,8 @@ def credit_matrix(objective: Objective, num_steps: int, num_windows: int = 128, 
         reward[(k + 1) * per_step : (k + 2) * per_step, k] += 1.0
     replay_action = replay_action * (1 - _DISTANCE / 2) - _DISTANCE / 2  # leaves room above
     gradient = _action_gradient(objective, reward, value, replay_action, replay_action + _DISTANCE)
-    gradient = gradient.view(num_steps + 1, per_step, num_steps).mean(1)  # [k, t], no change first
-    return (gradient[1:] - gradient[:1]).T.numpy()
+    gradient = gradient.view(num_steps + 1, per_step, num_steps)  # no change first
+    return (gradient[1:] - gradient[:1]).median(1).values.T.numpy()
 
 
 def similarity(one: np.ndarray, other: np.ndarray) -> float:
@@ -119,6 +121,8 @@ def credit_figure(matrix: np.ndarray, title: str) -> Figure:
     figure, axes = _new_figure(title)
     num_steps = len(matrix)
     _draw_heat_map(figure, axes, matrix, (-0.5, num_steps - 0.5, -0.5, num_steps - 0.5), "change of dL/da")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.invert_yaxis()  # time runs down, as in a matrix
     axes.set_xlabel("step k of the added reward", fontsize=9)
     axes.set_ylabel("step t of the action", fontsize=9)
@@ -130,7 +134,7 @@ def credit_by_delay_figure(matrices: Mapping[str, np.ndarray], colours: Mapping[
     figure, axes = _new_figure("Credit by delay")
     for name, matrix in matrices.items():
         num_steps = len(matrix)
-        delays = np.arange(-2, num_steps)
+        delays = np.arange(1 - min(num_steps, 3), num_steps)  # a little of what lies behind, where REINFORCE has nothing
         credit = np.array([np.diagonal(matrix, int(delay)).mean() for delay in delays])
         largest = np.abs(credit).max()
         axes.plot(delays, credit / largest if largest else credit, color=colours[name], linewidth=1.8, label=name)

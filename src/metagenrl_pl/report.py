@@ -126,18 +126,20 @@ def _regime_section(
 
 
 def _sets(regime: Regime, scores: Sequence[Score]) -> dict[str, list[Score]]:
-    """The scores in environments that the regime's objectives were meta-trained in, and in the others."""
-    return {
-        name: [score for score in scores if (score.environment in regime.training_environments) == is_training]
-        for name, is_training in (("training", True), ("unseen", False))
-    }
+    """The scores in environments that the regime's objectives were meta-trained in, and in the others; none of what was not tested."""
+    sets: dict[str, list[Score]] = {}
+    for score in scores:
+        sets.setdefault("training" if score.environment in regime.training_environments else "unseen", []).append(score)
+    return dict(sorted(sets.items()))
 
 
 def _headline(regime: Regime, scores: Sequence[Score]) -> str:
     """The result in words, whatever it is."""
     sentences = []
-    for name, part in _sets(regime, scores).items():
-        if not any(score.method == "learned" for score in part):
+    sets = _sets(regime, scores)
+    for name in ("training", "unseen"):
+        part = sets.get(name)
+        if part is None:
             sentences.append(f"No {name} environment was tested.")
             continue
         environments = sorted({score.environment for score in part})
@@ -352,7 +354,7 @@ def _settings(regime: Regime) -> str:
 
 
 def _runs_section(runs: Sequence[Run]) -> str:
-    header = ["run", "meta-trained on", "agents", "env steps per agent", "seed", "commit", "tested", "on", "env steps"]
+    header = ["run", "meta-trained on", "agents", "env steps per agent", "seed", "commit", "methods", "tested on", "env steps"]
     rows = []
     for run in runs:
         origin = run.origin
@@ -361,7 +363,7 @@ def _runs_section(runs: Sequence[Run]) -> str:
             environments = ", ".join(origin.training_environments)
             agents = str(origin.settings.get("population.size", "?"))
             made = [environments, agents, f"{run.stage:,}", str(origin.seed), origin.commit[:7] or "?"]
-        methods = ", ".join(method_name(method) for method in methods_in_order(run.rows))
+        methods = ", ".join(methods_in_order(run.rows))
         tested = [
             methods,
             ", ".join(sorted({row.environment for row in run.rows})),

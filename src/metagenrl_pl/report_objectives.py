@@ -20,6 +20,15 @@ from metagenrl_pl.streams import derive_seed
 
 _MOST = 4  # learned objectives that are drawn
 _PAPERS_WINDOW_LENGTH = 20
+_CREDIT = (
+    "How dL/da at step t changes (median over windows) when one standard deviation is added to the reward at step k, the policy being "
+    "0.5 above the replayed action: red pulls it back to what was done. An objective that looks ahead is coloured above the diagonal. "
+    "Below it REINFORCE is zero; a learned objective need not be, since the LSTM carries an action into the losses of earlier steps."
+)
+_COSINES = (
+    "1: the same up to its scale; 0: unrelated; -1: the opposite. The last column compares each objective's credit over time with "
+    "itself, asked about other windows: far below 1, its picture is mostly noise."
+)
 _REINFORCE, _UNTRAINED = "REINFORCE (GAE)", "untrained"
 
 
@@ -49,7 +58,7 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
     parts = [
         "<h3>What the objective has learned</h3>",
         f"<p>Every objective is asked about the same windows of {num_steps} steps with one action dimension, made by hand: standardised "
-        "noise as rewards and values, in which one thing at a time is varied; shown is the mean over windows. Policies step against "
+        "noise as rewards and values, in which one thing at a time is varied. Policies step against "
         "dL/da: where it is positive (red) the action is pushed down, where it is negative (blue) up. So REINFORCE pulls the policy "
         f"to replayed actions of high reward and away from those of low. Every picture has its own scale.{left_out}</p>",
     ]
@@ -64,26 +73,24 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
             pictures.append(
                 gallery.add(f"{anchor}_gradient_{probe}_{name}", figure, f"dL/da of {name} by {meaning} and distance")
             )
-        parts += [f"<h4>dL/da by the {meaning}</h4>", gallery.grid(pictures, small=True)]
+        parts += [f"<h4>dL/da by the {meaning}, mean over windows</h4>", gallery.grid(pictures, small=True)]
     matrices = {name: credit_matrix(objective, num_steps) for name, objective in objectives.items()}
     pictures = []
     for name, matrix in matrices.items():
-        cosines[name].append(_cosine_text(similarity(matrix, matrices[_REINFORCE])))
+        again = credit_matrix(objectives[name], num_steps, seed=1)
+        cosines[name] += [_cosine_text(similarity(matrix, other)) for other in (matrices[_REINFORCE], again)]
         figure = credit_figure(matrix, _title(name, learned))
         pictures.append(gallery.add(f"{anchor}_credit_{name}", figure, f"Credit over time of {name}"))
     colours = {_REINFORCE: METHOD_COLOURS["reinforce"], _UNTRAINED: METHOD_COLOURS["untrained"]}
     colours |= dict(zip(learned, RUN_COLOURS, strict=False))
     pictures.append(gallery.add(f"{anchor}_credit_by_delay", credit_by_delay_figure(matrices, colours), "Credit by delay"))
-    header = ["cosine with REINFORCE's picture", *(f"{meaning}" for meaning in PROBES.values()), "credit over time"]
+    header = ["cosine with REINFORCE's picture", *PROBES.values(), "credit over time", "credit with other noise"]
     rows = [[_title(name, learned), *cells] for name, cells in cosines.items() if name != _REINFORCE]
     parts += [
         "<h4>Credit over time</h4>",
-        '<p class="dim">How dL/da at step t changes when one standard deviation is added to the reward at step k, the policy being 0.5 '
-        "above the replayed action: red pulls it back to what was done. An objective that looks ahead is coloured above the diagonal. "
-        "Below it REINFORCE is zero; a learned objective need not be, since the LSTM carries an action into the losses of earlier "
-        "steps.</p>",
+        f'<p class="dim">{_CREDIT}</p>',
         gallery.grid(pictures, small=True),
-        table(header, rows, "1: the same up to its scale; 0: unrelated; -1: the opposite."),
+        table(header, rows, _COSINES),
     ]
     return "\n".join(parts)
 

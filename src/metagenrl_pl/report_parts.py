@@ -71,8 +71,8 @@ def table(
         stressed = ' class="own"' if row[0] == own else ""
         lines.append(f"<tr{stressed}>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
     kind = ' class="text"' if is_text else ""
-    below = f"<caption>{caption}</caption>" if caption else ""
-    return f'<div class="scroll"><table{kind}>{below}\n' + "\n".join(lines) + "\n</table></div>"
+    below = f'\n<p class="dim">{caption}</p>' if caption else ""  # outside of what scrolls, so that a phone shows all of it
+    return f'<div class="scroll"><table{kind}>\n' + "\n".join(lines) + f"\n</table></div>{below}"
 
 
 def bullet_list(items: Iterable[str]) -> str:
