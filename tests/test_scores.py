@@ -98,7 +98,7 @@ def test_baselines_count_once_and_learned_objectives_by_their_seed(tmp_path: Pat
 
 
 def test_only_the_newest_objective_of_a_run_is_scored(tmp_path: Path) -> None:
-    rows = BASELINES + _learned(10.0, stage=500) + _learned(77.0, stage=1000)
+    rows = BASELINES + _learned(77.0, stage=1000) + _learned(10.0, stage=500)  # not in the order of time
     (curve,) = [c for c in learning_curves([read_run(_folder(tmp_path, rows))])[0] if c.method == "learned"]
     assert curve.returns == (77.0, 50.0, 100.0)
 
