@@ -164,3 +164,11 @@ def test_training_of_several_runs(tmp_path: Path) -> None:
     assert _points(axes)[3:] == [([100, 200, 300], [0.5, 0.4, 0.3])] * 2
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
     assert axes.get_ylabel() == "return"
+
+
+def test_wide_intervals_do_not_flatten_the_lines() -> None:
+    rows = [MetaTestRow("T", "learned", seed, x, x + 10_000 * (2 * seed - 1)) for seed in (0, 1) for x in (0, 100)]
+    (axes,) = meta_test_figure("T", rows).axes
+    assert axes.get_ylim() == (-100, 200)  # lines from 0 to 100; the interval's half-width is 12.7 * 10,000
+    (axes,) = meta_test_figure("T", [row for row in rows if row.seed == 0]).axes
+    assert axes.get_ylim()[0] > -10_010 and axes.get_ylim()[1] < -9_890

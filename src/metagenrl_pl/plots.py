@@ -91,6 +91,7 @@ def meta_test_figure(environment: str, rows: Sequence[MetaTestRow]) -> Figure:
     """Return of fresh agents in one environment, a line per method: the mean over all rows, shaded its 95 % interval."""
     figure, axes = _single_panel()
     _draw_test(axes, environment, rows, set(rows), _colours(rows))
+    _show_lines(axes)
     _style(axes, ("env steps of the fresh agent", "return"))
     _add_legend(figure, _test_legend(rows, _colours(rows)))
     return figure
@@ -113,6 +114,7 @@ def stages_figure(environment: str, rows: Sequence[MetaTestRow]) -> Figure:
         axes.plot(env_steps, mean, color=colour, linewidth=1.8)
         legend.append(Line2D([], [], color=colour, linewidth=1.8, label=f"{stage:,}" if stage else "untrained"))
     axes.set_title(environment, fontsize=10)
+    _show_lines(axes)
     _style(axes, ("env steps of the fresh agent", "return"))
     _add_legend(figure, legend)
     return figure
@@ -187,6 +189,15 @@ def _style(axes: Axes, labels: tuple[str, str]) -> None:
 def _single_panel() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")  # readable on a phone's width
     return figure, figure.subplots()
+
+
+def _show_lines(axes: Axes) -> None:
+    """Cut off intervals that reach further beyond the lines than these span: those of two seeds would flatten everything else."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.get_lines()])
+    values = values[np.isfinite(values)]
+    if len(values) and np.ptp(values) > 0:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, values.min() - np.ptp(values)), min(high, values.max() + np.ptp(values)))
 
 
 def _add_legend(figure: Figure, legend: Sequence[Line2D]) -> None:

@@ -287,7 +287,8 @@ def _curves_section(curves: Sequence[LearningCurve], gallery: Gallery, anchor: s
             gallery.add(f"{anchor}_curves_{environment}", meta_test_figure(title, rows), f"Learning curves on {environment}")
         )
     caption = (
-        "Fresh agents, noise-free policy; a line is the mean over agents, shaded its 95 % interval; random actions are dashed."
+        "Fresh agents, noise-free policy; a line is the mean over agents, shaded its 95 % interval (which may leave the picture); random "
+        "actions are dashed."
     )
     return f'<h3>Learning curves</h3>\n<p class="dim">{caption}</p>\n' + gallery.grid(pictures)
 
