@@ -9,7 +9,15 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metagenrl_pl.plots import METHOD_COLOURS, learning_curves
+from metagenrl_pl.plots import (
+    METHOD_COLOURS,
+    RUN_COLOURS,
+    agent_curves,
+    learning_curves,
+    meta_test_figure,
+    stages_figure,
+    training_figure,
+)
 from metagenrl_pl.results import MetaTestRow, append_rows
 
 METRICS = """env_steps,loss,episode_return/A/agent_0,episode_return/A/agent_1,evaluation_return/B/agent_2,episode_return/B/agent_2
@@ -121,3 +129,46 @@ def test_many_environments_wrap_and_no_backend_is_chosen(tmp_path: Path, figures
     tops = {round(axes.get_position().y1, 3) for axes in _panels(figures[0]).values()}
     assert len(_panels(figures[0])) == 5 and len(tops) == 2
     assert matplotlib.rcParams._get("backend") is backend
+
+
+def test_a_panel_of_several_runs_takes_the_mean_over_all_rows() -> None:
+    rows = [MetaTestRow("T", "learned", seed, x, x + 10 * run) for run in (0, 1) for seed in (0, 1) for x in (50, 100)]
+    figure = meta_test_figure("T (unseen)", rows)
+    (axes,) = figure.axes
+    assert axes.get_title() == "T (unseen)"
+    assert _points(axes) == [([50, 100], [55, 105])]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["learned objective"]
+
+
+def test_stages_from_untrained_to_the_last() -> None:
+    rows = [row for row in _test_rows() if row.method == "learned"] + [MetaTestRow("T", "untrained", 0, 50, -5.0, 0)]
+    figure = stages_figure("T", rows)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["untrained", "1,000", "2,000"]
+    assert _points(axes) == [([50], [-5]), ([0, 50], [1001, 1051]), ([0, 50], [2001, 2051])]
+    brightness = [sum(line.get_color()[:3]) for line in axes.get_lines()]
+    assert brightness == sorted(brightness, reverse=True)
+
+
+def test_training_of_several_runs(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(METRICS.replace("loss", "agreement/A/agent_0"))
+    assert agent_curves(tmp_path / "gone.csv", ["agreement"]) == {}
+    metrics = agent_curves(tmp_path / "metrics.csv", ["agreement", "episode_return"])
+    assert {environment: set(kinds) for environment, kinds in metrics.items()} == {
+        "A": {"agreement", "episode_return"},
+        "B": {"episode_return"},
+    }
+    figure = training_figure("A", {"one": metrics["A"]["episode_return"], "two": metrics["A"]["agreement"]}, "return")
+    (axes,) = figure.axes
+    assert [line.get_color() for line in axes.get_lines()] == [RUN_COLOURS[0]] * 3 + [RUN_COLOURS[1]] * 2
+    assert _points(axes)[3:] == [([100, 200, 300], [0.5, 0.4, 0.3])] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+    assert axes.get_ylabel() == "return"
+
+
+def test_wide_intervals_do_not_flatten_the_lines() -> None:
+    rows = [MetaTestRow("T", "learned", seed, x, x + 10_000 * (2 * seed - 1)) for seed in (0, 1) for x in (0, 100)]
+    (axes,) = meta_test_figure("T", rows).axes
+    assert axes.get_ylim() == (-100, 200)  # lines from 0 to 100; the interval's half-width is 12.7 * 10,000
+    (axes,) = meta_test_figure("T", [row for row in rows if row.seed == 0]).axes
+    assert axes.get_ylim()[0] > -10_010 and axes.get_ylim()[1] < -9_890

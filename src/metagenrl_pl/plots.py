@@ -1,4 +1,4 @@
-"""Learning curves of a run as one picture."""
+"""Learning curves: of a run as one picture, of several runs panel by panel."""
 
 import math
 import re
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
@@ -31,10 +32,13 @@ METHOD_COLOURS = {
 }
 """Colour of each known method, told apart by colour-blind readers too (Okabe & Ito)."""
 
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#E69F00")
+"""Of runs side by side."""
+
 _OTHER_COLOURS = ("#D55E00", "#56B4E9", "#000000")
 _AGENT_COLOUR = "#34495E"
 _MAX_PANELS_PER_ROW = 4
-_METRIC = re.compile(r"(episode_return|evaluation_return)/(.+)/agent_(\d+)")
+_RETURNS = ("episode_return", "evaluation_return")
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Env steps [points], return [points]; only finite values, env steps ascending."""
@@ -51,7 +55,7 @@ def learning_curves(run_dir: Path) -> Path | None:
     Returns:
         Path of the picture; None, and no picture, if there is nothing to draw yet.
     """
-    training = _training_curves(run_dir / "metrics.csv")
+    training = agent_curves(run_dir / "metrics.csv", _RETURNS)
     test = _by_environment(read_rows(run_dir / "meta_test.csv"))
     parts = [panels for panels in (training, test) if panels]
     if not parts:
@@ -83,12 +87,62 @@ def learning_curves(run_dir: Path) -> Path | None:
     return path
 
 
-def _training_curves(path: Path) -> dict[str, dict[str, list[Curve]]]:
-    """From `metrics.csv`: environment -> kind of return -> a curve per agent that has one."""
+def meta_test_figure(environment: str, rows: Sequence[MetaTestRow]) -> Figure:
+    """Return of fresh agents in one environment, a line per method: the mean over all rows, shaded its 95 % interval."""
+    figure, axes = _single_panel()
+    _draw_test(axes, environment, rows, set(rows), _colours(rows))
+    _show_lines(axes)
+    _style(axes, ("env steps of the fresh agent", "return"))
+    _add_legend(figure, _test_legend(rows, _colours(rows)))
+    return figure
+
+
+def stages_figure(environment: str, rows: Sequence[MetaTestRow]) -> Figure:
+    """Return of fresh agents in one environment, a line per stage of meta-training (the paper's figure 4), shaded its 95 % interval.
+
+    Args:
+        environment: for the title.
+        rows: of learned and untrained objectives, the latter stage 0.
+    """
+    figure, axes = _single_panel()
+    stages = sorted({row.meta_training_env_steps or 0 for row in rows})
+    legend = []
+    for index, stage in enumerate(stages):  # the later, the darker
+        colour = colormaps["viridis_r"](0.1 + 0.9 * index / max(len(stages) - 1, 1))
+        env_steps, mean, low, high = _seed_curve([row for row in rows if (row.meta_training_env_steps or 0) == stage])
+        axes.fill_between(env_steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(env_steps, mean, color=colour, linewidth=1.8)
+        legend.append(Line2D([], [], color=colour, linewidth=1.8, label=f"{stage:,}" if stage else "untrained"))
+    axes.set_title(environment, fontsize=10)
+    _show_lines(axes)
+    _style(axes, ("env steps of the fresh agent", "return"))
+    _add_legend(figure, legend)
+    return figure
+
+
+def training_figure(title: str, runs: Mapping[str, Sequence[Curve]], y_label: str) -> Figure:
+    """What the agents of each run did during training: thin lines are agents, a thick one is the mean of a run."""
+    figure, axes = _single_panel()
+    legend = []
+    for index, (name, curves) in enumerate(runs.items()):
+        colour = RUN_COLOURS[index % len(RUN_COLOURS)]
+        for curve in curves:
+            axes.plot(*curve, color=colour, linewidth=0.7, alpha=0.35)
+        axes.plot(*_mean_curve(curves), color=colour, linewidth=2.2)
+        legend.append(Line2D([], [], color=colour, linewidth=2.2, label=name))
+    axes.set_title(title, fontsize=10)
+    _style(axes, ("env steps per agent", y_label))
+    _add_legend(figure, legend)
+    return figure
+
+
+def agent_curves(path: Path, kinds: Sequence[str]) -> dict[str, dict[str, list[Curve]]]:
+    """From `metrics.csv`, if there is one: environment -> kind of metric -> a curve per agent that has one."""
+    metric = re.compile(rf"({'|'.join(map(re.escape, kinds))})/(.+)/agent_(\d+)")
     curves: dict[str, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
     columns, rows = read_csv(path) if path.exists() else ([], [])
     for column in columns:
-        if match := _METRIC.fullmatch(column):
+        if match := metric.fullmatch(column):
             points = [(int(row["env_steps"]), float(row[column])) for row in rows if row[column]]
             points = [point for point in points if math.isfinite(point[1])]
             if points:
@@ -116,16 +170,38 @@ def _finish(subfigure: SubFigure, columns: int, title: str, labels: tuple[str, s
     """What all panels of a part share: title, labels, one legend."""
     subfigure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
     subfigure.legend(handles=legend, loc="outside lower center", ncols=max(3, 2 * columns), frameon=False, fontsize=8)
-    for axes in subfigure.axes:
-        axes.set_xlabel(labels[0], fontsize=9, color="#444444")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#999999")
-        axes.grid(color="#E6E6E6", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8, color="#999999")
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    subfigure.axes[0].set_ylabel(labels[1], fontsize=9, color="#444444")
+    for index, axes in enumerate(subfigure.axes):
+        _style(axes, (labels[0], "" if index else labels[1]))
+
+
+def _style(axes: Axes, labels: tuple[str, str]) -> None:
+    axes.set_xlabel(labels[0], fontsize=9, color="#444444")
+    axes.set_ylabel(labels[1], fontsize=9, color="#444444")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.grid(color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, color="#999999")
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _single_panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, 3.6), layout="constrained")  # readable on a phone's width
+    return figure, figure.subplots()
+
+
+def _show_lines(axes: Axes) -> None:
+    """Cut off intervals that reach further beyond the lines than these span: those of two seeds would flatten everything else."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.get_lines()])
+    values = values[np.isfinite(values)]
+    if len(values) and np.ptp(values) > 0:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, values.min() - np.ptp(values)), min(high, values.max() + np.ptp(values)))
+
+
+def _add_legend(figure: Figure, legend: Sequence[Line2D]) -> None:
+    figure.legend(handles=legend, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve:

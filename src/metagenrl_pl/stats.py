@@ -1,14 +1,19 @@
-"""Interval estimates over seeds."""
+"""Interval estimates over seeds, and over several environments as Agarwal et al. 2021 (arXiv 2108.13264) recommend."""
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
+Strata = Sequence[Sequence[float]]
+"""One number per run, environment by environment; environments may have different numbers of runs."""
+
 
 class Interval(NamedTuple):
-    """A mean and the confidence interval round it, in the unit of the values; `low` and `high` are NaN where there is none."""
+    """A mean (or what stands for it) and the confidence interval round it; `low` and `high` are NaN where there is none."""
 
     mean: float
     low: float
@@ -35,6 +40,98 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval
         return Interval(mean, math.nan, math.nan)
     half_width = _student_t(confidence, len(sample) - 1) * statistics.stdev(sample) / math.sqrt(len(sample))
     return Interval(mean, mean - half_width, mean + half_width)
+
+
+def interquartile_mean(strata: Strata, confidence: float = 0.95, num_resamples: int = 5000, seed: int = 0) -> Interval:
+    """Mean of the middle half of all runs of all environments, with its stratified percentile bootstrap interval.
+
+    A quarter of the runs, rounded down, is cut off at either end, so up to three runs have their plain mean. An environment with more
+    runs weighs more. Resampling draws runs within each environment, as many as it has.
+
+    Args:
+        strata: finite numbers, one or more of each environment.
+        confidence: of the interval.
+        num_resamples: draws of the bootstrap.
+        seed: of the draws.
+
+    Returns:
+        The estimate and its interval; no interval if every environment has one run only, since there is nothing to resample.
+
+    Raises:
+        ValueError: no environment, one without runs, a number that is NaN or infinite, or a confidence outside (0, 1).
+    """
+    samples = _checked(strata, confidence)
+    estimate = float(_trimmed_mean(np.concatenate(samples)[None])[0])
+    if all(len(sample) == 1 for sample in samples):
+        return Interval(estimate, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    resampled = [_resampled(sample, num_resamples, rng) for sample in samples]
+    return Interval(estimate, *_percentiles(_trimmed_mean(np.concatenate(resampled, 1)), confidence))
+
+
+def probability_of_improvement(
+    strata: Strata, other: Strata, confidence: float = 0.95, num_resamples: int = 5000, seed: int = 0
+) -> Interval:
+    """P(X > Y), the chance that a run of `strata` beats one of `other`: a tie is half a win, every environment weighs the same.
+
+    In each environment it is the Mann-Whitney U statistic over the number of pairs. The interval is a stratified percentile
+    bootstrap; runs of X and Y are drawn independently.
+
+    Args:
+        strata, other: finite numbers of X and of Y, for the same environments in the same order.
+        confidence: of the interval.
+        num_resamples: draws of the bootstrap.
+        seed: of the draws.
+
+    Returns:
+        The estimate and its interval; no interval if every environment has one run of each only.
+
+    Raises:
+        ValueError: different numbers of environments, or what `interquartile_mean` refuses.
+    """
+    xs, ys = _checked(strata, confidence), _checked(other, confidence)
+    if len(xs) != len(ys):
+        raise ValueError(f"{len(xs)} environments are compared with {len(ys)}: valid are the same ones on both sides")
+    estimate = float(np.mean([_wins(x[None], y[None])[0] for x, y in zip(xs, ys, strict=True)]))
+    if all(len(sample) == 1 for sample in [*xs, *ys]):
+        return Interval(estimate, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    wins = [
+        _wins(_resampled(x, num_resamples, rng), _resampled(y, num_resamples, rng)) for x, y in zip(xs, ys, strict=True)
+    ]  # environments of [resamples]
+    return Interval(estimate, *_percentiles(np.mean(wins, 0), confidence))
+
+
+def _checked(strata: Strata, confidence: float) -> list[np.ndarray]:
+    samples = [np.asarray(values, float) for values in strata]
+    if not samples or not all(len(sample) and np.isfinite(sample).all() for sample in samples):
+        raise ValueError(f"strata={[list(values) for values in strata]}: every environment needs one or more finite numbers")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence={confidence}: valid are numbers between 0 and 1, both excluded")
+    return samples
+
+
+def _resampled(sample: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws with replacement, [resamples, runs]."""
+    return sample[rng.integers(len(sample), size=(num_resamples, len(sample)))]
+
+
+def _trimmed_mean(values: np.ndarray) -> np.ndarray:
+    """[resamples, runs] -> [resamples]."""
+    num_runs = values.shape[1]
+    cut = num_runs // 4
+    return np.sort(values, 1)[:, cut : num_runs - cut].mean(1)
+
+
+def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Share of the pairs that X wins, [resamples, runs of X], [resamples, runs of Y] -> [resamples]."""
+    x, y = x[:, :, None], y[:, None, :]
+    return ((x > y) + 0.5 * (x == y)).mean((1, 2))
+
+
+def _percentiles(estimates: np.ndarray, confidence: float) -> tuple[float, float]:
+    low, high = np.quantile(estimates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 @lru_cache

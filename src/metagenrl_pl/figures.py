@@ -1,0 +1,199 @@
+"""What an objective has learned, as pictures: which way it pushes an action, and how far back it gives credit.
+
+An objective is asked about windows that are made by hand (P = 1, A = 1): rewards and values are noise with mean 0 and variance 1, so
+that the objective's own normalisation leaves them as they are and a hand-made objective can be asked the same. Every window has its
+mirror image, so what the noise adds to the advantage cancels in the mean.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from metagenrl_pl.objectives import Objective, ObjectiveInputs
+
+PROBES = {"reward": "reward of the step", "value": "V(s) of the step", "next_value": "V(s') after the step"}
+"""What can be varied in `action_gradient_map`, with its name on an axis."""
+
+_LARGEST = 2.0  # of what is varied, in standard deviations before the batch is standardised
+_DISTANCE = 0.5  # between policy action and replayed action when credit is measured
+
+
+class GradientMap(NamedTuple):
+    """dL/da of one step, the mean over windows.
+
+    Args:
+        gradient: [distances, probed], in the objective's own unit.
+        distances: policy action minus replayed action.
+        probed: reward or value, in standard deviations of the batch.
+    """
+
+    gradient: np.ndarray
+    distances: np.ndarray
+    probed: np.ndarray
+
+
+def action_gradient_map(
+    objective: Objective, probe: str, num_steps: int, num_points: int = 13, num_windows: int = 24, seed: int = 0
+) -> GradientMap:
+    """How dL/da in the middle of a window depends on the policy's distance from the replayed action and on one input of the step.
+
+    The replayed action of that step is 0; all other steps have replayed actions and policy actions near them from noise.
+
+    Args:
+        objective: that is asked.
+        probe: key of `PROBES`.
+        num_steps: of a window.
+        num_points: along either axis.
+        num_windows: that the mean is taken over, mirror images not counted.
+        seed: of the noise.
+    """
+    step = num_steps // 2
+    distances, probed = np.linspace(-1, 1, num_points), np.linspace(-_LARGEST, _LARGEST, num_points)
+    repeats = num_points * num_points
+    reward, value, replay_action, policy_action = (
+        x.repeat(repeats, *[1] * (x.dim() - 1)) for x in _noise(num_steps, num_windows, seed)
+    )  # [repeats * windows, T or T + 1]
+    distance, varied = (
+        torch.from_numpy(axis).float().repeat_interleave(2 * num_windows)
+        for axis in (distances.repeat(num_points), np.tile(probed, num_points))
+    )
+    target, index = {"reward": (reward, step), "value": (value, step), "next_value": (value, step + 1)}[probe]
+    target[:, index] = varied
+    scale = target.square().mean().sqrt()
+    target /= scale  # the mean is 0 already
+    replay_action[:, step] = 0.0
+    policy_action[:, step] = distance
+    gradient = _action_gradient(objective, reward, value, replay_action, policy_action)[:, step]
+    return GradientMap(gradient.view(num_points, num_points, -1).mean(-1).numpy(), distances, probed / float(scale))
+
+
+def credit_matrix(objective: Objective, num_steps: int, num_windows: int = 128, seed: int = 0) -> np.ndarray:
+    """How much dL/da at step t changes when one standard deviation is added to the reward at step k, [t, k].
+
+    The median over windows, since the gradients of a learned objective have heavy tails. The policy's action is 0.5 above the
+    replayed one at every step, so a positive entry pulls it back: an action that is followed by more reward becomes more likely. All
+    windows are normalised together, so the normalisation changes nothing. REINFORCE gives no credit for rewards before the action
+    (k < t). A learned objective may: action t enters the losses of earlier steps as well, through the LSTM, and those have seen the
+    rewards from their own step on.
+
+    Args:
+        objective: that is asked.
+        num_steps: of a window.
+        num_windows: that the median is taken over, mirror images not counted.
+        seed: of the noise.
+    """
+    reward, value, replay_action, _ = (
+        x.repeat(num_steps + 1, 1) for x in _noise(num_steps, num_windows, seed)
+    )  # [(T + 1) * windows, T or T + 1]; the first windows stay as they are
+    per_step = 2 * num_windows
+    for k in range(num_steps):
+        reward[(k + 1) * per_step : (k + 2) * per_step, k] += 1.0
+    replay_action = replay_action * (1 - _DISTANCE / 2) - _DISTANCE / 2  # leaves room above
+    gradient = _action_gradient(objective, reward, value, replay_action, replay_action + _DISTANCE)
+    gradient = gradient.view(num_steps + 1, per_step, num_steps)  # no change first
+    return (gradient[1:] - gradient[:1]).median(1).values.T.numpy()
+
+
+def similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """Cosine of the angle between two pictures, 1 if they are equal up to a positive factor; NaN if one is zero everywhere."""
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float((one * other).sum()) / norms if norms else math.nan
+
+
+def gradient_figure(gradient_map: GradientMap, probe: str, title: str) -> Figure:
+    """Heat map of a `GradientMap`, each on its own scale."""
+    figure, axes = _new_figure(title)
+    extent = (*gradient_map.probed[[0, -1]], *gradient_map.distances[[0, -1]])
+    _draw_heat_map(figure, axes, gradient_map.gradient, extent, "dL/da")
+    axes.set_xlabel(f"{PROBES[probe]} (standard deviations)", fontsize=9)
+    axes.set_ylabel("policy action - replayed action", fontsize=9)
+    return figure
+
+
+def credit_figure(matrix: np.ndarray, title: str) -> Figure:
+    """Heat map of a `credit_matrix`, on its own scale."""
+    figure, axes = _new_figure(title)
+    num_steps = len(matrix)
+    _draw_heat_map(figure, axes, matrix, (-0.5, num_steps - 0.5, -0.5, num_steps - 0.5), "change of dL/da")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.invert_yaxis()  # time runs down, as in a matrix
+    axes.set_xlabel("step k of the added reward", fontsize=9)
+    axes.set_ylabel("step t of the action", fontsize=9)
+    return figure
+
+
+def credit_by_delay_figure(matrices: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> Figure:
+    """Mean credit against the delay k - t, a line for each `credit_matrix`, divided by its largest absolute value."""
+    figure, axes = _new_figure("Credit by delay")
+    for name, matrix in matrices.items():
+        num_steps = len(matrix)
+        delays = np.arange(1 - min(num_steps, 3), num_steps)  # a little of what lies behind, where REINFORCE has nothing
+        credit = np.array([np.diagonal(matrix, int(delay)).mean() for delay in delays])
+        largest = np.abs(credit).max()
+        axes.plot(delays, credit / largest if largest else credit, color=colours[name], linewidth=1.8, label=name)
+    axes.axhline(0, color="#999999", linewidth=0.7)
+    axes.set_xlabel("delay k - t of the added reward, in steps", fontsize=9)
+    axes.set_ylabel("change of dL/da / its largest", fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _noise(num_steps: int, num_windows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rewards, values, replayed actions and policy actions, [2 windows, T], values [2 windows, T + 1].
+
+    Rewards and values have mean 0 and variance 1 over the batch. Both are alike within a window, as they are in replay.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def mirrored(length: int) -> torch.Tensor:
+        level = torch.randn(num_windows, 1, generator=generator)
+        noise = 0.8 * level + 0.6 * torch.randn(num_windows, length, generator=generator)
+        noise = torch.cat([noise, -noise])
+        return noise / noise.square().mean().sqrt()
+
+    reward, value = mirrored(num_steps), mirrored(num_steps + 1)
+    replay_action = 1.6 * torch.rand(num_windows, num_steps, generator=generator) - 0.8
+    policy_action = replay_action + 0.2 * torch.randn(num_windows, num_steps, generator=generator)
+    return reward, value, replay_action.repeat(2, 1), policy_action.clamp(-1, 1).repeat(2, 1)
+
+
+def _action_gradient(
+    objective: Objective, reward: torch.Tensor, value: torch.Tensor, replay_action: torch.Tensor, policy_action: torch.Tensor
+) -> torch.Tensor:
+    """dL/da of windows [B, T] of one agent with one action dimension, [B, T]."""
+    inputs = ObjectiveInputs(
+        policy_action=policy_action[None, ..., None],
+        replay_action=replay_action[None, ..., None],
+        reward=reward[None],
+        value=value[None],
+        terminated=torch.zeros_like(reward)[None],
+        valid=torch.ones_like(reward)[None],
+        action_weight=torch.ones(1, 1),
+    )
+    return objective.action_gradient(objective.stacked_parameters(1), inputs)[0, ..., 0].detach()
+
+
+def _new_figure(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    axes.tick_params(labelsize=8, color="#999999")
+    return figure, axes
+
+
+def _draw_heat_map(figure: Figure, axes: Axes, values: np.ndarray, extent: tuple[float, float, float, float], label: str) -> None:
+    largest = float(np.abs(values).max()) or 1.0  # zero everywhere: white
+    image = axes.imshow(
+        values, cmap="RdBu_r", vmin=-largest, vmax=largest, extent=extent, origin="lower", aspect="auto", interpolation="nearest"
+    )
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)

@@ -1,0 +1,103 @@
+"""The part of a report that shows what learned objectives do, beside REINFORCE (GAE) and an untrained objective."""
+
+import math
+from collections.abc import Mapping
+
+from metagenrl_pl.figures import (
+    PROBES,
+    action_gradient_map,
+    credit_by_delay_figure,
+    credit_figure,
+    credit_matrix,
+    gradient_figure,
+    similarity,
+)
+from metagenrl_pl.objectives import LearnedObjective, Objective, Reinforce
+from metagenrl_pl.plots import METHOD_COLOURS, RUN_COLOURS
+from metagenrl_pl.report_parts import Gallery, number, table
+from metagenrl_pl.run_folders import Regime
+from metagenrl_pl.streams import derive_seed
+
+_MOST = 4  # learned objectives that are drawn
+_PAPERS_WINDOW_LENGTH = 20
+_CREDIT = (
+    "How dL/da at step t changes (median over windows) when one standard deviation is added to the reward at step k, the policy being "
+    "0.5 above the replayed action: red pulls it back to what was done. An objective that looks ahead is coloured above the diagonal. "
+    "Below it REINFORCE is zero; a learned objective need not be, since the LSTM carries an action into the losses of earlier steps."
+)
+_COSINES = (
+    "1: the same up to its scale; 0: unrelated; -1: the opposite. The last column compares each objective's credit over time with "
+    "itself, asked about other windows: far below 1, its picture is mostly noise."
+)
+_REINFORCE, _UNTRAINED = "REINFORCE (GAE)", "untrained"
+
+
+def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
+    """Pictures of the objectives in the run folders of a regime; nothing if there is none.
+
+    Raises:
+        ValueError: an objective that cannot be read.
+    """
+    paths = {
+        f"seed {run.origin.seed}": run.folder / "objective.safetensors"
+        for run in regime.runs
+        if run.origin is not None and (run.folder / "objective.safetensors").exists()
+    }
+    if not paths:
+        return ""
+    learned = {name: LearnedObjective.load(path) for name, path in list(paths.items())[:_MOST]}
+    settings = next(run.origin.settings for run in regime.runs if run.origin is not None)
+    first = next(iter(learned.values()))
+    objectives: dict[str, Objective] = {
+        _REINFORCE: Reinforce(discount=float(settings.get("agent.discount", 0.99))),
+        _UNTRAINED: LearnedObjective(**first.architecture, seed=derive_seed(0, "untrained objective")),  # as in meta-tests
+        **learned,
+    }
+    num_steps = next((run.window_length for run in regime.runs if run.window_length), _PAPERS_WINDOW_LENGTH)
+    left_out = f" The first {_MOST} of {len(paths)} are drawn." if len(paths) > _MOST else ""
+    parts = [
+        "<h3>What the objective has learned</h3>",
+        f"<p>Every objective is asked about the same windows of {num_steps} steps with one action dimension, made by hand: standardised "
+        "noise as rewards and values, in which one thing at a time is varied. Policies step against "
+        "dL/da: where it is positive (red) the action is pushed down, where it is negative (blue) up. So REINFORCE pulls the policy "
+        f"to replayed actions of high reward and away from those of low. Every picture has its own scale.{left_out}</p>",
+    ]
+    cosines: dict[str, list[str]] = {name: [] for name in objectives}
+    for probe, meaning in PROBES.items():
+        maps = {name: action_gradient_map(objective, probe, num_steps) for name, objective in objectives.items()}
+        pictures = []
+        for name, of_objective in maps.items():
+            cosine = similarity(of_objective.gradient, maps[_REINFORCE].gradient)
+            cosines[name].append(_cosine_text(cosine))
+            figure = gradient_figure(of_objective, probe, _title(name, learned))
+            pictures.append(
+                gallery.add(f"{anchor}_gradient_{probe}_{name}", figure, f"dL/da of {name} by {meaning} and distance")
+            )
+        parts += [f"<h4>dL/da by the {meaning}, mean over windows</h4>", gallery.grid(pictures, small=True)]
+    matrices = {name: credit_matrix(objective, num_steps) for name, objective in objectives.items()}
+    pictures = []
+    for name, matrix in matrices.items():
+        again = credit_matrix(objectives[name], num_steps, seed=1)
+        cosines[name] += [_cosine_text(similarity(matrix, other)) for other in (matrices[_REINFORCE], again)]
+        figure = credit_figure(matrix, _title(name, learned))
+        pictures.append(gallery.add(f"{anchor}_credit_{name}", figure, f"Credit over time of {name}"))
+    colours = {_REINFORCE: METHOD_COLOURS["reinforce"], _UNTRAINED: METHOD_COLOURS["untrained"]}
+    colours |= dict(zip(learned, RUN_COLOURS, strict=False))
+    pictures.append(gallery.add(f"{anchor}_credit_by_delay", credit_by_delay_figure(matrices, colours), "Credit by delay"))
+    header = ["cosine with REINFORCE's picture", *PROBES.values(), "credit over time", "credit with other noise"]
+    rows = [[_title(name, learned), *cells] for name, cells in cosines.items() if name != _REINFORCE]
+    parts += [
+        "<h4>Credit over time</h4>",
+        f'<p class="dim">{_CREDIT}</p>',
+        gallery.grid(pictures, small=True),
+        table(header, rows, _COSINES),
+    ]
+    return "\n".join(parts)
+
+
+def _title(name: str, learned: Mapping[str, Objective]) -> str:
+    return f"learned, {name}" if name in learned else name
+
+
+def _cosine_text(cosine: float) -> str:
+    return "-" if math.isnan(cosine) else number(cosine)

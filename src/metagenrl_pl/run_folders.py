@@ -1,0 +1,228 @@
+"""Run folders of several runs: what was meta-tested in each, and the regimes of meta-training that they belong to."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from metagenrl_pl.config import load_config
+from metagenrl_pl.envs import EnvironmentSpec
+from metagenrl_pl.messages import one_line
+from metagenrl_pl.results import MetaTestRow, read_rows
+
+
+class Origin(NamedTuple):
+    """How a learned objective was made.
+
+    Args:
+        seed: of the meta-training.
+        training_environments: their names, sorted.
+        settings: what else made it, by dotted key; an objective's card knows fewer of them than a run's config.
+        commit: of the code, empty if unknown.
+    """
+
+    seed: int
+    training_environments: tuple[str, ...]
+    settings: Mapping[str, Any]
+    commit: str = ""
+
+
+class Run(NamedTuple):
+    """One run folder.
+
+    Args:
+        folder: where it is.
+        name: what it is called on a page; no two runs share it.
+        rows: of its `meta_test.csv`, all stages.
+        origin: of its learned objective; None for a run that tests none.
+        meta_trains: whether its agents meta-train an objective, not only use one.
+        window_length: time steps of its agents' windows.
+    """
+
+    folder: Path
+    name: str
+    rows: Sequence[MetaTestRow]
+    origin: Origin | None
+    meta_trains: bool = False
+    window_length: int | None = None
+
+    @property
+    def stage(self) -> int:
+        """Env steps of meta-training behind its newest objective."""
+        return max((row.meta_training_env_steps or 0 for row in self.rows), default=0)
+
+
+class Regime(NamedTuple):
+    """Runs whose meta-training differs in its seed alone.
+
+    Args:
+        title: what tells it from the others.
+        training_environments: of its meta-training.
+        runs: its own.
+        others: all other runs, whose baselines serve where its own runs have none.
+    """
+
+    title: str
+    training_environments: tuple[str, ...]
+    runs: Sequence[Run]
+    others: Sequence[Run]
+
+
+def depends_on_meta_training(row: MetaTestRow) -> bool:
+    """Whether a row's agent was trained by a meta-trained objective; hand-made, untrained ones and random actions were not."""
+    return row.method == "learned" or bool(row.meta_training_env_steps)
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """The runs in folders and below them, each once, and a note for each that has not been meta-tested.
+
+    Args:
+        paths: run folders, or folders that hold run folders at any depth.
+
+    Raises:
+        ValueError: no such folder, no `meta_test.csv` in it or below, or what `read_run` refuses.
+    """
+    folders: dict[Path, None] = {}
+    untested: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder; valid is a run folder or one that holds run folders")
+        found = sorted(file.parent for file in path.rglob("meta_test.csv"))
+        if not found:
+            raise ValueError(f"{path}: no meta_test.csv in this folder or below; has the run been meta-tested?")
+        folders |= dict.fromkeys(folder.resolve() for folder in found)
+        untested |= dict.fromkeys(file.parent.resolve() for file in path.rglob("config.yaml"))
+    names = _short_names([*folders, *untested])
+    runs = [read_run(folder, names[folder]) for folder in folders]
+    notes = [
+        f"{names[folder]} is left out: it has a config.yaml and no meta_test.csv." for folder in untested if folder not in folders
+    ]
+    return runs, notes
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """Read a run folder: `meta_test.csv`, and `config.yaml` or the card of its objective.
+
+    The origin of a learned objective is the config's of the run that meta-trained it. A run that tests an objective from a file
+    trains other agents in `env.train`: there the card beside the objective's file tells.
+
+    Raises:
+        ValueError: no `meta_test.csv`, nothing in it, other columns, an unreadable config, or results of a learned objective of which
+            neither config nor card tell where it comes from.
+    """
+    path = folder / "meta_test.csv"
+    if not path.exists():
+        raise ValueError(f"{folder}: no meta_test.csv in this folder; has the run been meta-tested?")
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path}: no result in it; was the run stopped during its meta-test?")
+    config = _read_config(folder / "config.yaml")
+    card_paths = [folder / "objective.json"]
+    if given := (config.get("objective") or {}).get("path"):
+        card_paths.insert(0, Path(given).with_suffix(".json"))
+    card = next((_read_card(file) for file in card_paths if file.exists()), {})
+    meta_trains = config.get("meta", {}) is not None if config else card_paths[-1].exists()
+    origin = None
+    if any(map(depends_on_meta_training, rows)):
+        told = meta_trains and bool(config)
+        origin = _origin_in_config(folder / "config.yaml", config, card) if told else _origin_in_card(card)
+        if origin is None:
+            tried = ", ".join(map(str, [folder / "config.yaml", *card_paths]))
+            raise ValueError(f"{folder}: nothing tells how its learned objective was meta-trained; looked for {tried}")
+    window_length = card.get("window_length", (config.get("agent") or {}).get("window_length"))
+    return Run(folder, name or folder.name, rows, origin, meta_trains, window_length)
+
+
+def regimes_of(runs: Sequence[Run]) -> list[Regime]:
+    """Runs grouped by all that shaped their objectives but the seed: environments, settings, length of meta-training.
+
+    Settings that only one of two runs knows do not tell them apart, so that a test of an objective from a file joins the runs that
+    meta-trained it.
+    """
+    groups: list[list[tuple[Run, Origin]]] = []
+    with_origin = [(run, run.origin) for run in runs if run.origin is not None]
+    for run, origin in sorted(with_origin, key=lambda pair: -len(pair[1].settings)):
+        for group in groups:
+            first, first_origin = group[0]
+            if (
+                first.stage == run.stage
+                and first_origin.training_environments == origin.training_environments
+                and not _differences(first_origin.settings, origin.settings)
+            ):
+                group.append((run, origin))
+                break
+        else:
+            groups.append([(run, origin)])
+    regimes = []
+    for group in groups:
+        members = sorted((run for run, _ in group), key=runs.index)
+        others = [run for run in runs if run not in members]
+        regimes.append(Regime(_title(group[0], groups), group[0][1].training_environments, members, others))
+    return sorted(regimes, key=lambda regime: runs.index(regime.runs[0]))
+
+
+def _title(first: tuple[Run, Origin], groups: Sequence[Sequence[tuple[Run, Origin]]]) -> str:
+    run, origin = first
+    title = f"Meta-trained on {', '.join(origin.training_environments)}"
+    twins = [
+        group[0]
+        for group in groups
+        if group[0] is not first and group[0][1].training_environments == origin.training_environments
+    ]
+    distinct = sorted({key for _, other in twins for key in _differences(origin.settings, other.settings)})
+    details = [f"{key}={origin.settings[key]}" for key in distinct]
+    if any(other.stage != run.stage for other, _ in twins):
+        details.append(f"for {run.stage:,} env steps per agent")
+    return title + (f" ({', '.join(details)})" if details else "")
+
+
+def _differences(settings: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [key for key in settings.keys() & other.keys() if settings[key] != other[key]]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """As plain dictionaries; empty if there is no file."""
+    config: Any = OmegaConf.to_container(load_config(path)) if path.exists() else {}
+    return config
+
+
+def _origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, Any]) -> Origin:
+    try:
+        seed, entries = config["seed"], config["env"]["train"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no config of a run: it lacks seed or env.train") from error
+    names = {EnvironmentSpec.parse(entry).name for entry in entries}
+    settings = {
+        f"{group}.{key}": value
+        for group in ("population", "objective", "agent", "inner", "meta")
+        for key, value in (config.get(group) or {}).items()
+        if (group, key) != ("objective", "seed")
+    }
+    return Origin(seed, tuple(sorted(names)), settings, str(card.get("commit") or ""))
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable: {one_line(error)}") from error
+    return card if isinstance(card, dict) else {}
+
+
+def _origin_in_card(card: Mapping[str, Any]) -> Origin | None:
+    if not {"training_environments", "seed"} <= card.keys():
+        return None
+    settings = {f"objective.{key}": value for key, value in card.get("architecture", {}).items()}
+    for key, name in (("num_agents", "population.size"), ("window_length", "agent.window_length")):
+        settings |= {name: card[key]} if key in card else {}
+    return Origin(card["seed"], tuple(sorted(card["training_environments"])), settings, str(card.get("commit") or ""))
+
+
+def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Folders without what all of them share."""
+    shared = min((len(folder.parts) - 1 for folder in folders), default=0)
+    while len({folder.parts[:shared] for folder in folders}) > 1:
+        shared -= 1
+    return {folder: "/".join(folder.parts[shared:]) for folder in folders}

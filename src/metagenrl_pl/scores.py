@@ -1,0 +1,272 @@
+"""Scores of meta-tests, comparable across environments, from the runs of a regime.
+
+    runs -> `learning_curves` -> `scores_of` -> {`aggregate`, `improvement`}
+
+Every agent of an environment is judged at the same env steps: the evaluations that all of its methods have.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from metagenrl_pl.results import newest_stage
+from metagenrl_pl.run_folders import Regime, Run, depends_on_meta_training
+from metagenrl_pl.stats import Interval, interquartile_mean, probability_of_improvement
+
+REFERENCES = ("random", "critic")
+"""The methods that normalised scores are measured by: the first is 0, the mean of the second is 1."""
+
+
+class LearningCurve(NamedTuple):
+    """Evaluations of one fresh agent.
+
+    Args:
+        environment, method, seed: as in `meta_test.csv`.
+        meta_training_seed: of the objective that trained it; None if none was meta-trained.
+        env_steps: ascending, [evaluations].
+        returns: [evaluations].
+        folder: of the run.
+    """
+
+    environment: str
+    method: str
+    meta_training_seed: int | None
+    seed: int
+    env_steps: tuple[int, ...]
+    returns: tuple[float, ...]
+    folder: Path
+
+
+class Score(NamedTuple):
+    """How well one fresh agent did, as return and normalised (random actions 0, DDPG/TD3's mean 1); NaN where there is none.
+
+    Args:
+        environment, method, meta_training_seed, seed: of its `LearningCurve`.
+        env_steps: of the last evaluation that all methods of the environment have.
+        final: return there.
+        area: under the learning curve: the mean return between the first and the last evaluation that all methods have.
+        normalised_final, normalised_area: both, with random actions and DDPG/TD3 taken at the same env steps.
+    """
+
+    environment: str
+    method: str
+    meta_training_seed: int | None
+    seed: int
+    env_steps: int
+    final: float
+    area: float
+    normalised_final: float = math.nan
+    normalised_area: float = math.nan
+
+
+Measure = Callable[[Score], float]
+_Key = tuple[str, str, int | None, int]
+
+
+def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[list[LearningCurve], list[str]]:
+    """A curve for each fresh agent, of each method's newest objective, and notes on what contradicts.
+
+    Methods that need no meta-training count once, however many runs repeat them: the first run that has a curve gives it.
+
+    Args:
+        runs: whose curves all count.
+        others: give what the runs lack of the methods that need no meta-training.
+
+    Raises:
+        ValueError: two runs have different results of one learned objective (same meta-training seed) in one test.
+    """
+    curves: dict[_Key, LearningCurve] = {}
+    contradictions: dict[tuple[str, str, Path, Path], int] = defaultdict(int)
+    for curve in (curve for run in runs for curve in _curves_of(run)):
+        first = curves.setdefault(curve[:4], curve)
+        if _agree(first, curve):
+            continue
+        if curve.meta_training_seed is not None:
+            raise ValueError(
+                f"{curve.folder} and {first.folder} hold different results of '{curve.method}' on {curve.environment} for "
+                f"meta-training seed {curve.meta_training_seed} and seed {curve.seed}: valid is one of them"
+            )
+        contradictions[curve.method, curve.environment, first.folder, curve.folder] += 1
+    for curve in (curve for run in others for curve in _curves_of(run)):
+        if curve.meta_training_seed is None:
+            curves.setdefault(curve[:4], curve)
+    names = {run.folder: run.name for run in runs}
+    notes = [
+        f"{method} on {environment} differs between {names[first]} and {names[second]} ({count} runs); the former counts."
+        for (method, environment, first, second), count in contradictions.items()
+    ]
+    return list(curves.values()), notes
+
+
+def regime_curves(regime: Regime) -> tuple[list[LearningCurve], list[str]]:
+    """`learning_curves` of a regime, in the environments in which its objectives were tested."""
+    curves, notes = learning_curves(regime.runs, regime.others)
+    tested = {curve.environment for curve in curves if curve.meta_training_seed is not None}
+    return [curve for curve in curves if curve.environment in tested], notes
+
+
+def raw_scores(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
+    """A score for each curve, not normalised, and a note on each environment with curves that were cut.
+
+    Raises:
+        ValueError: an environment without an evaluation that all its curves have.
+    """
+    scores: list[Score] = []
+    notes: list[str] = []
+    for environment, own in _by_environment(curves).items():
+        env_steps = _common_env_steps(own)
+        longest = max(curve.env_steps[-1] for curve in own)
+        if longest > env_steps[-1]:
+            notes.append(
+                f"{environment}: judged at {env_steps[-1]:,} env steps, where all curves are; some go on to {longest:,}."
+            )
+        scores += [_raw_score(curve, env_steps) for curve in own]
+    return scores, notes
+
+
+def scores_of(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
+    """A score for each curve, normalised, and notes on environments where that is not possible or whose curves were cut.
+
+    Raises:
+        ValueError: an environment without a method of `REFERENCES`, or what `raw_scores` refuses.
+    """
+    _check_references(curves)
+    scores: list[Score] = []
+    raw, notes = raw_scores(curves)
+    for environment in sorted({score.environment for score in raw}):
+        own = [score for score in raw if score.environment == environment]
+        zero, one = (_reference(own, method) for method in REFERENCES)
+        if all(low < high for low, high in zip(zero, one, strict=True)):
+            own = [
+                score._replace(
+                    normalised_final=(score.final - zero[0]) / (one[0] - zero[0]),
+                    normalised_area=(score.area - zero[1]) / (one[1] - zero[1]),
+                )
+                for score in own
+            ]
+        else:
+            notes.append(
+                f"{environment} is left out of normalised scores: DDPG/TD3 (final {one[0]:,.4g}, area {one[1]:,.4g}) is not above "
+                f"random actions ({zero[0]:,.4g})."
+            )
+        scores += own
+    return scores, notes
+
+
+def normalised(scores: Iterable[Score]) -> list[Score]:
+    """The scores of the environments in which normalised ones exist; an agent that diverged keeps its NaN."""
+    scores = list(scores)
+    scaled = {score.environment for score in scores if math.isfinite(score.normalised_final)}
+    return [score for score in scores if score.environment in scaled]
+
+
+def aggregate(scores: Iterable[Score], method: str, measure: Measure) -> Interval | None:
+    """Interquartile mean of a method over all runs of all environments, with its stratified bootstrap interval.
+
+    Returns:
+        None if the method has no score; all NaN if one is not finite, as that of an agent that diverged may be.
+    """
+    strata = list(_strata(scores, method, measure).values())
+    if not strata:
+        return None
+    if not all(map(math.isfinite, sum(strata, []))):
+        return Interval(math.nan, math.nan, math.nan)
+    return interquartile_mean(strata)
+
+
+def improvement(scores: Iterable[Score], method: str, other: str, measure: Measure) -> Interval | None:
+    """Probability that a run of `method` beats one of `other`, over the environments that have both.
+
+    An agent that diverged loses against every other. Scales do not matter, so raw returns serve.
+
+    Returns:
+        None if no environment has both.
+    """
+    scores = list(scores)
+    strata, others = _strata(scores, method, measure), _strata(scores, other, measure)
+    shared = [environment for environment in strata if environment in others]
+    if not shared:
+        return None
+    lowest = min(
+        (value for values in [*strata.values(), *others.values()] for value in values if math.isfinite(value)), default=0.0
+    )
+    x, y = ([[v if math.isfinite(v) else lowest - 1 for v in group[name]] for name in shared] for group in (strata, others))
+    return probability_of_improvement(x, y)
+
+
+def _curves_of(run: Run) -> list[LearningCurve]:
+    points: dict[_Key, dict[int, float]] = defaultdict(dict)
+    for row in newest_stage(run.rows):
+        seed = run.origin.seed if run.origin is not None and depends_on_meta_training(row) else None
+        points[row.environment, row.method, seed, row.seed][row.env_steps] = row.episode_return
+    curves = []
+    for key, of_agent in points.items():
+        env_steps = tuple(sorted(of_agent))
+        curves.append(LearningCurve(*key, env_steps, tuple(of_agent[step] for step in env_steps), run.folder))
+    return curves
+
+
+def _agree(one: LearningCurve, other: LearningCurve) -> bool:
+    return one.env_steps == other.env_steps and np.array_equal(one.returns, other.returns, equal_nan=True)
+
+
+def _by_environment(curves: Iterable[LearningCurve]) -> dict[str, list[LearningCurve]]:
+    groups: dict[str, list[LearningCurve]] = defaultdict(list)
+    for curve in sorted(curves, key=lambda curve: curve.environment):
+        groups[curve.environment].append(curve)
+    return dict(groups)
+
+
+def _common_env_steps(curves: Sequence[LearningCurve]) -> list[int]:
+    """Of one environment: the evaluations that all curves have; random actions, which are not trained, have one alone."""
+    trained = [curve for curve in curves if curve.method != "random"] or curves
+    common = sorted(set.intersection(*(set(curve.env_steps) for curve in trained)))
+    if not common:
+        folders = ", ".join(sorted({str(curve.folder) for curve in trained}))
+        raise ValueError(f"{curves[0].environment}: no number of env steps at which all agents were evaluated, in {folders}")
+    return common
+
+
+def _raw_score(curve: LearningCurve, env_steps: Sequence[int]) -> Score:
+    if curve.method == "random":
+        return Score(*curve[:4], env_steps[-1], curve.returns[-1], curve.returns[-1])
+    at = dict(zip(curve.env_steps, curve.returns, strict=True))
+    returns = [at[step] for step in env_steps]
+    return Score(*curve[:4], env_steps[-1], returns[-1], _mean_over(env_steps, returns))
+
+
+def _mean_over(env_steps: Sequence[int], returns: Sequence[float]) -> float:
+    """Mean of the piecewise linear curve through the points, by the trapezoidal rule; a single point is its own mean."""
+    if len(returns) == 1:
+        return returns[0]
+    widths, middles = np.diff(env_steps), (np.array(returns[1:]) + np.array(returns[:-1])) / 2
+    return float((widths * middles).sum() / widths.sum())
+
+
+def _check_references(curves: Sequence[LearningCurve]) -> None:
+    for environment, own in _by_environment(curves).items():
+        for method in REFERENCES:
+            if not any(curve.method == method for curve in own):
+                folders = ", ".join(sorted({str(curve.folder) for curve in own}))
+                raise ValueError(
+                    f"{environment} has no '{method}' in {folders}: normalised scores need random actions (random) as 0 and "
+                    f"DDPG/TD3 (critic) as 1; name a run folder that has it as well"
+                )
+
+
+def _reference(scores: Sequence[Score], method: str) -> tuple[float, float]:
+    """Mean final return and mean area of a method in one environment."""
+    of_method = [score for score in scores if score.method == method]
+    return float(np.mean([score.final for score in of_method])), float(np.mean([score.area for score in of_method]))
+
+
+def _strata(scores: Iterable[Score], method: str, measure: Measure) -> dict[str, list[float]]:
+    strata: dict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        if score.method == method:
+            strata[score.environment].append(measure(score))
+    return dict(strata)
