@@ -68,6 +68,11 @@ def test_credit_of_an_objective_without_lstm_is_diagonal() -> None:
     assert np.abs(ahead[off_diagonal]).max() > 1e-2 * np.abs(np.diagonal(ahead)).max()
 
 
+def test_an_objective_that_looks_at_the_critic_is_shown_without_it() -> None:
+    matrix = credit_matrix(LearnedObjective(hidden_units=8, use_critic_gradient=True), num_steps=4, num_windows=3)
+    assert matrix.shape == (4, 4) and np.isfinite(matrix).all() and matrix.any()
+
+
 def test_similarity() -> None:
     one = np.array([[1.0, 2.0], [0.0, -1.0]])
     assert similarity(one, 3 * one) == pytest.approx(1.0)

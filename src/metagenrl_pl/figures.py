@@ -168,7 +168,10 @@ def _noise(num_steps: int, num_windows: int, seed: int) -> tuple[torch.Tensor, t
 def _action_gradient(
     objective: Objective, reward: torch.Tensor, value: torch.Tensor, replay_action: torch.Tensor, policy_action: torch.Tensor
 ) -> torch.Tensor:
-    """dL/da of windows [B, T] of one agent with one action dimension, [B, T]."""
+    """dL/da of windows [B, T] of one agent with one action dimension, [B, T].
+
+    An objective that looks at the critic's gradient sees 0 there: what it makes of rewards and values by themselves.
+    """
     inputs = ObjectiveInputs(
         policy_action=policy_action[None, ..., None],
         replay_action=replay_action[None, ..., None],
@@ -177,6 +180,7 @@ def _action_gradient(
         terminated=torch.zeros_like(reward)[None],
         valid=torch.ones_like(reward)[None],
         action_weight=torch.ones(1, 1),
+        critic_gradient=torch.zeros_like(policy_action)[None, ..., None] if objective.needs_critic_gradient else None,
     )
     return objective.action_gradient(objective.stacked_parameters(1), inputs)[0, ..., 0].detach()
 
