@@ -19,6 +19,7 @@ from metagenrl_pl.command_line import hydra_entry, overridden_keys
 from metagenrl_pl.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import ReplayDataModule
+from metagenrl_pl.lifetimes import Lifetimes
 from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.processes import agreed_run_dir, check_world_size, launching, strategy_for
@@ -63,7 +64,8 @@ def main(config: DictConfig) -> None:
     config = moved(config, agreed_run_dir(config.run_dir))
     prepare_process(config)
 
-    agent, num_agents = build(config.agent), build(config.population).size
+    agent, population = build(config.agent), build(config.population)
+    num_agents = population.size
     train_specs = build(config.env).train_specs
     if num_agents < len(train_specs):
         raise ConfigError(
@@ -89,7 +91,15 @@ def main(config: DictConfig) -> None:
     try:
         config.compile, chosen = choose_compile(config.compile, eager_seconds)
         datamodule = ReplayDataModule(
-            specs, seeds, agent, build(config.replay), config.env_steps, config.updates_per_batch, config.env_workers, placement
+            specs,
+            seeds,
+            agent,
+            build(config.replay),
+            config.env_steps,
+            config.updates_per_batch,
+            config.env_workers,
+            placement,
+            Lifetimes.staggered(population, agent),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

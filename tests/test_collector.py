@@ -14,8 +14,9 @@ from metagenrl_pl.batch import Windows
 from metagenrl_pl.collector import Collector
 from metagenrl_pl.env_group import SerialGroup, Steps
 from metagenrl_pl.envs import EnvironmentSpec
+from metagenrl_pl.lifetimes import Lifetimes
 from metagenrl_pl.replay import Replay
-from metagenrl_pl.streams import AgentStreams
+from metagenrl_pl.streams import AgentStreams, derive_seed
 
 
 def counting(max_episode_steps: int | None = None, **kwargs: Any) -> EnvironmentSpec:
@@ -30,12 +31,13 @@ def collect(
     exploration_noise: float = 0.1,
     random_env_steps: int = 0,
     capacity: int = 1000,
+    **lives: Any,
 ) -> Collector:
     """A collector for windows of 4 steps whose policy, by default, always takes the action 0.25 in every dimension."""
     environments = SerialGroup(specs)
     replay = Replay(environments.sizes, capacity, 4)
     act = act or (lambda observation: torch.full((len(specs), replay.action_size), 0.25))
-    return Collector(environments, seeds or list(range(len(specs))), replay, act, exploration_noise, random_env_steps)
+    return Collector(environments, seeds or list(range(len(specs))), replay, act, exploration_noise, random_env_steps, **lives)
 
 
 def steps(collector: Collector, num_steps: int) -> None:
@@ -376,3 +378,62 @@ def test_a_saved_state_is_a_copy() -> None:
     torch.save(state, after)
     assert before.getvalue() == after.getvalue()
     assert state["agents"][0]["observation"][1] == 3
+
+
+# ------------------------------------------------------------------------------------------------------------------- lives
+
+
+def test_a_newborn_acts_at_random_and_takes_over_with_its_own_experience_alone() -> None:
+    renewed: list[tuple[int, int, int]] = []
+    lifetimes = Lifetimes(60, warmup=20, offsets=(0, 30))  # born at 60, 120 and at 30, 90
+    collector = collect(
+        counting(ends_after=7),
+        counting(),
+        seeds=[5, 6],
+        exploration_noise=0.0,
+        random_env_steps=20,
+        lifetimes=lifetimes,
+        renew=lambda agent, seed: renewed.append((collector.env_steps, agent, seed)),
+    )
+    steps(collector, 45)
+    first_life = collector.draw(200).states[1, :, 0, 0].unique().tolist()
+    assert len(first_life) == 2 and not renewed  # episodes of the predecessor and of the newborn
+    steps(collector, 6)
+    assert renewed == [(50, 1, derive_seed(6, "life", 1))]
+    windows = collector.draw(200)
+    assert windows.states[1, :, 0, 0].unique().tolist() in [[episode] for episode in first_life]  # the newborn's alone
+    assert windows.states[1, ..., 1].max() == 21  # env steps since its birth
+    assert len(windows.states[0, :, 0, 0].unique()) > 5  # nothing happened to the other agent
+    # Uniform actions up to an age of 20, then the policy's 0.25.
+    actions, ages = windows.action[1, ..., 0], windows.states[1, :, :-1, 1]
+    is_policy = (actions - 0.25).abs() < 1e-6
+    real = windows.valid[1].bool()
+    assert torch.equal(is_policy[real], (ages >= 20)[real])
+    steps(collector, 100)
+    assert [(when, agent) for when, agent, _ in renewed] == [(50, 1), (80, 0), (110, 1), (140, 0)]
+    assert len({seed for _, _, seed in renewed}) == 4
+
+
+def test_what_an_agent_draws_does_not_depend_on_its_neighbours_lives() -> None:
+    def actions(offsets: tuple[int, ...], seeds: list[int]) -> Tensor:
+        specs = [counting()] * len(seeds)
+        collector = collect(*specs, seeds=seeds, random_env_steps=10, lifetimes=Lifetimes(50, warmup=5, offsets=offsets))
+        steps(collector, 40)
+        return stored_actions(collector, seeds.index(6))
+
+    assert torch.equal(actions((0,), [6]), actions((45, 0), [3, 6]))
+
+
+def test_a_resume_goes_on_with_the_lives() -> None:
+    def made() -> Collector:
+        return collect(counting(), counting(9), random_env_steps=10, lifetimes=Lifetimes(50, warmup=10, offsets=(0, 25)))
+
+    whole, first, second = made(), made(), made()
+    steps(whole, 90)
+    steps(first, 55)  # the first agent is new, the second about half a life old
+    for agent in range(2):
+        second.replay.load_agent_state(agent, first.replay.agent_state(agent))
+    assert second.load_state_dict(first.state_dict()) == []
+    steps(second, 35)
+    for mine, other in zip(whole.draw(50), second.draw(50), strict=True):
+        assert torch.equal(mine, other)

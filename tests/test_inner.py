@@ -63,7 +63,7 @@ def moments_of(optimizer: torch.optim.Adam, policy: Parameters, parameters: list
     states = [optimizer.state[p] for p in parameters]
     first = {name: state["exp_avg"].clone() for name, state in zip(policy, states, strict=True)}
     second = {name: state["exp_avg_sq"].clone() for name, state in zip(policy, states, strict=True)}
-    return AdamMoments(first, second, states[0]["step"].clone())
+    return AdamMoments(first, second, states[0]["step"].repeat(len(next(iter(policy.values())))))
 
 
 @pytest.mark.parametrize("max_norm", [1.0, None])
@@ -90,7 +90,7 @@ def test_adam_leaves_moments_and_policy_alone() -> None:
         assert torch.equal(moments.first[name], old.first[name])
         assert torch.equal(moments.second[name], old.second[name])
         assert torch.equal(policy[name], policy_of_three()[name])
-    assert moments.num_steps == old.num_steps == 2
+    assert moments.num_steps.tolist() == old.num_steps.tolist() == [2, 2, 2]
 
 
 def test_adam_derivative() -> None:
@@ -113,7 +113,7 @@ def test_adam_derivative() -> None:
 def test_no_nan_where_there_never_was_a_gradient(zero: str) -> None:
     policy = policy_of_three()
     first, second = ({name: torch.ones_like(p) for name, p in policy.items()} for _ in range(2))
-    moments = AdamMoments(first, second, torch.tensor(3.0))
+    moments = AdamMoments(first, second, torch.full((3,), 3.0))
     gradient = random_like(policy, 1)
     for tensors in (moments.first, moments.second, gradient):
         if zero == "one entry":

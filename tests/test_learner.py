@@ -160,9 +160,8 @@ def test_somebody_else_may_step_the_critics() -> None:
 def policy_gradient(learner: Learner, env_steps: int) -> dict[str, Tensor]:
     """What the first cycle, from the same weights and windows, leaves as the policies' gradient."""
     learner.update(numbered_draw(0), env_steps)
-    gradient = learner.population.flat["policy"].grad
-    assert gradient is not None
-    return learner.population.policy_layout.views(gradient)
+    gradients = [row.grad for row in learner.population.rows["policy"] if row.grad is not None]
+    return learner.population.policy_layout.views(torch.stack(gradients))
 
 
 def test_annealing_goes_from_the_critic_to_the_objective() -> None:
@@ -366,3 +365,25 @@ def test_shared_windows_take_the_policy_step_that_those_windows_give() -> None:
 def test_shared_windows_need_one_plain_step(inner: InnerStep) -> None:
     with pytest.raises(ValueError, match="meta.share_windows=true needs an inner loop of one step without moments"):
         learner_of(small_objective(), inner, MetaSettings(share_windows=True))
+
+
+def test_a_renewed_agent_learns_as_a_fresh_one_does() -> None:
+    """Networks and optimizers, with their bias corrections; the other agents go on."""
+
+    def run(seeds: list[int], num_before: int, renew: dict[int, int]) -> Learner:
+        learner = learner_of(Reinforce(), seeds=seeds, target_noise=0.0)
+        for cycle in range(-num_before, 5):
+            if cycle == 0:
+                for agent, seed in renew.items():
+                    learner.renew(agent, seed)
+            learner.update(numbered_draw(cycle), env_steps=0)
+        return learner
+
+    other_seeds = [SEEDS[0], 77, SEEDS[2]]
+    renewed, fresh, old = run(SEEDS, 4, {1: 77}), run(other_seeds, 0, {}), run(SEEDS, 4, {})
+    for kind, parameters in renewed.population.parameter_sets.items():
+        for name, p in parameters.items():
+            assert torch.equal(p[1], fresh.population.parameter_sets[kind][name][1]), (kind, name)
+            assert torch.equal(p[[0, 2]], old.population.parameter_sets[kind][name][[0, 2]]), (kind, name)
+    weights = [learner.population.policy["hidden.0.weight"][1] for learner in (renewed, old)]
+    assert not torch.equal(*weights)

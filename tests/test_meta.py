@@ -46,7 +46,7 @@ def task_of(population: Population, inner: InnerStep) -> MetaTask:
         real = {name: p.ne(0) | (name.endswith("bias") and name != "out.bias") for name, p in population.policy.items()}
         first = {name: 0.1 * x * real[name] for name, x in random_like(population.policy, 1).items()}
         second = {name: 0.01 * x**2 * real[name] for name, x in random_like(population.policy, 2).items()}
-        moments = AdamMoments(first, second, torch.tensor(7.0))
+        moments = AdamMoments(first, second, torch.full((3,), 7.0))
     return MetaTask(population.policy, first_critic(population.critics), windows, moments)
 
 

@@ -218,13 +218,28 @@ def test_state_comes_back_in_place() -> None:
         assert torch.equal(p, values[kind][name])
 
 
+def test_a_renewed_agent_is_the_one_that_its_seed_makes_and_the_others_stay() -> None:
+    population, expected = small_population(), small_population(seeds=[0, 77, 2])
+    others = small_population()
+    for flat in (*population.flat.values(), *others.flat.values()):
+        flat.add_(1.0)
+    population.renew(1, 77)
+    for kind, parameters in population.parameter_sets.items():
+        for name, p in parameters.items():
+            assert torch.equal(p[1], expected.parameter_sets[kind][name][1]), (kind, name)
+            assert torch.equal(p[[0, 2]], others.parameter_sets[kind][name][[0, 2]]), (kind, name)
+    for kind, rows in population.rows.items():
+        assert all(row.data_ptr() == part.data_ptr() for row, part in zip(rows, population.flat[kind].unbind(), strict=True))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_moving_keeps_the_tensors_that_optimizers_hold() -> None:
     population = small_population()
-    before = dict(population.flat)
+    before, rows = dict(population.flat), population.rows["critics"][1]
     population.to(torch.device("cuda"))
     assert population.device.type == "cuda"
     assert all(flat is before[kind] and flat.device.type == "cuda" for kind, flat in population.flat.items())
+    assert population.rows["critics"][1] is rows and rows.data_ptr() == population.flat["critics"][1].data_ptr()
     assert all(p.device.type == "cuda" for p in population.policy.values())
 
 

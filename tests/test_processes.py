@@ -25,6 +25,7 @@ TRAIN = [sys.executable, str(ROOT / "train.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
 TINY = [
     *("env.train=[Pendulum-v1,InvertedPendulum-v5]", "population.size=4", "env_steps=230", "updates_per_batch=10"),
+    "population.lifetime_env_steps=90",  # births in all processes, and between a checkpoint and its resume
     *("agent.hidden_units=8", "agent.num_windows=5", "agent.window_length=3"),
     *("agent.random_env_steps=60", "agent.warmup_env_steps=20", "meta.annealing_env_steps=100"),
     *("env.test=[Pendulum-v1]", "callbacks.meta_test.env_steps=40", "callbacks.meta_test.evaluate_every_env_steps=20"),
@@ -185,7 +186,8 @@ def test_environments_in_workers_give_the_same_bits(four: tuple[Path, Path, str]
 
 def test_an_agent_that_breaks_in_the_second_process_is_named_by_the_first(tmp_path: Path) -> None:
     environments = "env.train=[Pendulum-v1,InvertedPendulum-v5,toy_environments:Breaking-v0]"
-    process = start(tmp_path, [*THREE, environments, "run_dir=here", TWO])
+    one_life = "population.lifetime_env_steps=null"  # a newborn would break no more
+    process = start(tmp_path, [*THREE, environments, one_life, "run_dir=here", TWO])
     code, _, errors = ended(process)
     assert code == 2
     assert re.fullmatch(

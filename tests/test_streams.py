@@ -63,3 +63,10 @@ def test_a_stream_goes_on_where_it_was_saved() -> None:
 def test_refuses_the_state_of_another_number_of_agents() -> None:
     with pytest.raises(ValueError, match="shorter"):
         AgentStreams([1, 2], "noise").load_state_dict(AgentStreams([1], "noise").state_dict())
+
+
+def test_agents_that_are_not_named_draw_nothing() -> None:
+    streams, alone = AgentStreams([1, 2], "a"), AgentStreams([2], "a")
+    drawn = streams.uniform(3, agents=[1])
+    assert (drawn[0] == 0).all() and torch.equal(drawn[1:], alone.uniform(3))
+    assert torch.equal(streams.normal(3)[0], AgentStreams([1], "a").normal(3)[0])

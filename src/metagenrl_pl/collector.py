@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.env_group import EnvironmentGroup
+from metagenrl_pl.lifetimes import Lifetimes
 from metagenrl_pl.replay import Replay
 from metagenrl_pl.streams import AgentStreams, derive_seed, sent
 
@@ -31,6 +32,8 @@ class Collector:
         exploration_noise: standard deviation, for actions in [-1, 1].
         random_env_steps: steps with uniformly random actions at the start.
         update_device: where windows are wanted; the replay's own by default.
+        lifetimes: when agents are born again; never by default.
+        renew: told a newborn agent and the seed of its first weights when its networks are to take over.
     """
 
     def __init__(
@@ -42,7 +45,10 @@ class Collector:
         exploration_noise: float,
         random_env_steps: int,
         update_device: torch.device | None = None,
+        lifetimes: Lifetimes | None = None,
+        renew: Callable[[int, int], None] = lambda agent, seed: None,
     ) -> None:
+        self._lifetimes, self._renew = lifetimes or Lifetimes.single(len(environments)), renew
         self._update_device = update_device or replay.device
         self.environments, self.replay = environments, replay
         self._seeds, self._act = list(seeds), act
@@ -76,6 +82,7 @@ class Collector:
             self._is_open = True
             for agent in range(len(self.environments)):
                 self._begin_episode(agent)
+        self._turn_lives()
         action = self._explore()
         self._action = action.to("cpu", non_blocking=True)
         if action.is_cuda:
@@ -83,6 +90,16 @@ class Collector:
             self._is_computed.record()
         else:
             self.environments.begin_step(self._action.numpy())
+
+    def _turn_lives(self) -> None:
+        """Begin the lives that are due, and let those take over whose warm-up is over."""
+        for agent in self._lifetimes.born(self.env_steps):
+            self._begin_episode(agent)  # the predecessor's open one counts as truncated
+            self.recent_returns[agent].clear()
+        for agent in self._lifetimes.grown(self.env_steps):
+            life = int(self._lifetimes.life(self.env_steps)[agent])
+            self._renew(agent, derive_seed(self._seeds[agent], "life", life))
+            self.replay.keep_newest(agent, self._lifetimes.warmup)
 
     def end_step(self) -> None:
         """Wait for the environments and store the step."""
@@ -119,11 +136,20 @@ class Collector:
     def _explore(self) -> Tensor:
         """Noisy policy actions, or uniform ones at the start, [P, A], wherever the policies are; nobody reads padded ones."""
         sizes = [action_size for _, action_size in self.environments.sizes]
-        if self.env_steps < self._random_env_steps:
-            return (2 * self._streams.uniform(self.replay.action_size, sizes=sizes) - 1).float()
-        noise = self._noise * self._streams.normal(self.replay.action_size, sizes=sizes)
+        is_random = self._lifetimes.age(self.env_steps) < self._random_env_steps
+        uniform = self._streams.uniform(self.replay.action_size, sizes=sizes, agents=np.flatnonzero(is_random).tolist())
+        random_action = (2 * uniform - 1).float()
+        if is_random.all():
+            return random_action
+        noise = self._noise * self._streams.normal(
+            self.replay.action_size, sizes=sizes, agents=np.flatnonzero(~is_random).tolist()
+        )
         action = self._act(torch.from_numpy(self._observation))
-        return (action + sent(noise, action.device)).clamp(-1, 1)
+        action = (action + sent(noise, action.device)).clamp(-1, 1)
+        if is_random.any():
+            chosen = sent(torch.from_numpy(is_random)[:, None], action.device)
+            action = torch.where(chosen, sent(random_action, action.device), action)
+        return action
 
     def _begin_episode(self, agent: int) -> None:
         first = self.environments.reset(agent, self._episode_seed(agent, self._num_episodes[agent]))

@@ -20,6 +20,7 @@ from metagenrl_pl.env_group import EnvironmentGroup, sizes_of
 from metagenrl_pl.env_workers import choose_num_workers, make_group
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.learner import Learner
+from metagenrl_pl.lifetimes import Lifetimes
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import AgentSettings
 from metagenrl_pl.replay import Replay, check_capacity, check_memory, memory_bytes
@@ -107,6 +108,7 @@ class ReplayDataModule(pl.LightningDataModule):
         updates_per_batch: update cycles per Lightning batch (M).
         env_workers: processes that step environments; 0 for this one, None to choose.
         placement: which agents live here; all by default.
+        lifetimes: when agents are born again, of all agents; never by default.
 
     Raises:
         ValueError: if a number is not positive, an environment cannot serve or the replay does not fit.
@@ -122,8 +124,10 @@ class ReplayDataModule(pl.LightningDataModule):
         updates_per_batch: int,
         env_workers: int | None = 0,
         placement: Placement | None = None,
+        lifetimes: Lifetimes | None = None,
     ) -> None:
         super().__init__()
+        self._lifetimes = lifetimes or Lifetimes.single(len(specs))
         for name, value in (("env_steps", env_steps), ("updates_per_batch", updates_per_batch)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -160,6 +164,8 @@ class ReplayDataModule(pl.LightningDataModule):
             exploration_noise=self._agent.exploration_noise,
             random_env_steps=self._agent.random_env_steps,
             update_device=self.trainer.strategy.root_device,
+            lifetimes=self._lifetimes.of(self.placement),
+            renew=learner.renew,
         )
 
     def train_dataloader(self) -> Any:

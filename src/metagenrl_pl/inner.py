@@ -13,7 +13,7 @@ from metagenrl_pl.nn import Parameters, clip_per_agent, scale_per_agent
 
 
 class AdamMoments(NamedTuple):
-    """What Adam remembers of a policy: the moments [P, ...] and the steps taken, a scalar."""
+    """What Adam remembers of policies: the moments [P, ...] and the steps that each has taken, [P]."""
 
     first: Parameters
     second: Parameters
@@ -113,12 +113,15 @@ class Adam(InnerStep):
         if self.max_gradient_norm is not None:
             gradient = clip_per_agent(gradient, self.max_gradient_norm)
         step = moments.num_steps.double() + 1  # as in the fused optimizer; 1 - 0.999 in float32 is off by 1e-5
-        correction1, correction2 = 1 - self.beta1**step, 1 - self.beta2**step
+        correction1, root_correction2 = 1 - self.beta1**step, (1 - self.beta2**step) ** 0.5
         stepped = {}
         for name, p in policy.items():
+            by_agent = (-1, *[1] * (p.dim() - 1))
             first = self.beta1 * moments.first[name] + (1 - self.beta1) * gradient[name]
             second = self.beta2 * moments.second[name] + (1 - self.beta2) * gradient[name] ** 2
             # The root's slope is infinite at 0; an entry that never had a gradient (a padded input) would turn it into NaN.
             root = torch.where(second > 0, torch.where(second > 0, second, 1.0).sqrt(), 0.0)
-            stepped[name] = p - self.learning_rate * (first / correction1) / (root / correction2**0.5 + self.eps)
+            stepped[name] = p - self.learning_rate * (first / correction1.to(p.dtype).view(by_agent)) / (
+                root / root_correction2.to(p.dtype).view(by_agent) + self.eps
+            )
         return stepped

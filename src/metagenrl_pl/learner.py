@@ -98,8 +98,8 @@ class Learner:
         self._streams = AgentStreams(seeds, "target noise")
         self.is_compiled, self._tell = compile, tell
         self._prepare_updates()
-        self.critic_optimizer = _adam([population.flat["critics"]], settings.critic_learning_rate)
-        self.policy_optimizer = _adam([population.flat["policy"]], settings.policy_learning_rate)
+        self.critic_optimizer = _adam(population.rows["critics"], settings.critic_learning_rate)
+        self.policy_optimizer = _adam(population.rows["policy"], settings.policy_learning_rate)
         self.objective_optimizer = _adam(objective.parameters(), self.meta.learning_rate) if self.meta else None
 
     @property
@@ -116,6 +116,13 @@ class Learner:
         self._policy_gradients = prepared(policy_gradients, "policy update")
         self._meta_gradients = prepared(meta_gradients, "meta update")
         self._policy_and_meta_gradients = prepared(policy_and_meta_gradients, "policy and meta update")
+
+    def renew(self, agent: int, seed: int) -> None:
+        """Put a fresh agent, with fresh optimizers, in the place of one (see `Lifetimes`)."""
+        self.population.renew(agent, seed)
+        for kind, optimizer in (("policy", self.policy_optimizer), ("critics", self.critic_optimizer)):
+            for value in optimizer.state.get(self.population.rows[kind][agent], {}).values():
+                value.zero_()  # moments and steps taken
 
     def update(self, draw: Draw, env_steps: int, critic_step: Callable[[], Any] | None = None) -> None:
         """One update cycle: critics; every `policy_delay` cycles also policies, targets and the objective, in this order.
@@ -152,7 +159,7 @@ class Learner:
             settings.discount,
         )
         self.metrics["critic_loss"] = loss.clone()  # a CUDA graph writes the next one to the same place
-        population.flat["critics"].grad = population.critics_layout.flatten(gradients)
+        _set_gradients(population.rows["critics"], population.critics_layout.flatten(gradients))
         step()
 
     def _update_policies(self, windows: Windows, share: Tensor | None) -> None:
@@ -172,7 +179,7 @@ class Learner:
         population = self.population
         self.metrics["policy_gradient_norm"] = norm_per_agent(gradients)
         clipped = clip_per_agent(gradients, self.settings.policy_max_gradient_norm)
-        population.flat["policy"].grad = population.policy_layout.flatten(clipped)
+        _set_gradients(population.rows["policy"], population.policy_layout.flatten(clipped))
         self.policy_optimizer.step()
 
     def _objective_share(self, env_steps: int) -> Tensor | None:
@@ -215,8 +222,12 @@ class Learner:
 
     def _policy_moments(self) -> AdamMoments:
         """What the policies' optimizer remembers; every policy has been stepped before the objective is."""
-        state, views = self.policy_optimizer.state[self.population.flat["policy"]], self.population.policy_layout.views
-        return AdamMoments(views(state["exp_avg"]), views(state["exp_avg_sq"]), state["step"])
+        states, views = (
+            [self.policy_optimizer.state[row] for row in self.population.rows["policy"]],
+            self.population.policy_layout.views,
+        )
+        first, second, num_steps = (torch.stack([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq", "step"))
+        return AdamMoments(views(first), views(second), num_steps)
 
     def agreement(self, windows: Windows) -> Tensor:
         """Cosine of the objective's action gradient with -dQ1/da, [P]."""
@@ -282,6 +293,11 @@ class Learner:
         )
         self.num_updates = state["num_updates"]
         self._streams.load_state_dict(self.placement.mine(state["streams"]))
+
+
+def _set_gradients(rows: Sequence[Tensor], gradients: Tensor) -> None:
+    for row, gradient in zip(rows, gradients.unbind(), strict=True):
+        row.grad = gradient
 
 
 def _adam(parameters: Any, learning_rate: float) -> torch.optim.Adam:

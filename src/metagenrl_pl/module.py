@@ -1,12 +1,11 @@
 """The Lightning face of learning: one macro batch is a few update cycles with manual optimization."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from metagenrl_pl.batch import widest
 from metagenrl_pl.checkpoint_io import PROJECT_KEY
@@ -88,7 +87,7 @@ class MetaGenRL(pl.LightningModule):
         # A run is one epoch. If its last batch were remembered as such, Lightning would refuse to make the run longer on a resume.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         checkpoint[PROJECT_KEY] = {"config": self.run_config, "learner": self.learner.state_dict()}
-        self._map_agent_moments(checkpoint, self.placement.gather)
+        self._gather_agent_moments(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the agents of this process.
@@ -99,13 +98,22 @@ class MetaGenRL(pl.LightningModule):
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         datamodule.check_agents(checkpoint[type(datamodule).__qualname__])  # Lightning restores the datamodule after the module
         self.learner.load_state_dict(checkpoint[PROJECT_KEY]["learner"])
-        self._map_agent_moments(checkpoint, self.placement.slice)
+        self._spread_agent_moments(checkpoint)
 
-    @staticmethod
-    def _map_agent_moments(checkpoint: dict[str, Any], function: Callable[[Tensor], Tensor]) -> None:
-        """Gather or slice what the optimizers of critics and policies remember, which has an entry for each agent."""
+    def _gather_agent_moments(self, checkpoint: dict[str, Any]) -> None:
+        """Of critics and policies, whose optimizers hold one tensor for each agent: all agents' states in one, [P, ...]."""
         for optimizer in checkpoint["optimizer_states"][:2]:  # the third is the objective's, the same in all processes
-            optimizer["state"] = {  # a new one: the old belongs to the optimizer itself
-                index: {name: function(value) if name.startswith("exp_avg") else value for name, value in state.items()}
-                for index, state in optimizer["state"].items()
-            }
+            states = list(optimizer["state"].values())
+            names = states[0] if states else ()
+            gathered = {name: self.placement.gather(torch.stack([state[name] for state in states])) for name in names}
+            optimizer["state"] = {0: gathered} if states else {}  # new containers: the old belong to the optimizer itself
+            optimizer["param_groups"] = [{**optimizer["param_groups"][0], "params": [0]}]
+
+    def _spread_agent_moments(self, checkpoint: dict[str, Any]) -> None:
+        """Undo it for the agents of this process."""
+        num_agents = len(self.placement.agents)
+        for optimizer in checkpoint["optimizer_states"][:2]:
+            state = optimizer["state"].get(0, {})
+            mine = {name: self.placement.slice(value) for name, value in state.items()}
+            optimizer["state"] = {i: {name: value[i] for name, value in mine.items()} for i in range(num_agents)} if mine else {}
+            optimizer["param_groups"] = [{**optimizer["param_groups"][0], "params": list(range(num_agents))}]

@@ -19,16 +19,20 @@ class PopulationSettings:
 
     Args:
         size: agents, dealt to the training environments round robin.
+        lifetime_env_steps: env steps after which an agent is born again, at staggered times; None for never. See `Lifetimes`.
 
     Raises:
-        ValueError: if there is no agent.
+        ValueError: if a number is not positive.
     """
 
     size: int
+    lifetime_env_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size must be at least 1, got {self.size}")
+        if self.lifetime_env_steps is not None and self.lifetime_env_steps < 1:
+            raise ValueError(f"lifetime_env_steps must be at least 1, or null, got {self.lifetime_env_steps}")
 
 
 @dataclass(frozen=True)
@@ -115,31 +119,43 @@ class Population:
         self.observation_size, self.action_size = padded_to or widest(sizes)
         self.num_agents = len(sizes)
         self.action_sizes = [a for _, a in sizes]
-        mlp = StackedMLP(settings.num_hidden_layers, layer_norm_eps=settings.layer_norm_eps if settings.layer_norm else None)
+        self._sizes, self._hidden_units = list(sizes), settings.hidden_units
         mask = torch.zeros(self.num_agents, self.action_size)
-        policies, critics = [], []
-        for agent, ((o, a), seed) in enumerate(zip(sizes, seeds, strict=True)):
-            mask[agent, :a] = 1
-            generator = torch.Generator().manual_seed(derive_seed(seed, "initial weights"))
-            policies.append(
-                self._padded(mlp.init(o, settings.hidden_units, a, generator), list(range(o)), self.observation_size, "policy")
-            )
-            inputs = [*range(o), *range(self.observation_size, self.observation_size + a)]
-            num_inputs = self.observation_size + self.action_size
-            twins = [
-                self._padded(mlp.init(o + a, settings.hidden_units, 1, generator), inputs, num_inputs, "critic") for _ in range(2)
-            ]
-            critics.append({name: torch.stack([twin[name] for twin in twins]) for name in twins[0]})
+        for agent, action_size in enumerate(self.action_sizes):
+            mask[agent, :action_size] = 1
+        mlp = StackedMLP(settings.num_hidden_layers, layer_norm_eps=settings.layer_norm_eps if settings.layer_norm else None)
         self.networks = Networks(mlp, mask)
-        policy, critics_of_all = _stack(policies), _stack(critics)
+        agents = [self._fresh_agent(agent, seed) for agent, seed in enumerate(seeds)]
+        policy, critics_of_all = _stack([policy for policy, _ in agents]), _stack([critics for _, critics in agents])
         self.policy_layout, self.critics_layout = FlatLayout(policy, 1), FlatLayout(critics_of_all, 2)
-        self.flat = {  # what optimizers hold: policies [P, D], critics [P, 2, D']
+        self.flat = {  # policies [P, D], critics [P, 2, D']
             "policy": self.policy_layout.flatten(policy),
             "critics": self.critics_layout.flatten(critics_of_all),
             "target_policy": self.policy_layout.flatten(policy),
             "target_critics": self.critics_layout.flatten(critics_of_all),
         }
+        # What optimizers hold, so that each agent has an optimizer state of its own: one row of `flat` per agent.
+        self.rows = {kind: list(self.flat[kind].unbind()) for kind in ("policy", "critics")}
         self._view()
+
+    def _fresh_agent(self, agent: int, seed: int) -> tuple[Parameters, Parameters]:
+        """Initial policy and critics [2, ...] of one agent, padded."""
+        mlp, (o, a) = self.networks.mlp, self._sizes[agent]
+        generator = torch.Generator().manual_seed(derive_seed(seed, "initial weights"))
+        policy = mlp.init(o, self._hidden_units, a, generator)
+        twins = [mlp.init(o + a, self._hidden_units, 1, generator) for _ in range(2)]
+        inputs = [*range(o), *range(self.observation_size, self.observation_size + a)]
+        num_inputs = self.observation_size + self.action_size
+        padded = [self._padded(twin, inputs, num_inputs, "critic") for twin in twins]
+        critics = {name: torch.stack([twin[name] for twin in padded]) for name in padded[0]}
+        return self._padded(policy, list(range(o)), self.observation_size, "policy"), critics
+
+    def renew(self, agent: int, seed: int) -> None:
+        """Put a fresh agent in the place of one, as if the population had been made with this seed for it."""
+        policy, critics = self._fresh_agent(agent, seed)
+        for kind, parameters in self.parameter_sets.items():
+            for name, value in (policy if kind in ("policy", "target_policy") else critics).items():
+                parameters[name][agent].copy_(value)
 
     def _view(self) -> None:
         self.policy, self.target_policy = map(self.policy_layout.views, (self.flat["policy"], self.flat["target_policy"]))
@@ -178,9 +194,12 @@ class Population:
         return self.networks.action_mask.device
 
     def to(self, device: torch.device) -> None:
-        """Move to a device; `flat` stays the same tensor objects, so optimizers that hold them stay valid."""
+        """Move to a device; `flat` and `rows` stay the same tensor objects, so optimizers that hold them stay valid."""
         for flat in self.flat.values():
             flat.data = flat.data.to(device)
+        for kind, rows in self.rows.items():
+            for row, data in zip(rows, self.flat[kind].unbind(), strict=True):
+                row.data = data
         self._view()
         self.networks = Networks(self.networks.mlp, self.networks.action_mask.to(device))
 

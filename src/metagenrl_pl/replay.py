@@ -113,6 +113,10 @@ class Replay:
         for agent in range(len(self.sizes)):
             self._forget_overwritten(agent)
 
+    def keep_newest(self, agent: int, num_steps: int) -> None:
+        """Forget an agent's older steps; windows are no longer drawn from them, though their slots still hold them."""
+        self.oldest[agent] = max(self.oldest[agent], self.count[agent] - num_steps)
+
     def sample(self, num_windows: int, streams: AgentStreams) -> Windows:
         """Draw windows for every agent.
 

@@ -1,7 +1,7 @@
 """Random streams that belong to agents, so that a run does not depend on how the agents are spread over processes."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,19 +32,24 @@ class AgentStreams:
     def __init__(self, seeds: Sequence[int], purpose: str) -> None:
         self._generators = [torch.Generator().manual_seed(derive_seed(seed, purpose)) for seed in seeds]
 
-    def normal(self, *shape: int, sizes: Sequence[int] | None = None) -> Tensor:
+    def normal(self, *shape: int, sizes: Sequence[int] | None = None, agents: Iterable[int] | None = None) -> Tensor:
         """Standard normal, [P, *shape]; with `sizes`, each agent draws that many entries of the last axis and the others are 0.
 
-        So an agent whose actions are padded draws the numbers that it would draw alone.
+        So an agent whose actions are padded draws the numbers that it would draw alone; and only `agents` draw, if they
+        are named; the rows of the others are 0.
         """
-        return self._drawn(torch.Tensor.normal_, torch.zeros(len(self._generators), *shape), sizes)
+        return self._drawn(torch.Tensor.normal_, torch.zeros(len(self._generators), *shape), sizes, agents)
 
-    def uniform(self, *shape: int, sizes: Sequence[int] | None = None) -> Tensor:
-        """Uniform in [0, 1), float64, [P, *shape]; `sizes` as in `normal`."""
-        return self._drawn(torch.Tensor.uniform_, torch.zeros(len(self._generators), *shape, dtype=torch.float64), sizes)
+    def uniform(self, *shape: int, sizes: Sequence[int] | None = None, agents: Iterable[int] | None = None) -> Tensor:
+        """Uniform in [0, 1), float64, [P, *shape]; `sizes` and `agents` as in `normal`."""
+        out = torch.zeros(len(self._generators), *shape, dtype=torch.float64)
+        return self._drawn(torch.Tensor.uniform_, out, sizes, agents)
 
-    def _drawn(self, fill: Callable[..., Tensor], out: Tensor, sizes: Sequence[int] | None) -> Tensor:
-        for agent, generator in enumerate(self._generators):
+    def _drawn(
+        self, fill: Callable[..., Tensor], out: Tensor, sizes: Sequence[int] | None, agents: Iterable[int] | None
+    ) -> Tensor:
+        for agent in range(len(self._generators)) if agents is None else agents:
+            generator = self._generators[agent]
             if sizes is None or sizes[agent] == out.shape[-1]:
                 fill(out[agent], generator=generator)
             else:
