@@ -16,7 +16,7 @@ from torch import Tensor
 from metagenrl_pl.networks import first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, ObjectiveInputs, Reinforce
-from metagenrl_pl.objectives.learned import normalise
+from metagenrl_pl.objectives.learned import normalise, pretrained_path
 from metagenrl_pl.objectives.reinforce import generalised_advantage
 from metagenrl_pl.updates import policy_gradients
 from metagenrl_pl.updates.policy import objective_inputs
@@ -419,6 +419,22 @@ def test_refuses_files_that_are_no_objective(tmp_path: Path) -> None:
         message = str(caught.value)
         assert message.startswith(f"objective.path={path}: "), kind
         assert "\n" not in message, kind
+
+
+@pytest.mark.parametrize("card", sorted(Path(pretrained_path("light")).parent.glob("*.json")), ids=lambda path: path.stem)
+def test_pretrained_objectives_have_cards_and_give_finite_gradients(card: Path) -> None:
+    objective = LearnedObjective.pretrained(card.stem)
+    told = {"training_environments", "env_steps", "num_agents", "window_length", "seed", "commit", "licence", "scores", "made_by"}
+    assert told <= objective.card.keys()
+    assert not any(p.requires_grad for p in objective.parameters())
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"`{card.stem}`" in readme
+
+
+@pytest.mark.parametrize("name", ["heavy", "../pretrained/light", ""])
+def test_refuses_a_pretrained_objective_that_is_not_there(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^objective.name={name}: no pretrained objective of this name; valid is .*light"):
+        LearnedObjective.pretrained(name)
 
 
 # REINFORCE

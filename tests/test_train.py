@@ -18,7 +18,9 @@ from metagenrl_pl.command_line import hydra_entry
 from metagenrl_pl.csv_logger import STEP_COLUMN
 from metagenrl_pl.files import read_csv
 from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.objectives.learned import pretrained_path
 from metagenrl_pl.results import METHOD_NAMES, read_rows
+from metagenrl_pl.run_folders import read_run
 
 ROOT = Path(__file__).parents[1]
 DOUBLE = "InvertedDoublePendulum-v5"
@@ -173,6 +175,26 @@ def test_a_learned_objective_trains_fresh_agents(debug: tuple[Path, str], in_pro
     assert not Path("here/tensorboard").exists()
 
 
+def test_a_pretrained_objective_trains_fresh_agents_and_can_be_reported(in_process: Train) -> None:
+    arguments = ("experiment=meta_test", "objective=pretrained", "env=inverted_pendulum", "run_dir=here", *SHORT)
+    code, _, errors = in_process(*arguments)
+    assert code == 0, errors
+    card = LearnedObjective.pretrained("light").card
+    assert {(*row[:2], row.meta_training_env_steps) for row in read_rows(Path("here/meta_test.csv"))} == {
+        ("InvertedPendulum-v5", "learned", card["env_steps"])
+    }
+    origin = read_run(Path("here")).origin
+    assert origin is not None and origin.seed == card["seed"]
+    assert set(origin.training_environments) == set(card["training_environments"])
+
+
+def test_help_names_the_pretrained_objectives() -> None:
+    done = as_a_process(ROOT, "--help")
+    (line,) = [line for line in done.stdout.splitlines() if "objective=pretrained" in line]
+    names = [path.stem for path in pretrained_path("light").parent.glob("*.safetensors")]
+    assert names and all(name in line for name in names)
+
+
 def test_a_baseline_runs_through_the_same_code(in_process: Train) -> None:
     code, printed, errors = in_process("experiment=baseline/ddpg", "population.size=2", "run_dir=here", *SHORT)
     assert code == 0, errors
@@ -282,6 +304,7 @@ def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[P
             "objective=learnt",
             "objective=learnt is not a choice; did you mean 'learned'? valid: critic, frozen, learned, ",
         ),
+        ("objective=pretrained objective.name=heavy", "objective.name=heavy: no pretrained objective of this name; valid is "),
         ("experiment=paper/nothing", "experiment/paper=nothing is not a choice; "),
         ("meta.gradient=clipp", "meta.gradient=clipp is not a choice; did you mean 'clip'? valid: clip, normalize"),
         ("env.train=[CartPole-v1]", "environment CartPole-v1: its actions are Discrete(2); valid is a continuous Box"),

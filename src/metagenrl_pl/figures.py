@@ -17,8 +17,13 @@ from matplotlib.ticker import MaxNLocator
 
 from metagenrl_pl.objectives import Objective, ObjectiveInputs
 
-PROBES = {"reward": "reward of the step", "value": "V(s) of the step", "next_value": "V(s') after the step"}
-"""What can be varied in `action_gradient_map`, with its name on an axis."""
+PROBES = {
+    "reward": "reward of the step",
+    "value": "V(s) of the step",
+    "next_value": "V(s') after the step",
+    "critic_gradient": "dQ/da of the step",
+}
+"""What can be varied in `action_gradient_map`, with its name on an axis; the last for objectives that look at it alone."""
 
 _LARGEST = 2.0  # of what is varied, in standard deviations before the batch is standardised
 _DISTANCE = 0.5  # between policy action and replayed action when credit is measured
@@ -30,7 +35,7 @@ class GradientMap(NamedTuple):
     Args:
         gradient: [distances, probed], in the objective's own unit.
         distances: policy action minus replayed action.
-        probed: reward or value, in standard deviations of the batch.
+        probed: reward, value or the critic's gradient, in standard deviations of the batch.
     """
 
     gradient: np.ndarray
@@ -43,7 +48,8 @@ def action_gradient_map(
 ) -> GradientMap:
     """How dL/da in the middle of a window depends on the policy's distance from the replayed action and on one input of the step.
 
-    The replayed action of that step is 0; all other steps have replayed actions and policy actions near them from noise.
+    The replayed action of that step is 0; all other steps have replayed actions and policy actions near them from noise. The critic's
+    gradient is noise as well where it is probed, else 0.
 
     Args:
         objective: that is asked.
@@ -56,20 +62,28 @@ def action_gradient_map(
     step = num_steps // 2
     distances, probed = np.linspace(-1, 1, num_points), np.linspace(-_LARGEST, _LARGEST, num_points)
     repeats = num_points * num_points
-    reward, value, replay_action, policy_action = (
-        x.repeat(repeats, *[1] * (x.dim() - 1)) for x in _noise(num_steps, num_windows, seed)
+    reward, value, critic_gradient, replay_action, policy_action = (
+        x.repeat(repeats, 1) for x in _noise(num_steps, num_windows, seed)
     )  # [repeats * windows, T or T + 1]
     distance, varied = (
         torch.from_numpy(axis).float().repeat_interleave(2 * num_windows)
         for axis in (distances.repeat(num_points), np.tile(probed, num_points))
     )
-    target, index = {"reward": (reward, step), "value": (value, step), "next_value": (value, step + 1)}[probe]
+    targets = {
+        "reward": (reward, step),
+        "value": (value, step),
+        "next_value": (value, step + 1),
+        "critic_gradient": (critic_gradient, step),
+    }
+    target, index = targets[probe]
     target[:, index] = varied
     scale = target.square().mean().sqrt()
     target /= scale  # the mean is 0 already
     replay_action[:, step] = 0.0
     policy_action[:, step] = distance
-    gradient = _action_gradient(objective, reward, value, replay_action, policy_action)[:, step]
+    if probe != "critic_gradient":
+        critic_gradient.zero_()
+    gradient = _action_gradient(objective, reward, value, critic_gradient, replay_action, policy_action)[:, step]
     return GradientMap(gradient.view(num_points, num_points, -1).mean(-1).numpy(), distances, probed / float(scale))
 
 
@@ -88,14 +102,16 @@ def credit_matrix(objective: Objective, num_steps: int, num_windows: int = 128, 
         num_windows: that the median is taken over, mirror images not counted.
         seed: of the noise.
     """
-    reward, value, replay_action, _ = (
+    reward, value, critic_gradient, replay_action, _ = (
         x.repeat(num_steps + 1, 1) for x in _noise(num_steps, num_windows, seed)
     )  # [(T + 1) * windows, T or T + 1]; the first windows stay as they are
     per_step = 2 * num_windows
     for k in range(num_steps):
         reward[(k + 1) * per_step : (k + 2) * per_step, k] += 1.0
     replay_action = replay_action * (1 - _DISTANCE / 2) - _DISTANCE / 2  # leaves room above
-    gradient = _action_gradient(objective, reward, value, replay_action, replay_action + _DISTANCE)
+    gradient = _action_gradient(
+        objective, reward, value, torch.zeros_like(critic_gradient), replay_action, replay_action + _DISTANCE
+    )
     gradient = gradient.view(num_steps + 1, per_step, num_steps)  # no change first
     return (gradient[1:] - gradient[:1]).median(1).values.T.numpy()
 
@@ -146,10 +162,10 @@ def credit_by_delay_figure(matrices: Mapping[str, np.ndarray], colours: Mapping[
     return figure
 
 
-def _noise(num_steps: int, num_windows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rewards, values, replayed actions and policy actions, [2 windows, T], values [2 windows, T + 1].
+def _noise(num_steps: int, num_windows: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """Rewards, values, the critic's gradients, replayed actions and policy actions, [2 windows, T], values [2 windows, T + 1].
 
-    Rewards and values have mean 0 and variance 1 over the batch. Both are alike within a window, as they are in replay.
+    The first three have mean 0 and variance 1 over the batch, and are alike within a window, as they are in replay.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -162,16 +178,19 @@ def _noise(num_steps: int, num_windows: int, seed: int) -> tuple[torch.Tensor, t
     reward, value = mirrored(num_steps), mirrored(num_steps + 1)
     replay_action = 1.6 * torch.rand(num_windows, num_steps, generator=generator) - 0.8
     policy_action = replay_action + 0.2 * torch.randn(num_windows, num_steps, generator=generator)
-    return reward, value, replay_action.repeat(2, 1), policy_action.clamp(-1, 1).repeat(2, 1)
+    critic_gradient = mirrored(num_steps)
+    return reward, value, critic_gradient, replay_action.repeat(2, 1), policy_action.clamp(-1, 1).repeat(2, 1)
 
 
 def _action_gradient(
-    objective: Objective, reward: torch.Tensor, value: torch.Tensor, replay_action: torch.Tensor, policy_action: torch.Tensor
+    objective: Objective,
+    reward: torch.Tensor,
+    value: torch.Tensor,
+    critic_gradient: torch.Tensor,
+    replay_action: torch.Tensor,
+    policy_action: torch.Tensor,
 ) -> torch.Tensor:
-    """dL/da of windows [B, T] of one agent with one action dimension, [B, T].
-
-    An objective that looks at the critic's gradient sees 0 there: what it makes of rewards and values by themselves.
-    """
+    """dL/da of windows [B, T] of one agent with one action dimension, [B, T]."""
     inputs = ObjectiveInputs(
         policy_action=policy_action[None, ..., None],
         replay_action=replay_action[None, ..., None],
@@ -180,7 +199,7 @@ def _action_gradient(
         terminated=torch.zeros_like(reward)[None],
         valid=torch.ones_like(reward)[None],
         action_weight=torch.ones(1, 1),
-        critic_gradient=torch.zeros_like(policy_action)[None, ..., None] if objective.needs_critic_gradient else None,
+        critic_gradient=critic_gradient[None, ..., None],
     )
     return objective.action_gradient(objective.stacked_parameters(1), inputs)[0, ..., 0].detach()
 

@@ -12,7 +12,7 @@ from metagenrl_pl.figures import (
     gradient_figure,
     similarity,
 )
-from metagenrl_pl.objectives import LearnedObjective, Objective, Reinforce
+from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
 from metagenrl_pl.plots import METHOD_COLOURS, RUN_COLOURS
 from metagenrl_pl.report_parts import Gallery, number, table
 from metagenrl_pl.run_folders import Regime
@@ -26,10 +26,10 @@ _CREDIT = (
     "Below it REINFORCE is zero; a learned objective need not be, since the LSTM carries an action into the losses of earlier steps."
 )
 _COSINES = (
-    "1: the same up to its scale; 0: unrelated; -1: the opposite. The last column compares each objective's credit over time with "
-    "itself, asked about other windows: far below 1, its picture is mostly noise."
+    "1: the same up to its scale; 0: unrelated; -1: the opposite. By dQ/da the cosine is with DDPG/TD3's picture. The last "
+    "column compares each objective's credit over time with itself, asked about other windows: far below 1, its picture is mostly noise."
 )
-_REINFORCE, _UNTRAINED = "REINFORCE (GAE)", "untrained"
+_REINFORCE, _DDPG, _UNTRAINED = "REINFORCE (GAE)", "DDPG/TD3", "untrained"
 
 
 def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
@@ -63,12 +63,16 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
         f"to replayed actions of high reward and away from those of low. Every picture has its own scale.{left_out}</p>",
     ]
     cosines: dict[str, list[str]] = {name: [] for name in objectives}
-    for probe, meaning in PROBES.items():
-        maps = {name: action_gradient_map(objective, probe, num_steps) for name, objective in objectives.items()}
+    probes = {probe: meaning for probe, meaning in PROBES.items() if probe != "critic_gradient" or first.needs_critic_gradient}
+    for probe, meaning in probes.items():
+        # REINFORCE does not look at the critic's gradient; DDPG/TD3 looks at nothing else.
+        asked = {_DDPG: CriticObjective(), **objectives} if probe == "critic_gradient" else objectives
+        reference = next(iter(asked))
+        maps = {name: action_gradient_map(objective, probe, num_steps) for name, objective in asked.items()}
         pictures = []
         for name, of_objective in maps.items():
-            cosine = similarity(of_objective.gradient, maps[_REINFORCE].gradient)
-            cosines[name].append(_cosine_text(cosine))
+            if name in cosines:
+                cosines[name].append(_cosine_text(similarity(of_objective.gradient, maps[reference].gradient)))
             figure = gradient_figure(of_objective, probe, _title(name, learned))
             pictures.append(
                 gallery.add(f"{anchor}_gradient_{probe}_{name}", figure, f"dL/da of {name} by {meaning} and distance")
@@ -84,7 +88,7 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
     colours = {_REINFORCE: METHOD_COLOURS["reinforce"], _UNTRAINED: METHOD_COLOURS["untrained"]}
     colours |= dict(zip(learned, RUN_COLOURS, strict=False))
     pictures.append(gallery.add(f"{anchor}_credit_by_delay", credit_by_delay_figure(matrices, colours), "Credit by delay"))
-    header = ["cosine with REINFORCE's picture", *PROBES.values(), "credit over time", "credit with other noise"]
+    header = ["cosine with REINFORCE's picture", *probes.values(), "credit over time", "credit with other noise"]
     rows = [[_title(name, learned), *cells] for name, cells in cosines.items() if name != _REINFORCE]
     parts += [
         "<h4>Credit over time</h4>",

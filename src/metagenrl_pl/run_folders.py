@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from metagenrl_pl.config import load_config
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.messages import one_line
+from metagenrl_pl.objectives.learned import pretrained_path
 from metagenrl_pl.results import MetaTestRow, read_rows
 
 
@@ -120,8 +121,11 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         raise ValueError(f"{path}: no result in it; was the run stopped during its meta-test?")
     config = _read_config(folder / "config.yaml")
     card_paths = [folder / "objective.json"]
-    if given := (config.get("objective") or {}).get("path"):
+    objective = config.get("objective") or {}
+    if given := objective.get("path"):
         card_paths.insert(0, Path(given).with_suffix(".json"))
+    elif str(objective.get("_target_")).endswith(".pretrained"):
+        card_paths.insert(0, pretrained_path(objective["name"]).with_suffix(".json"))
     card = next((_read_card(file) for file in card_paths if file.exists()), {})
     meta_trains = config.get("meta", {}) is not None if config else card_paths[-1].exists()
     origin = None

@@ -17,6 +17,7 @@ from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 _NORMALISATION_EPS = 1e-8
 _FORMAT = "metagenrl_pl.objective.1"
+_PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 class LearnedObjective(Objective):
@@ -210,6 +211,18 @@ class LearnedObjective(Objective):
         path.with_suffix(".json").write_text(text + "\n")
 
     @classmethod
+    def pretrained(cls, name: str = "light") -> Self:
+        """One of the objectives that come with this package, frozen; what it was meta-trained on is in `.card`.
+
+        Args:
+            name: of a file in `metagenrl_pl/pretrained`.
+
+        Raises:
+            ValueError: if there is none of this name.
+        """
+        return cls.load(pretrained_path(name))
+
+    @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read an objective that `save` wrote, frozen; its card is in `.card`.
 
@@ -236,6 +249,19 @@ class LearnedObjective(Objective):
         card.pop("format")
         objective.card = card
         return objective.requires_grad_(False)  # frozen: it is there to teach
+
+
+def pretrained_path(name: str) -> Path:
+    """The file of an objective that comes with this package; its card lies beside it.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    path = _PRETRAINED / f"{name}.safetensors"
+    if path.parent != _PRETRAINED or not path.is_file():
+        names = sorted(file.stem for file in _PRETRAINED.glob("*.safetensors"))
+        raise ValueError(f"objective.name={name}: no pretrained objective of this name; valid is {', '.join(names)}")
+    return path
 
 
 def normalise(x: Tensor, valid: Tensor) -> Tensor:

@@ -1,0 +1,139 @@
+"""How good learned objectives are: meta-train with several seeds, meta-test, and report (docs/protocol.md).
+
+    python benchmarks/protocol.py                    the protocol: three meta-training seeds, training and unseen environments
+    python benchmarks/protocol.py --levers           hyper-parameters compared on validation environments (levers.yaml)
+
+Every run is a `train.py` of its own; `--jobs` of them run side by side. What ended is not run again, and what was stopped goes on from its
+newest checkpoint, so the command may be repeated until all is done.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from metagenrl_pl.report import main as report
+from metagenrl_pl.run_folders import Run, read_run
+from metagenrl_pl.scores import aggregate, learning_curves, normalised, scores_of
+
+ROOT = Path(__file__).parents[1]
+LEARNED_ALONE = ["callbacks.meta_test.baselines=null", "callbacks.meta_test.untrained=false", "callbacks.meta_test.random=false"]
+KEPT = ("meta_test.csv", "metrics.csv", "objective.safetensors", "objective.json")
+
+
+class Planned(NamedTuple):
+    """A run of `train.py`: its folder and its overrides of the default run."""
+
+    folder: Path
+    overrides: Sequence[str]
+
+
+def planned(variants: dict[str, list[str]], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
+    """A run for each variant and seed; the first one also tests whatever does not depend on meta-training."""
+    runs: list[Planned] = []
+    for name, overrides in variants.items():
+        for seed in seeds:
+            alone = LEARNED_ALONE if runs else []
+            runs.append(Planned(out / name / f"seed_{seed}", ["experiment=protocol", f"seed={seed}", *overrides, *extra, *alone]))
+    return runs
+
+
+def run(plan: Planned) -> int:
+    """Begin the run, go on with it, or leave it if it has ended; its exit code."""
+    folder, ended = plan.folder, plan.folder / "ended"
+    if ended.exists():
+        return 0
+    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
+    if checkpoints:
+        arguments = [f"ckpt_path={checkpoints[-1]}"]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+        arguments = [f"run_dir={folder}", *plan.overrides]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with folder.with_suffix(".log").open("a") as log:
+        print(f"{folder}: {' '.join(arguments)}", flush=True)
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode == 0:
+        ended.touch()
+    print(f"{folder}: exit code {done.returncode}", flush=True)
+    return done.returncode
+
+
+def keep(runs: Sequence[Planned], out: Path, results: Path) -> None:
+    """Copy what a result is made of."""
+    for plan in runs:
+        target = results / plan.folder.relative_to(out)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            if (plan.folder / name).exists():
+                shutil.copyfile(plan.folder / name, target / name)
+
+
+def comparison(variants: dict[str, list[Run]]) -> str:
+    """Normalised final scores (random actions 0, DDPG/TD3 1) of the learned objectives of each variant, as a Markdown table.
+
+    Of environments that were meta-trained on and of others: interquartile mean, its 95 % interval, and the area under the curve.
+    """
+    lines = ["| variant | runs | training | training, area | other | other, area |", "|---|---|---|---|---|---|"]
+    every = [run for runs in variants.values() for run in runs]
+    for name, runs in variants.items():
+        curves, _ = learning_curves(runs, every)
+        scores = normalised(scores_of(curves)[0])
+        trained_on = {environment for run in runs if run.origin for environment in run.origin.training_environments}
+        cells = []
+        for is_training in (True, False):
+            own = [score for score in scores if (score.environment in trained_on) == is_training]
+            for measure in (lambda score: score.normalised_final, lambda score: score.normalised_area):
+                value = aggregate(own, "learned", measure)
+                cells.append("-" if value is None else f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})")
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is planned, then write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--levers", action="store_true", help="compare the variants of levers.yaml on validation environments")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of levers.yaml; all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of meta-training; by default 0 1 2, of --levers 0 1")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on a core of its own")
+    parser.add_argument("--out", type=Path, help="folder of the runs; by default runs/protocol or runs/levers")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy CSV files and objectives there in the end")
+    parser.add_argument("overrides", nargs="*", help="for every run, such as env_steps=1000")
+    options = parser.parse_args()
+
+    variants: dict[str, list[str]] = {"protocol": []}
+    seeds = options.seeds or ([0, 1] if options.levers else [0, 1, 2])
+    extra = list(options.overrides)
+    if options.variants and not options.levers:
+        parser.error(f"--variants {' '.join(options.variants)}: valid with --levers")
+    if options.levers:
+        file: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("levers.yaml")))
+        levers: dict[str, list[str]] = file
+        if unknown := set(options.variants or []) - levers.keys():
+            parser.error(f"--variants {' '.join(sorted(unknown))}: not in levers.yaml; valid are {', '.join(levers)}")
+        variants = {name: levers[name] for name in options.variants or levers}
+        extra = ["env=protocol_validation", *extra]
+    out = (options.out or Path("runs", "levers" if options.levers else "protocol")).resolve()
+    runs = planned(variants, seeds, out, extra)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        codes = list(pool.map(run, runs))
+    if failed := [str(plan.folder.with_suffix(".log")) for plan, code in zip(runs, codes, strict=True) if code]:
+        sys.exit(f"error: {len(failed)} of {len(runs)} runs did not end; see {', '.join(failed)}")
+    if options.keep is not None:
+        keep(runs, out, options.keep)
+    report([str(out), "--out", str(out / "report.html")])
+    print(comparison({name: [read_run(plan.folder) for plan in runs if plan.folder.parent.name == name] for name in variants}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Put a meta-trained objective into the package, with a card that tells where it comes from and what it scored.
+
+    python benchmarks/ship.py results/protocol/protocol --name light
+
+Of the runs below the folder, which differ in their seed alone, the one is taken whose objective did best on its own training
+environments, so that its scores on the others stay those of environments that nothing was chosen by.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.run_folders import Run, find_runs, regimes_of
+from metagenrl_pl.scores import Score, aggregate, learning_curves, normalised, scores_of
+
+PRETRAINED = Path(__file__).parents[1] / "src" / "metagenrl_pl" / "pretrained"
+
+
+def best_on_training_environments(runs: Sequence[Run]) -> tuple[Run, list[Score]]:
+    """The run with the highest interquartile mean of final scores there, and all normalised scores of its objective.
+
+    Raises:
+        ValueError: if the runs are of several kinds of meta-training, or lack what scores are normalised by.
+    """
+    regimes = regimes_of(runs)
+    if len(regimes) != 1:
+        titles = "; ".join(regime.title for regime in regimes) or "no learned objective"
+        raise ValueError(f"valid are runs that differ in their seed alone, these are: {titles}")
+    best: tuple[float, Run, list[Score]] | None = None
+    for run in regimes[0].runs:
+        assert run.origin is not None  # or it were in no regime
+        curves, _ = learning_curves([run], runs)
+        scores = [score for score in normalised(scores_of(curves)[0]) if score.method == "learned"]
+        trained_on = [score for score in scores if score.environment in run.origin.training_environments]
+        value = aggregate(trained_on, "learned", lambda score: score.normalised_final)
+        if value is not None and (best is None or value.mean > best[0]):
+            best = value.mean, run, scores
+    if best is None:
+        raise ValueError("no run was tested on an environment that it was meta-trained on")
+    return best[1:]
+
+
+def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
+    """Mean final return and mean normalised score (random actions 0, DDPG/TD3 1) of each environment, for a card."""
+    told: dict[str, dict[str, Any]] = {}
+    for environment in sorted({score.environment for score in scores}):
+        own = [score for score in scores if score.environment == environment]
+        told[environment] = {
+            "env_steps": own[0].env_steps,
+            "agents": len(own),
+            "return": round(sum(score.final for score in own) / len(own), 1),
+            "normalised": round(sum(score.normalised_final for score in own) / len(own), 2),
+        }
+    return told
+
+
+def main() -> None:
+    """Choose, copy, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument("--name", required=True, help="what it is called in the package")
+    parser.add_argument("--made-by", default="python benchmarks/protocol.py", help="the command that made the runs")
+    parser.add_argument("--to", type=Path, default=PRETRAINED, help="folder of the package's objectives")
+    options = parser.parse_args()
+    try:
+        run, scores = best_on_training_environments(find_runs([options.runs])[0])
+    except ValueError as error:
+        parser.error(str(error))
+    objective = LearnedObjective.load(run.folder / "objective.safetensors")
+    card = {"scores": scores_by_environment(scores), "made_by": options.made_by, "licence": "Apache-2.0"}
+    options.to.mkdir(parents=True, exist_ok=True)
+    objective.save(options.to / f"{options.name}.safetensors", card)
+    print(f"{options.to / options.name}.safetensors: {run.name}, {card['scores']}")
+
+
+if __name__ == "__main__":
+    main()
