@@ -205,6 +205,16 @@ def test_what_cannot_be_normalised_is_told(tmp_path: Path) -> None:
     assert "No training environment was tested." in page.text
 
 
+@pytest.mark.parametrize("use_critic_gradient", [False, True])
+def test_the_critic_is_probed_where_it_is_looked_at(use_critic_gradient: bool, tmp_path: Path) -> None:
+    _run(tmp_path / "run", 0, 40.0)
+    objective = LearnedObjective(hidden_units=4, context_units=2, use_critic_gradient=use_critic_gradient)
+    objective.save(tmp_path / "run" / "objective.safetensors", {"window_length": 4})
+    main([str(tmp_path / "run"), "--out", str(tmp_path / "report.html"), "--figures", str(tmp_path / "figures")])
+    pictures = [path.name for path in (tmp_path / "figures").iterdir() if "critic_gradient" in path.name]
+    assert len(pictures) == (3 if use_critic_gradient else 0)  # DDPG/TD3, untrained, learned; REINFORCE does not look
+
+
 def test_numbers_as_text() -> None:
     nan = float("nan")
     assert number(-0.001) == "0.00"

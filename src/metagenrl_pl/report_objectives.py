@@ -66,7 +66,8 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
     probes = {probe: meaning for probe, meaning in PROBES.items() if probe != "critic_gradient" or first.needs_critic_gradient}
     for probe, meaning in probes.items():
         # REINFORCE does not look at the critic's gradient; DDPG/TD3 looks at nothing else.
-        asked = {_DDPG: CriticObjective(), **objectives} if probe == "critic_gradient" else objectives
+        looking = {name: objective for name, objective in objectives.items() if objective.needs_critic_gradient}
+        asked = {_DDPG: CriticObjective(), **looking} if probe == "critic_gradient" else objectives
         reference = next(iter(asked))
         maps = {name: action_gradient_map(objective, probe, num_steps) for name, objective in asked.items()}
         pictures = []
