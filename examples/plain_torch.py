@@ -1,12 +1,13 @@
 """Trains one ordinary PyTorch policy with a learned objective, and takes nothing else from this project.
 
-    python examples/plain_torch.py --objective path/to/objective.safetensors
+    python examples/plain_torch.py [--objective path/to/objective.safetensors]
 
 Everything is plain TD3, with twin critics, slowly moving targets and a replay, but for the policy's loss:
 
-    loss = objective(policy(states), actions, rewards, values, terminated, valid)[valid > 0].mean()
+    loss = objective(policy(states), actions, rewards, values, terminated, valid, slopes)[valid > 0].mean()
 
-where `values` are what the critic thinks of the policy's own actions. Instead of single steps the replay gives windows of up to T
+where `values` are what the critic thinks of the policy's own actions, and `slopes` their gradient in the actions (objectives that were made
+without `use_critic_gradient`, as the paper's are, do not look at it). Instead of single steps the replay gives windows of up to T
 consecutive steps of one episode, which the objective reads backwards in time.
 """
 
@@ -107,7 +108,8 @@ def train(env_id: str, objective: LearnedObjective, env_steps: int, seed: int) -
         states, actions, rewards, terminated, valid = replay.draw(num_steps)
         policy_actions = policy(states)  # in all T + 1 states: the last one has a value, too
         values = q(critics[0], states, policy_actions)  # no gradient passes through them: the objective takes them as constants
-        loss = objective(policy_actions[:, :-1], actions, rewards, values, terminated, valid)[valid > 0].mean()
+        (slopes,) = torch.autograd.grad(values.sum(), policy_actions, retain_graph=True)
+        loss = objective(policy_actions[:, :-1], actions, rewards, values, terminated, valid, slopes[:, :-1])[valid > 0].mean()
         policy_optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -135,15 +137,16 @@ def train(env_id: str, objective: LearnedObjective, env_steps: int, seed: int) -
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="Pendulum-v1", help="a Gymnasium environment with continuous actions")
-    parser.add_argument("--objective", help="an objective.safetensors that meta-training wrote")
+    parser.add_argument(
+        "--objective", help="an objective.safetensors that meta-training wrote; by default one that comes with the package"
+    )
     parser.add_argument("--env-steps", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # faster for tensors this small
-    if arguments.objective is None:
-        sys.exit("--objective is missing: the path of an objective.safetensors that meta-training wrote")
     try:
-        learned = LearnedObjective.load(arguments.objective)
+        path = arguments.objective
+        learned = LearnedObjective.pretrained() if path is None else LearnedObjective.load(path)
     except ValueError as error:
         sys.exit(str(error))
     train(arguments.env, learned, arguments.env_steps, arguments.seed)

@@ -22,16 +22,13 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.fixture
-def objective(tmp_path: Path) -> str:
-    path = tmp_path / "objective.safetensors"
-    LearnedObjective(hidden_units=8).save(path)
-    return str(path)
-
-
-def test_plain_torch(objective: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["as in the paper", "looks at the critic", "comes with the package"])
+def test_plain_torch(kind: str, tmp_path: Path) -> None:
     """A good episode of Pendulum. The printed episodes begin alike, so only a policy that has changed returns something else."""
-    done = run("--objective", objective, "--env-steps", "220", "--seed", "3", folder=tmp_path)
+    path = tmp_path / "objective.safetensors"
+    LearnedObjective(hidden_units=8, use_critic_gradient=kind == "looks at the critic").save(path)
+    given = [] if kind == "comes with the package" else ["--objective", str(path)]
+    done = run(*given, "--env-steps", "220", "--seed", "3", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"^Pendulum-v1  env steps +([\d,]+)  mean return (-?[\d.]+)$", done.stdout, re.MULTILINE)
     assert [int(steps) for steps, _ in lines] == [0, 44, 88, 132, 176, 220]
@@ -40,12 +37,8 @@ def test_plain_torch(objective: str, tmp_path: Path) -> None:
     assert all(-2000 < value < 0 for value in returns)  # a step of Pendulum costs at most 16.3, an episode has 200
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [([], "--objective is missing: "), (["--objective", "nowhere"], "objective.path=nowhere: no such file")],
-)
-def test_plain_torch_says_what_is_missing(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *arguments])
+def test_plain_torch_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--objective", "nowhere"])
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(EXAMPLE), run_name="__main__")
-    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("objective.path=nowhere: no such file") and "\n" not in str(caught.value)

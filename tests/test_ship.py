@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from ship import best_on_training_environments, scores_by_environment
 
 from metagenrl_pl.results import MetaTestRow
 from metagenrl_pl.run_folders import Origin, Run
+from ship import best_on_training_environments, scores_by_environment
 
 
 def run_of(seed: int, learned: dict[str, list[float]], settings: dict[str, object] | None = None) -> Run:
