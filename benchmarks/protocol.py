@@ -118,7 +118,7 @@ def main() -> None:
         parser.error(f"--variants {' '.join(options.variants)}: valid with --levers")
     if options.levers:
         file: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("levers.yaml")))
-        levers: dict[str, list[str]] = file
+        levers: dict[str, list[str]] = {name: file["every"] + overrides for name, overrides in file["variants"].items()}
         if unknown := set(options.variants or []) - levers.keys():
             parser.error(f"--variants {' '.join(sorted(unknown))}: not in levers.yaml; valid are {', '.join(levers)}")
         variants = {name: levers[name] for name in options.variants or levers}
