@@ -110,7 +110,7 @@ class PopulationDisplay(ProgressBar):
                 seconds = time.monotonic() - start
                 eta = seconds / max(done - first, 1) * (total - done)
                 self._console.print(
-                    f"{description}: {done:,}/{total:,} env steps, {_clock(seconds)} elapsed, ETA {_clock(eta)}{note()}",
+                    f"{description}: {done:,}/{total:,} env steps, {clock(seconds)} elapsed, ETA {clock(eta)}{note()}",
                     highlight=False,
                     markup=False,  # names of environments have brackets
                     soft_wrap=True,
@@ -187,5 +187,7 @@ def progress_of(trainer: pl.Trainer) -> PopulationDisplay | _Silent:
     return display if isinstance(display, PopulationDisplay) else _Silent()
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def clock(seconds: float) -> str:
+    """As minutes and seconds, with hours where there are any."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
