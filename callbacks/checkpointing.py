@@ -134,15 +134,16 @@ class ObjectiveExport(pl.Callback):
     ) -> None:
         """Write when the interval is crossed and at the end, if the objective is being learned."""
         learner, env_steps = module_of(trainer).learner, env_steps_of(trainer)
-        if learner.meta is None or not isinstance(learner.objective, LearnedObjective):
+        objective = learner.result
+        if learner.meta is None or not isinstance(objective, LearnedObjective):
             return
         if trainer.is_global_zero and (crossed(self._every, env_steps, batch) or is_last(trainer)):
             card = self._card(trainer)
-            learner.objective.save(self._run_dir / "objective.safetensors", card)
+            objective.save(self._run_dir / "objective.safetensors", card)
             if self._keep_stages:
                 folder = self._run_dir / "objectives"
                 folder.mkdir(exist_ok=True)
-                learner.objective.save(folder / f"env_steps_{env_steps:09d}.safetensors", card)
+                objective.save(folder / f"env_steps_{env_steps:09d}.safetensors", card)
 
     @staticmethod
     def _card(trainer: pl.Trainer) -> Mapping[str, Any]:

@@ -87,7 +87,7 @@ class MetaTest(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Test the objective when the interval is crossed."""
-        objective = module_of(trainer).objective
+        objective = module_of(trainer).learner.result
         if (
             crossed(self._every, env_steps_of(trainer), batch)
             and not is_last(trainer)
@@ -99,7 +99,7 @@ class MetaTest(pl.Callback):
         """Test the final objective and whatever it is compared with."""
         if not is_last(trainer) or not self._specs:
             return
-        objective = module_of(trainer).objective
+        objective = module_of(trainer).learner.result
         tests: list[tuple[str, Objective, int | None]] = []
         if isinstance(objective, LearnedObjective):
             tests.append(("learned", objective, _stage(trainer, objective)))

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
@@ -22,6 +22,7 @@ from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Thro
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.files import read_csv
+from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
 from metagenrl_pl.results import METHOD_NAMES, read_rows
 
@@ -237,9 +238,9 @@ def test_the_newest_objective_is_on_disk_and_stages_are_kept_if_asked_for(tmp_pa
     stages = [LearnedObjective.load(path) for path in sorted((tmp_path / "objectives").glob("*.safetensors"))]
     assert [stage.card["env_steps"] for stage in stages] == [20, 30, 40]
     assert not torch.equal(next(stages[0].parameters()), next(stages[1].parameters()))
-    newest, trained = LearnedObjective.load(tmp_path / "objective.safetensors"), trainer.lightning_module.objective
-    for name, p in trained.named_parameters():  # type: ignore[union-attr]
-        assert torch.equal(p, dict(newest.named_parameters())[name]), name
+    newest, module = LearnedObjective.load(tmp_path / "objective.safetensors"), cast(MetaGenRL, trainer.lightning_module)
+    for name, p in module.learner.result.named_parameters():  # the moving average
+        assert torch.equal(p, newest.get_parameter(name)) and not torch.equal(p, module.objective.get_parameter(name)), name
     assert newest.card["training_environments"] == sorted(spec.name for spec in TOYS)
 
 

@@ -387,3 +387,25 @@ def test_a_renewed_agent_learns_as_a_fresh_one_does() -> None:
             assert torch.equal(p[[0, 2]], old.population.parameter_sets[kind][name][[0, 2]]), (kind, name)
     weights = [learner.population.policy["hidden.0.weight"][1] for learner in (renewed, old)]
     assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("decay", [None, 0.75])
+def test_the_result_is_the_moving_average_of_the_objective_where_asked_for(decay: float | None) -> None:
+    learner = learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=0, average_decay=decay), policy_delay=1)
+    teacher = learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=0), policy_delay=1)
+    expected: dict[str, Tensor] = {}
+    for cycle in range(4):
+        learner.update(numbered_draw(cycle), env_steps=0)
+        teacher.update(numbered_draw(cycle), env_steps=0)
+        for name, p in copied(dict(teacher.objective.named_parameters())).items():
+            is_first = name not in expected or decay is None
+            expected[name] = p if is_first else 0.75 * expected[name] + 0.25 * p
+    assert_same(snapshot(learner), snapshot(teacher))  # agents are taught by the newest parameters
+    for name, p in learner.result.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name])
+    assert (learner.result is learner.objective) == (decay is None)
+
+
+def test_refuses_a_decay_that_is_none() -> None:
+    with pytest.raises(ValueError, match="average_decay must be between 0 and 1, or null, got 1.0"):
+        MetaSettings(average_decay=1.0)

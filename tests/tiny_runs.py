@@ -69,7 +69,7 @@ def tiny_run(
     settings = settings or tiny_settings()
     seeds = [derive_seed(seed, "agent", agent) for agent in range(len(specs))]
     datamodule = ReplayDataModule(specs, seeds, settings, ReplaySettings(capacity=500), env_steps, updates_per_batch)
-    meta = None if frozen else MetaSettings(gradient="normalize", annealing_env_steps=30)
+    meta = None if frozen else MetaSettings(gradient="normalize", annealing_env_steps=30, average_decay=0.9)
     module = MetaGenRL(datamodule.sizes, seeds, objective or tiny_objective(seed), settings, SGD(1e-2), meta)
     trainer = tiny_trainer(callbacks, run_dir)
     trainer.fit(module, datamodule, ckpt_path=ckpt_path)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.compiling import Compiled, Tell
@@ -40,6 +41,8 @@ class MetaSettings:
         annealing_env_steps: over how many env steps policies go over from the critic to the objective; 0 for at once.
         share_windows: whether, after the annealing, the policy step uses the inner step's windows and gradient, which saves the policy
             update; needs an inner loop of one SGD step.
+        average_decay: per update, of a moving average of the objective's parameters, which is what is exported and meta-tested; None for
+            the newest parameters. Agents are taught by the newest ones in any case.
 
     Raises:
         ValueError: if a value is out of range.
@@ -49,12 +52,15 @@ class MetaSettings:
     gradient: Literal["clip", "normalize"] = "clip"
     annealing_env_steps: int = 10_000
     share_windows: bool = False
+    average_decay: float | None = None
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.gradient not in ("clip", "normalize"):
             raise ValueError(f"gradient must be clip or normalize, got {self.gradient!r}")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(f"average_decay must be between 0 and 1, or null, got {self.average_decay}")
         if self.annealing_env_steps < 0:
             raise ValueError(f"annealing_env_steps must not be negative, got {self.annealing_env_steps}")
 
@@ -101,6 +107,13 @@ class Learner:
         self.critic_optimizer = _adam(population.rows["critics"], settings.critic_learning_rate)
         self.policy_optimizer = _adam(population.rows["policy"], settings.policy_learning_rate)
         self.objective_optimizer = _adam(objective.parameters(), self.meta.learning_rate) if self.meta else None
+        decay = self.meta.average_decay if self.meta else None
+        self._average = AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None
+
+    @property
+    def result(self) -> Objective:
+        """What the objective has come to, for files and tests: the moving average of its parameters if there is one."""
+        return self.objective if self._average is None else cast(Objective, self._average.module)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -219,6 +232,8 @@ class Learner:
         for name, p in self.objective.named_parameters():
             p.grad = combined[name]
         self.objective_optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.objective)
 
     def _policy_moments(self) -> AdamMoments:
         """What the policies' optimizer remembers; every policy has been stepped before the objective is."""
@@ -269,10 +284,12 @@ class Learner:
         """Move population and objective to a device; before any optimizer has a state."""
         self.population.to(device)
         self.objective.to(device)
+        if self._average is not None:
+            self._average.to(device)
         self._prepare_updates()
 
     def state_dict(self) -> dict[str, Any]:
-        """All agents (gathered), counter and random streams; the objective and the optimizers are kept by their owner."""
+        """All agents (gathered), counter, random streams, moving average; the objective and the optimizers are kept by their owner."""
         population = self.population.state_dict()
         return {
             "population": {
@@ -281,6 +298,7 @@ class Learner:
             },
             "num_updates": self.num_updates,
             "streams": self.placement.gather_list(self._streams.state_dict()),
+            "average": None if self._average is None else self._average.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -293,6 +311,8 @@ class Learner:
         )
         self.num_updates = state["num_updates"]
         self._streams.load_state_dict(self.placement.mine(state["streams"]))
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
 
 
 def _set_gradients(rows: Sequence[Tensor], gradients: Tensor) -> None:
