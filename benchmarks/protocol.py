@@ -10,32 +10,40 @@ newest checkpoint, so the command may be repeated until all is done.
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from types import FrameType
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from metagenrl_pl.report import main as report
-from metagenrl_pl.run_folders import Run, read_run
-from metagenrl_pl.scores import aggregate, learning_curves, normalised, scores_of
+from metagenrl_pl.run_folders import Run, find_runs
+from metagenrl_pl.scores import Score, aggregate, learning_curves, normalised, scores_of
 
 ROOT = Path(__file__).parents[1]
 LEARNED_ALONE = ["callbacks.meta_test.baselines=null", "callbacks.meta_test.untrained=false", "callbacks.meta_test.random=false"]
-KEPT = ("meta_test.csv", "metrics.csv", "objective.safetensors", "objective.json")
+KEPT = ("meta_test.csv", "metrics.csv", "objective.safetensors", "objective.json", "config.yaml")
 
 
 class Planned(NamedTuple):
     """A run of `train.py`: its folder and its overrides of the default run."""
 
     folder: Path
-    overrides: Sequence[str]
+    overrides: list[str]
+
+    @property
+    def note(self) -> Path:
+        """Where the overrides are written down."""
+        return self.folder.with_suffix(".overrides")
 
 
-def planned(variants: dict[str, list[str]], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
+def planned(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
     """A run for each variant and seed; the first one also tests whatever does not depend on meta-training."""
     runs: list[Planned] = []
     for name, overrides in variants.items():
@@ -45,27 +53,59 @@ def planned(variants: dict[str, list[str]], seeds: Sequence[int], out: Path, ext
     return runs
 
 
-def run(plan: Planned) -> int:
-    """Begin the run, go on with it, or leave it if it has ended; its exit code."""
-    folder, ended = plan.folder, plan.folder / "ended"
-    if ended.exists():
-        return 0
-    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
-    if checkpoints:
-        arguments = [f"ckpt_path={checkpoints[-1]}"]
-    else:
-        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
-        arguments = [f"run_dir={folder}", *plan.overrides]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    with folder.with_suffix(".log").open("a") as log:
+def check_folders(runs: Sequence[Planned]) -> None:
+    """Refuse to go on with runs of other settings.
+
+    Raises:
+        ValueError: if a folder holds a run that was made with other overrides, but for what is tested beside the learned objective.
+    """
+    for plan in runs:
+        if plan.note.exists():
+            before = plan.note.read_text().splitlines()
+            if set(before) - set(LEARNED_ALONE) != set(plan.overrides) - set(LEARNED_ALONE):
+                raise ValueError(f"{plan.folder} holds a run with {' '.join(before)}; valid is another --out, or to remove it")
+
+
+class Runner:
+    """Runs what is planned, each in a process of its own; told to stop, the running ones save and end, and no other begins."""
+
+    def __init__(self) -> None:
+        self._is_stopped = Event()
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:
+        """A signal handler."""
+        self._is_stopped.set()
+        for process in list(self._running):
+            process.terminate()
+
+    def run(self, plan: Planned) -> int:
+        """Begin a run, go on with it, or leave it if it has ended; its exit code."""
+        folder, ended = plan.folder, plan.folder / "ended"
+        if ended.exists():
+            return 0
+        if self._is_stopped.is_set():
+            return 1
+        checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
+        if checkpoints:
+            arguments = [f"ckpt_path={checkpoints[-1]}"]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+            arguments = [f"run_dir={folder}", *plan.overrides]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        plan.note.write_text("\n".join(plan.overrides))
+        paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         print(f"{folder}: {' '.join(arguments)}", flush=True)
-        command = [sys.executable, str(ROOT / "train.py"), *arguments]
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if done.returncode == 0:
-        ended.touch()
-    print(f"{folder}: exit code {done.returncode}", flush=True)
-    return done.returncode
+        with folder.with_suffix(".log").open("a") as log:
+            command = [sys.executable, str(ROOT / "train.py"), *arguments]
+            process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=log, stderr=subprocess.STDOUT)
+            self._running.add(process)
+            code = process.wait()
+            self._running.discard(process)
+        if code == 0:
+            ended.touch()
+        print(f"{folder}: exit code {code}", flush=True)
+        return code
 
 
 def keep(runs: Sequence[Planned], out: Path, results: Path) -> None:
@@ -78,23 +118,26 @@ def keep(runs: Sequence[Planned], out: Path, results: Path) -> None:
                 shutil.copyfile(plan.folder / name, target / name)
 
 
-def comparison(variants: dict[str, list[Run]]) -> str:
+def comparison(variants: Mapping[str, Sequence[Run]], others: Sequence[Run]) -> str:
     """Normalised final scores (random actions 0, DDPG/TD3 1) of the learned objectives of each variant, as a Markdown table.
 
-    Of environments that were meta-trained on and of others: interquartile mean, its 95 % interval, and the area under the curve.
+    Of environments that were meta-trained on and of others: interquartile mean with its 95 % interval, at the end and of the area under
+    the curve.
+
+    Args:
+        variants: their runs.
+        others: runs that have the baselines.
     """
     lines = ["| variant | runs | training | training, area | other | other, area |", "|---|---|---|---|---|---|"]
-    every = [run for runs in variants.values() for run in runs]
+    measures: list[Callable[[Score], float]] = [lambda score: score.normalised_final, lambda score: score.normalised_area]
     for name, runs in variants.items():
-        curves, _ = learning_curves(runs, every)
-        scores = normalised(scores_of(curves)[0])
+        scores = normalised(scores_of(learning_curves(runs, others)[0])[0])
         trained_on = {environment for run in runs if run.origin for environment in run.origin.training_environments}
         cells = []
         for is_training in (True, False):
             own = [score for score in scores if (score.environment in trained_on) == is_training]
-            for measure in (lambda score: score.normalised_final, lambda score: score.normalised_area):
-                value = aggregate(own, "learned", measure)
-                cells.append("-" if value is None else f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})")
+            values = [aggregate(own, "learned", measure) for measure in measures]
+            cells += ["-" if value is None else f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})" for value in values]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -107,7 +150,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of meta-training; by default 0 1 2, of --levers 0 1")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on a core of its own")
     parser.add_argument("--out", type=Path, help="folder of the runs; by default runs/protocol or runs/levers")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy CSV files and objectives there in the end")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy CSV files, configurations and objectives there in the end")
     parser.add_argument("overrides", nargs="*", help="for every run, such as env_steps=1000")
     options = parser.parse_args()
 
@@ -123,16 +166,24 @@ def main() -> None:
             parser.error(f"--variants {' '.join(sorted(unknown))}: not in levers.yaml; valid are {', '.join(levers)}")
         variants = {name: levers[name] for name in options.variants or levers}
         extra = ["env=protocol_validation", *extra]
-    out = (options.out or Path("runs", "levers" if options.levers else "protocol")).resolve()
+    out = options.out or Path("runs", "levers" if options.levers else "protocol")
     runs = planned(variants, seeds, out, extra)
+    try:
+        check_folders(runs)
+    except ValueError as error:
+        parser.error(str(error))
+    runner = Runner()
+    signal.signal(signal.SIGTERM, runner.stop)
     with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(run, runs))
+        codes = list(pool.map(runner.run, runs))
     if failed := [str(plan.folder.with_suffix(".log")) for plan, code in zip(runs, codes, strict=True) if code]:
         sys.exit(f"error: {len(failed)} of {len(runs)} runs did not end; see {', '.join(failed)}")
     if options.keep is not None:
         keep(runs, out, options.keep)
     report([str(out), "--out", str(out / "report.html")])
-    print(comparison({name: [read_run(plan.folder) for plan in runs if plan.folder.parent.name == name] for name in variants}))
+    every = find_runs([out])[0]
+    folders = {name: {plan.folder.resolve() for plan in runs if plan.folder.parent.name == name} for name in variants}
+    print(comparison({name: [run for run in every if run.folder in folders[name]] for name in variants}, every))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ environments, so that its scores on the others stay those of environments that n
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,10 @@ def best_on_training_environments(runs: Sequence[Run]) -> tuple[Run, list[Score]
         scores = [score for score in normalised(scores_of(curves)[0]) if score.method == "learned"]
         trained_on = [score for score in scores if score.environment in run.origin.training_environments]
         value = aggregate(trained_on, "learned", lambda score: score.normalised_final)
-        if value is not None and (best is None or value.mean > best[0]):
+        if value is not None and math.isfinite(value.mean) and (best is None or value.mean > best[0]):  # NaN: an agent diverged
             best = value.mean, run, scores
     if best is None:
-        raise ValueError("no run was tested on an environment that it was meta-trained on")
+        raise ValueError("no run was tested on an environment that it was meta-trained on, without an agent that diverged")
     return best[1:]
 
 
@@ -66,9 +67,9 @@ def main() -> None:
     options = parser.parse_args()
     try:
         run, scores = best_on_training_environments(find_runs([options.runs])[0])
+        objective = LearnedObjective.load(run.folder / "objective.safetensors")
     except ValueError as error:
         parser.error(str(error))
-    objective = LearnedObjective.load(run.folder / "objective.safetensors")
     card = {"scores": scores_by_environment(scores), "made_by": options.made_by, "licence": "Apache-2.0"}
     options.to.mkdir(parents=True, exist_ok=True)
     objective.save(options.to / f"{options.name}.safetensors", card)

@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from metagenrl_pl.checkpoint_io import AtomicCheckpointIO
+from metagenrl_pl.checkpoint_io import FORMAT, AtomicCheckpointIO
 
-CHECKPOINT = {"metagenrl": {"env_steps": 7}, "state_dict": {"w": torch.arange(1000.0)}}
+CHECKPOINT = {"metagenrl": {"format": FORMAT, "env_steps": 7}, "state_dict": {"w": torch.arange(1000.0)}}
 
 
 def _names(folder: Path) -> list[str]:
@@ -33,7 +33,7 @@ def test_comes_back_as_it_went(tmp_path: Path) -> None:
     path = tmp_path / "new_folder" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(CHECKPOINT, str(path))
     loaded = AtomicCheckpointIO().load_checkpoint(str(path))
-    assert loaded["metagenrl"] == {"env_steps": 7}
+    assert loaded["metagenrl"]["env_steps"] == 7
     assert torch.equal(loaded["state_dict"]["w"], torch.arange(1000.0))
     assert _names(path.parent) == ["last.ckpt"]
 
@@ -108,6 +108,14 @@ def test_another_kind_of_file(tmp_path: Path, content: bytes) -> None:
     assert "no checkpoint at all" in _error(path)
 
 
+@pytest.mark.parametrize("saved", [None, 1, FORMAT + 1])
+def test_another_versions_file(saved: int | None, tmp_path: Path) -> None:
+    torch.save({"metagenrl": {} if saved is None else {"format": saved}}, tmp_path / "other.ckpt")
+    assert f"saved by another version of this project (format {saved}; this one reads {FORMAT})" in _error(
+        tmp_path / "other.ckpt"
+    )
+
+
 @pytest.mark.parametrize("content", [{"state_dict": {}}, torch.zeros(3), ["metagenrl"]])
 def test_a_torch_file_of_another_project(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "other.ckpt"
@@ -143,7 +151,7 @@ class _Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["metagenrl"] = {"env_steps": 3}
+        checkpoint["metagenrl"] = {"format": FORMAT, "env_steps": 3}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.loaded = checkpoint["metagenrl"]
@@ -168,7 +176,7 @@ def test_lightning_saves_and_resumes_with_it(tmp_path: Path) -> None:
     trainer, first = fit(2, None)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     trainer, second = fit(3, tmp_path / "last.ckpt")
-    assert second.loaded == {"env_steps": 3}
+    assert second.loaded["env_steps"] == 3
     assert trainer.global_step == 3
     assert first.weight[0].item() == pytest.approx(1 - 0.8**2)
     assert second.weight[0].item() == pytest.approx(1 - 0.8**3)  # one step of lr 0.1 on (w - 1)^2 keeps 0.8 of the gap

@@ -208,3 +208,15 @@ def test_a_given_objective_is_not_learned(composed: Any) -> None:
         config = composed(f"experiment={experiment}")
         assert config.meta is None and config.callbacks.meta_test is None and config.callbacks.objective_export is None
         assert config.callbacks.evaluation.run_dir == config.run_dir
+
+
+LEVERS: Any = OmegaConf.to_container(OmegaConf.load(CONF.parent / "benchmarks" / "levers.yaml"))
+
+
+@pytest.mark.parametrize("name", LEVERS["variants"])
+def test_every_lever_is_a_variant_of_the_protocol(name: str, composed: Any) -> None:
+    plain = composed("experiment=protocol", "env=protocol_validation", *LEVERS["every"])
+    config = composed("experiment=protocol", "env=protocol_validation", *LEVERS["every"], *LEVERS["variants"][name])
+    assert (config == plain) == (name == "protocol")
+    for node in (config.meta, config.inner, config.objective, config.population):
+        build(node)

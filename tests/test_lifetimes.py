@@ -54,7 +54,8 @@ def test_a_process_has_those_of_its_agents() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"length": 20}, r"population.lifetime_env_steps must be above agent.warmup_env_steps=20, or null, got 20"),
+        ({"length": 20}, r"population.lifetime_env_steps must be above agent.random_env_steps=20, or null, got 20"),
+        ({"length": 30, "random": 30}, r"population.lifetime_env_steps must be above agent.random_env_steps=30, or null, got 30"),
         (
             {"random": 10},
             r"population.lifetime_env_steps=100 needs agent.random_env_steps of at least .*warmup_env_steps=20, got 10",

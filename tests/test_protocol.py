@@ -1,16 +1,22 @@
 """The protocol in small: its runs, what they keep, and that what has ended is not run again."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from metagenrl_pl.results import read_rows
 from metagenrl_pl.run_folders import find_runs, regimes_of
+from protocol import Planned, keep
 
 ROOT = Path(__file__).parents[1]
+PATHS = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 SMALL = [
     *("env_steps=60", "updates_per_batch=10", "compile=false", "population.size=3", "population.lifetime_env_steps=null"),
     *("agent.hidden_units=8", "agent.num_windows=3", "agent.window_length=3", "agent.random_env_steps=20"),
@@ -25,7 +31,7 @@ SMALL = [
 
 
 def protocol(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **PATHS}
     command = [sys.executable, str(ROOT / "benchmarks" / "protocol.py"), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -43,9 +49,13 @@ def test_protocol(tmp_path: Path) -> None:
     assert [run.origin.seed for run in regime.runs if run.origin] == [0, 1]
     page = (tmp_path / "runs" / "protocol" / "report.html").read_text()
     assert "unseen" in page and "probability of improvement" in page.lower()
+    table = done.stdout[done.stdout.index("| variant") :]
+    assert re.search(r"^\| protocol \| 2 \|( -?[\d.]+ \(-?[\d.]+ to -?[\d.]+\) \|){2}", table, re.MULTILINE), table
 
-    again = protocol(tmp_path, *arguments)
-    assert again.returncode == 0 and "exit code" not in again.stdout
+    again = protocol(tmp_path, *SMALL, "--seeds", "1")  # random actions and DDPG/TD3 are those of the run that has them
+    assert again.returncode == 0 and "exit code" not in again.stdout and "| protocol | 1 |" in again.stdout
+    other = protocol(tmp_path, *SMALL, "agent.num_windows=4")
+    assert other.returncode == 2 and "seed_0 holds a run with experiment=protocol seed=0 env_steps=60 " in other.stderr
 
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
@@ -54,7 +64,33 @@ def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     assert "num_windows must be at least 1" in (tmp_path / "runs" / "protocol" / "protocol" / "seed_0.log").read_text()
 
 
+def test_the_kept_results_of_two_variants_are_two_regimes(tmp_path: Path) -> None:
+    """Though they differ in a key that their objectives' cards do not know."""
+    folders = [tmp_path / name / "seed_0" for name in ("protocol", "clip")]
+    for folder, gradient in zip(folders, ("normalize", "clip"), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "meta_test.csv").write_text((ROOT / "results" / "quickstart" / "seed_0" / "meta_test.csv").read_text())
+        OmegaConf.save({"seed": 0, "env": {"train": ["A"]}, "meta": {"gradient": gradient}}, folder / "config.yaml")
+    runs = [Planned(folder, []) for folder in folders]
+    keep(runs, tmp_path, tmp_path / "kept")
+    titles = [regime.title for regime in regimes_of(find_runs([tmp_path / "kept"])[0])]
+    assert len(titles) == 2 and any("meta.gradient=clip" in title for title in titles)
+
+
 @pytest.mark.parametrize("arguments", [["--variants", "nothing"], ["--levers", "--variants", "nothing"]])
 def test_variants_are_those_of_the_levers(arguments: list[str], tmp_path: Path) -> None:
     done = protocol(tmp_path, *arguments)
     assert done.returncode == 2 and "--variants nothing: " in done.stderr
+
+
+def test_told_to_stop_it_lets_the_run_save_and_goes_on_later(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "protocol.py"), *SMALL, "env_steps=6000", "--seeds", "0", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **PATHS}, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "runs" / "protocol" / "protocol" / "seed_0.log"
+    while not (log.exists() and "/6,000 env steps" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "2 of 2 runs did not end" in errors
+    assert list((log.parent / "seed_0" / "checkpoints").glob("*.ckpt")) and not (log.parent / "seed_1").exists()

@@ -1,10 +1,14 @@
 """Which objective goes into the package, and what its card tells."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from metagenrl_pl.results import MetaTestRow
+from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.results import MetaTestRow, append_rows
 from metagenrl_pl.run_folders import Origin, Run
 from ship import best_on_training_environments, scores_by_environment
 
@@ -37,6 +41,24 @@ def test_refuses_runs_that_differ_in_more_than_their_seed() -> None:
         best_on_training_environments(runs)
 
 
+def test_a_run_that_diverged_is_not_taken() -> None:
+    runs = [run_of(0, {"A": [float("nan"), 9.0]}), run_of(1, {"A": [8.0, 8.0]})]
+    assert best_on_training_environments(runs)[0] is runs[1]
+
+
+def test_the_card_tells_where_it_comes_from(tmp_path: Path) -> None:
+    LearnedObjective(hidden_units=8).save(tmp_path / "objective.safetensors", {"seed": 3, "training_environments": ["A"]})
+    append_rows(tmp_path / "meta_test.csv", run_of(3, {"A": [8.0], "B": [2.0]}).rows)
+    script = Path(__file__).parents[1] / "benchmarks" / "ship.py"
+    command = [sys.executable, str(script), str(tmp_path), "--name", "mine", "--to", str(tmp_path / "package")]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1] / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    card = LearnedObjective.load(tmp_path / "package" / "mine.safetensors").card
+    assert (card["seed"], card["licence"], card["made_by"]) == (3, "Apache-2.0", "python benchmarks/protocol.py")
+    assert card["scores"]["B"] == {"env_steps": 100, "agents": 1, "return": 2.0, "normalised": 0.2}
+
+
 def test_refuses_runs_that_were_not_tested_on_a_training_environment() -> None:
-    with pytest.raises(ValueError, match="no run was tested on an environment that it was meta-trained on"):
+    with pytest.raises(ValueError, match="no run was tested on an environment that it was meta-trained on, "):
         best_on_training_environments([run_of(0, {"B": [5.0]})])

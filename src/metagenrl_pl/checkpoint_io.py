@@ -11,6 +11,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from metagenrl_pl.files import atomic_write
 
 PROJECT_KEY = "metagenrl"
+FORMAT = 2  # of what lies under it and of the optimizers' states
 """Top-level key that every checkpoint of this project has."""
 
 
@@ -82,5 +83,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise CheckpointError(
                 f"ckpt_path={path}: the file was saved by torch but not by a run of this project (it has no key {PROJECT_KEY!r});"
                 " valid is a .ckpt file that a run of this project saved"
+            )
+        if (saved := checkpoint[PROJECT_KEY].get("format")) != FORMAT:
+            raise CheckpointError(
+                f"ckpt_path={path}: saved by another version of this project (format {saved}; this one reads {FORMAT}); valid is a"
+                " checkpoint of this version, or that version of the project"
             )
         return checkpoint

@@ -23,7 +23,7 @@ PROBES = {
     "next_value": "V(s') after the step",
     "critic_gradient": "dQ/da of the step",
 }
-"""What can be varied in `action_gradient_map`, with its name on an axis; the last for objectives that look at it alone."""
+"""What can be varied in `action_gradient_map`, with its name on an axis; the last only for objectives that look at it."""
 
 _LARGEST = 2.0  # of what is varied, in standard deviations before the batch is standardised
 _DISTANCE = 0.5  # between policy action and replayed action when credit is measured

@@ -35,18 +35,18 @@ class Lifetimes:
         """Births spread evenly over a life, also among the agents of each environment, to which they are dealt round robin.
 
         Raises:
-            ValueError: if a life is not longer than its warm-up, or the warm-up longer than the phase of random actions, in which alone
-                it does not matter whose policy is asked.
+            ValueError: if a life is not longer than its phase of random actions, or that phase shorter than the warm-up: during the
+                warm-up there is no policy of the newborn's to be asked.
         """
-        length, warmup = population.lifetime_env_steps, agent.warmup_env_steps
-        if length is not None and length <= warmup:
+        length, warmup, random = population.lifetime_env_steps, agent.warmup_env_steps, agent.random_env_steps
+        if length is not None and length <= random:
             raise ValueError(
-                f"population.lifetime_env_steps must be above agent.warmup_env_steps={warmup}, or null, got {length}"
+                f"population.lifetime_env_steps must be above agent.random_env_steps={random}, or null, got {length}"
             )
-        if length is not None and agent.random_env_steps < warmup:
+        if length is not None and random < warmup:
             raise ValueError(
                 f"population.lifetime_env_steps={length} needs agent.random_env_steps of at least agent.warmup_env_steps={warmup}, "
-                f"got {agent.random_env_steps}"
+                f"got {random}"
             )
         return cls(length, warmup, tuple(i * (length or 0) // population.size for i in range(population.size)))
 

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from metagenrl_pl.batch import widest
-from metagenrl_pl.checkpoint_io import PROJECT_KEY
+from metagenrl_pl.checkpoint_io import FORMAT, PROJECT_KEY
 from metagenrl_pl.compiling import Tell
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.inner import InnerStep
@@ -86,7 +86,7 @@ class MetaGenRL(pl.LightningModule):
         """Add the agents, also those of other processes, and the run's config."""
         # A run is one epoch. If its last batch were remembered as such, Lightning would refuse to make the run longer on a resume.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        checkpoint[PROJECT_KEY] = {"config": self.run_config, "learner": self.learner.state_dict()}
+        checkpoint[PROJECT_KEY] = {"format": FORMAT, "config": self.run_config, "learner": self.learner.state_dict()}
         self._gather_agent_moments(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

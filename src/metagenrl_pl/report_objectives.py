@@ -58,7 +58,7 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
     parts = [
         "<h3>What the objective has learned</h3>",
         f"<p>Every objective is asked about the same windows of {num_steps} steps with one action dimension, made by hand: standardised "
-        "noise as rewards and values, in which one thing at a time is varied. Policies step against "
+        "noise as rewards and values, in which one thing at a time is varied; dQ/da is 0 but where it is varied. Policies step against "
         "dL/da: where it is positive (red) the action is pushed down, where it is negative (blue) up. So REINFORCE pulls the policy "
         f"to replayed actions of high reward and away from those of low. Every picture has its own scale.{left_out}</p>",
     ]

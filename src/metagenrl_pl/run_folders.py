@@ -22,12 +22,14 @@ class Origin(NamedTuple):
         training_environments: their names, sorted.
         settings: what else made it, by dotted key; an objective's card knows fewer of them than a run's config.
         commit: of the code, empty if unknown.
+        is_whole: whether the settings are all there were, those that are missing being null: a config's are, a card's are not.
     """
 
     seed: int
     training_environments: tuple[str, ...]
     settings: Mapping[str, Any]
     commit: str = ""
+    is_whole: bool = False
 
 
 class Run(NamedTuple):
@@ -125,7 +127,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     if given := objective.get("path"):
         card_paths.insert(0, Path(given).with_suffix(".json"))
     elif str(objective.get("_target_")).endswith(".pretrained"):
-        card_paths.insert(0, pretrained_path(objective["name"]).with_suffix(".json"))
+        card_paths.insert(0, pretrained_path(objective.get("name", "light")).with_suffix(".json"))
     card = next((_read_card(file) for file in card_paths if file.exists()), {})
     meta_trains = config.get("meta", {}) is not None if config else card_paths[-1].exists()
     origin = None
@@ -142,8 +144,8 @@ def read_run(folder: Path, name: str | None = None) -> Run:
 def regimes_of(runs: Sequence[Run]) -> list[Regime]:
     """Runs grouped by all that shaped their objectives but the seed: environments, settings, length of meta-training.
 
-    Settings that only one of two runs knows do not tell them apart, so that a test of an objective from a file joins the runs that
-    meta-trained it.
+    Settings that a card does not know do not tell runs apart, so that a test of an objective from a file joins the runs that meta-trained
+    it.
     """
     groups: list[list[tuple[Run, Origin]]] = []
     with_origin = [(run, run.origin) for run in runs if run.origin is not None]
@@ -153,7 +155,7 @@ def regimes_of(runs: Sequence[Run]) -> list[Regime]:
             if (
                 first.stage == run.stage
                 and first_origin.training_environments == origin.training_environments
-                and not _differences(first_origin.settings, origin.settings)
+                and not _differences(first_origin, origin)
             ):
                 group.append((run, origin))
                 break
@@ -175,15 +177,20 @@ def _title(first: tuple[Run, Origin], groups: Sequence[Sequence[tuple[Run, Origi
         for group in groups
         if group[0] is not first and group[0][1].training_environments == origin.training_environments
     ]
-    distinct = sorted({key for _, other in twins for key in _differences(origin.settings, other.settings)})
-    details = [f"{key}={origin.settings[key]}" for key in distinct]
+    distinct = sorted({key for _, other in twins for key in _differences(origin, other)})
+    details = [f"{key}={origin.settings.get(key)}" for key in distinct]
     if any(other.stage != run.stage for other, _ in twins):
         details.append(f"for {run.stage:,} env steps per agent")
     return title + (f" ({', '.join(details)})" if details else "")
 
 
-def _differences(settings: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    return [key for key in settings.keys() & other.keys() if settings[key] != other[key]]
+def _differences(one: Origin, other: Origin) -> list[str]:
+    keys = one.settings.keys() & other.settings.keys()
+    if (
+        one.is_whole and other.is_whole
+    ):  # a key that one of them lacks was not there yet, or belongs to a component of another kind
+        keys = one.settings.keys() | other.settings.keys()
+    return [key for key in keys if one.settings.get(key) != other.settings.get(key)]
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -204,7 +211,7 @@ def _origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, 
         for key, value in (config.get(group) or {}).items()
         if (group, key) != ("objective", "seed")
     }
-    return Origin(seed, tuple(sorted(names)), settings, str(card.get("commit") or ""))
+    return Origin(seed, tuple(sorted(names)), settings, str(card.get("commit") or ""), is_whole=True)
 
 
 def _read_card(path: Path) -> dict[str, Any]:
