@@ -38,6 +38,7 @@ class History:
         self._rngs = [np.random.default_rng(agent) for agent in self.agents]
         self._lengths = lengths
         self.steps: list[list[Step]] = [[] for _ in self.agents]
+        self._first_kept = [0] * len(self.agents)  # of `steps`
         self.states = [-1] * len(self.agents)  # newest one
         self._episodes, self._left = [-1] * len(self.agents), [0] * len(self.agents)
         for row in range(len(self.agents)):
@@ -90,9 +91,14 @@ class History:
             if ends[row]:
                 self._begin(row)
 
+    def keep_newest(self, row: int, num_steps: int) -> None:
+        self._first_kept[row] = max(self._first_kept[row], len(self.steps[row]) - num_steps)
+        for replay in self._replays:
+            replay.keep_newest(row, num_steps)
+
     def stored(self, row: int) -> list[Step]:
         """A buffer holds an agent's newest states, and the steps that start from one of them."""
-        newest = self.steps[row][-self.replay.capacity :]
+        newest = self.steps[row][self._first_kept[row] :][-self.replay.capacity :]
         return [step for step in newest if step.state > self.states[row] - self.replay.capacity]
 
     def window_from(self, row: int) -> dict[int, list[Step]]:
@@ -170,6 +176,24 @@ def test_windows_are_what_happened(capacity: int, window_length: int, num_steps:
             history.check(history.replay.sample(16, streams))
     oldest = min(history.stored(row)[0].state for row in range(len(SIZES)))
     assert (oldest > 0) is (capacity < num_steps)  # wrapped around, unless it never was full
+
+
+@pytest.mark.parametrize("capacity", [9, 40, 700])
+def test_what_is_forgotten_is_never_drawn(capacity: int) -> None:
+    """Also where the ring wraps round, and in a buffer that was restored since."""
+    history, streams, rng = driven(capacity, 5, 0), AgentStreams(SEEDS, "windows"), np.random.default_rng(0)
+    for number in range(1, 800):
+        history.step()
+        if number % 60 == 0:
+            history.keep_newest(int(rng.integers(3)), int(rng.integers(1, 50)))
+        if number % 300 == 0:
+            restored = Replay(SIZES, capacity, 5)
+            for agent in range(3):
+                restored.load_agent_state(agent, history.replay.agent_state(agent))
+            history.replay = restored
+        if number % 7 == 0:
+            assert len(history.replay) == min(len(history.stored(row)) for row in range(3))
+            history.check(history.replay.sample(16, streams))
 
 
 def test_windows_have_every_kind_of_end() -> None:
