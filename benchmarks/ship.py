@@ -20,7 +20,7 @@ PRETRAINED = Path(__file__).parents[1] / "src" / "metagenrl_pl" / "pretrained"
 
 
 def best_on_training_environments(runs: Sequence[Run]) -> tuple[Run, list[Score]]:
-    """The run with the highest interquartile mean of final scores there, and all normalised scores of its objective.
+    """The run with the highest interquartile mean of final scores there, and all scores of its objective.
 
     Raises:
         ValueError: if the runs are of several kinds of meta-training, or lack what scores are normalised by.
@@ -33,8 +33,8 @@ def best_on_training_environments(runs: Sequence[Run]) -> tuple[Run, list[Score]
     for run in regimes[0].runs:
         assert run.origin is not None  # or it were in no regime
         curves, _ = learning_curves([run], runs)
-        scores = [score for score in normalised(scores_of(curves)[0]) if score.method == "learned"]
-        trained_on = [score for score in scores if score.environment in run.origin.training_environments]
+        scores = [score for score in scores_of(curves)[0] if score.method == "learned"]
+        trained_on = [score for score in normalised(scores) if score.environment in run.origin.training_environments]
         value = aggregate(trained_on, "learned", lambda score: score.normalised_final)
         if value is not None and math.isfinite(value.mean) and (best is None or value.mean > best[0]):  # NaN: an agent diverged
             best = value.mean, run, scores
@@ -44,7 +44,7 @@ def best_on_training_environments(runs: Sequence[Run]) -> tuple[Run, list[Score]
 
 
 def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
-    """Mean final return and mean normalised score (random actions 0, DDPG/TD3 1) of each environment, for a card."""
+    """Mean final return and mean normalised score (random actions 0, DDPG/TD3 1; null where there is none) of each environment."""
     told: dict[str, dict[str, Any]] = {}
     for environment in sorted({score.environment for score in scores}):
         own = [score for score in scores if score.environment == environment]
@@ -52,7 +52,9 @@ def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
             "env_steps": own[0].env_steps,
             "agents": len(own),
             "return": round(sum(score.final for score in own) / len(own), 1),
-            "normalised": round(sum(score.normalised_final for score in own) / len(own), 2),
+            "normalised": round(mean, 2)
+            if math.isfinite(mean := sum(score.normalised_final for score in own) / len(own))
+            else None,
         }
     return told
 
