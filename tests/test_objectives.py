@@ -427,8 +427,12 @@ def test_pretrained_objectives_have_cards_and_give_finite_gradients(card: Path) 
     told = {"training_environments", "env_steps", "num_agents", "window_length", "seed", "commit", "licence", "scores", "made_by"}
     assert told <= objective.card.keys()
     assert not any(p.requires_grad for p in objective.parameters())
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert f"`{card.stem}`" in readme
+    action = torch.linspace(-1, 1, 60).view(3, 10, 2).requires_grad_()
+    reward, value = torch.linspace(0, 1, 30).view(3, 10), torch.linspace(0, 1, 33).view(3, 11)
+    loss = objective(action, -action, reward, value, torch.zeros(3, 10), critic_gradient=torch.ones(3, 10, 2))
+    (gradient,) = torch.autograd.grad(loss.sum(), action)
+    assert gradient.isfinite().all() and gradient.any()
+    assert f'pretrained("{card.stem}")' in (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["heavy", "../pretrained/light", ""])
