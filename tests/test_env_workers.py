@@ -458,9 +458,17 @@ def test_numbers_that_cannot_serve_are_refused(value: Any) -> None:
     assert str(caught.value) == f"env_workers must be null, to choose, or a whole number from 0, got {value!r}"
 
 
-def test_only_cores_that_this_process_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 3, 5, 7, 9}, raising=False)
-    assert choose_num_workers(None, 100) == 4
+@pytest.mark.parametrize(
+    ("quota", "chosen"), [(None, 9), ("max 100000", 9), ("600000 100000", 5), ("650000 100000", 5), ("50000 100000", 0)]
+)
+def test_only_cores_that_this_process_may_use_count(
+    quota: str | None, chosen: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(1, 20, 2)), raising=False)
+    monkeypatch.setattr(env_workers, "_CPU_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert choose_num_workers(None, 100) == chosen
 
 
 def test_make_group_chooses_the_kind(monkeypatch: pytest.MonkeyPatch, opened: Callable[..., WorkerGroup]) -> None:

@@ -15,6 +15,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from metagenrl_pl.envs import EnvironmentSpec
 
 MIN_CORES = 4
 """From how many cores on workers are chosen: with fewer they take turns with the training process."""
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the container: microseconds of processor time, of so many
 
 SECONDS_TO_CLOSE = 5.0
 """How long a worker may take to end what it does before it is killed."""
@@ -265,7 +268,10 @@ def _anonymous_file(num_bytes: int) -> Iterator[int]:
 
 
 def _num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: by its affinity, and by its container's share of the processor."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return cores
