@@ -193,6 +193,21 @@ def test_runs_that_differ_in_their_seed_alone_are_one_regime(tmp_path: Path) -> 
     assert all("baseline" in [run.name for run in regime.others] for regime in regimes)
 
 
+def test_tests_of_another_length_in_the_same_environment_are_another_regime(tmp_path: Path) -> None:
+    _folder(tmp_path / "short", BASELINES + _learned(1.0))
+    _folder(tmp_path / "long", [row._replace(env_steps=10 * row.env_steps) for row in _learned(2.0)])
+    _folder(
+        tmp_path / "elsewhere", [row._replace(environment="B", env_steps=10 * row.env_steps) for row in _learned(3.0)], seed=1
+    )
+    runs = find_runs([tmp_path])[0]
+    short, long = (next(run for run in runs if run.name == name) for name in ("short", "long"))
+    lengths = {run.name: max(row.env_steps for row in run.rows) for run in (short, long)}
+    regimes = {tuple(sorted(run.name for run in regime.runs)): regime.title for regime in regimes_of(runs)}
+    assert len(regimes) == 2 and all(("short" in names) != ("long" in names) for names in regimes)
+    for name, length in lengths.items():
+        assert any(name in names and f"tested for {length:,}" in title for names, title in regimes.items()), regimes
+
+
 def test_a_test_of_an_objective_from_a_file_joins_the_run_that_made_it(tmp_path: Path) -> None:
     card = {"architecture": {}, "training_environments": ["T", "A"], "num_agents": 4, "seed": 3, "commit": "c0ffee"}
     made = _folder(tmp_path / "made", BASELINES + _learned(1.0), seed=3, agent={"window_length": 6})

@@ -1,6 +1,7 @@
 """Run folders of several runs: what was meta-tested in each, and the regimes of meta-training that they belong to."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,6 +145,8 @@ def read_run(folder: Path, name: str | None = None) -> Run:
 def regimes_of(runs: Sequence[Run]) -> list[Regime]:
     """Runs grouped by all that shaped their objectives but the seed: environments, settings, length of meta-training.
 
+    Runs that tested in the same environments at other env steps stay apart, since their results are not comparable.
+
     Settings that a card does not know do not tell runs apart, so that a test of an objective from a file joins the runs that meta-trained
     it.
     """
@@ -156,6 +159,7 @@ def regimes_of(runs: Sequence[Run]) -> list[Regime]:
                 first.stage == run.stage
                 and first_origin.training_environments == origin.training_environments
                 and not _differences(first_origin, origin)
+                and all(_tested_alike(member, run) for member, _ in group)
             ):
                 group.append((run, origin))
                 break
@@ -167,6 +171,17 @@ def regimes_of(runs: Sequence[Run]) -> list[Regime]:
         others = [run for run in runs if run not in members]
         regimes.append(Regime(_title(group[0], groups), group[0][1].training_environments, members, others))
     return sorted(regimes, key=lambda regime: runs.index(regime.runs[0]))
+
+
+def _tested_alike(one: Run, other: Run) -> bool:
+    """Whether learned objectives were evaluated at the same env steps in the environments that both runs tested them in."""
+    grids: list[dict[str, set[int]]] = []
+    for run in (one, other):
+        grids.append(defaultdict(set))
+        for row in run.rows:
+            if row.method == "learned":
+                grids[-1][row.environment].add(row.env_steps)
+    return all(grids[0][environment] == grids[1][environment] for environment in grids[0].keys() & grids[1].keys())
 
 
 def _title(first: tuple[Run, Origin], groups: Sequence[Sequence[tuple[Run, Origin]]]) -> str:
@@ -181,6 +196,8 @@ def _title(first: tuple[Run, Origin], groups: Sequence[Sequence[tuple[Run, Origi
     details = [f"{key}={origin.settings.get(key)}" for key in distinct]
     if any(other.stage != run.stage for other, _ in twins):
         details.append(f"for {run.stage:,} env steps per agent")
+    if any(other.stage == run.stage and not _differences(origin, other_origin) for other, other_origin in twins):
+        details.append(f"tested for {max(row.env_steps for row in run.rows):,}")
     return title + (f" ({', '.join(details)})" if details else "")
 
 
