@@ -27,7 +27,13 @@ from metagenrl_pl.run_folders import Run, find_runs
 from metagenrl_pl.scores import Score, aggregate, learning_curves, normalised, scores_of
 
 ROOT = Path(__file__).parents[1]
-LEARNED_ALONE = ["callbacks.meta_test.baselines=null", "callbacks.meta_test.untrained=false", "callbacks.meta_test.random=false"]
+WITHOUT = {
+    "untrained": "callbacks.meta_test.untrained=false",
+    "reinforce": "callbacks.meta_test.baselines.reinforce=null",
+    "critic": "callbacks.meta_test.baselines.critic=null",
+    "random": "callbacks.meta_test.random=false",
+}
+"""What leaves out the test of each method that does not depend on meta-training."""
 KEPT = ("meta_test.csv", "metrics.csv", "objective.safetensors", "objective.json", "config.yaml")
 
 
@@ -44,12 +50,14 @@ class Planned(NamedTuple):
 
 
 def planned(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
-    """A run for each variant and seed; the first one also tests whatever does not depend on meta-training."""
+    """A run for each variant and seed; what does not depend on meta-training is tested once, dealt to the runs of the first variant."""
     runs: list[Planned] = []
     for name, overrides in variants.items():
         for seed in seeds:
-            alone = LEARNED_ALONE if runs else []
-            runs.append(Planned(out / name / f"seed_{seed}", ["experiment=protocol", f"seed={seed}", *overrides, *extra, *alone]))
+            dealt = [method for i, method in enumerate(WITHOUT) if i % len(seeds) == len(runs)]
+            without = [override for method, override in WITHOUT.items() if method not in dealt]
+            folder = out / name / f"seed_{seed}"
+            runs.append(Planned(folder, ["experiment=protocol", f"seed={seed}", *overrides, *extra, *without]))
     return runs
 
 
@@ -62,7 +70,7 @@ def check_folders(runs: Sequence[Planned]) -> None:
     for plan in runs:
         if plan.note.exists():
             before = plan.note.read_text().splitlines()
-            if set(before) - set(LEARNED_ALONE) != set(plan.overrides) - set(LEARNED_ALONE):
+            if not set(before) ^ set(plan.overrides) <= set(WITHOUT.values()):
                 raise ValueError(f"{plan.folder} holds a run with {' '.join(before)}; valid is another --out, or to remove it")
 
 

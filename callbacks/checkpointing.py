@@ -116,6 +116,8 @@ class RunCheckpoint(Checkpoint):
 class ObjectiveExport(pl.Callback):
     """Writes `<run_dir>/objective.safetensors` with its card every so many env steps and at the end.
 
+    One that is not learned further is written once, with the card that it came with, so that the folder of a test tells what was tested.
+
     Args:
         run_dir: the run's folder.
         every_env_steps: between two files; null for the end only.
@@ -128,6 +130,12 @@ class ObjectiveExport(pl.Callback):
     def __init__(self, run_dir: str, every_env_steps: int | None = None, keep_stages: bool = False) -> None:
         check_interval("every_env_steps", every_env_steps)
         self._run_dir, self._every, self._keep_stages = Path(run_dir), every_env_steps, keep_stages
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write an objective that stays what it is."""
+        learner = module_of(trainer).learner
+        if trainer.is_global_zero and learner.meta is None and isinstance(learner.objective, LearnedObjective):
+            learner.objective.save(self._run_dir / "objective.safetensors")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int

@@ -42,7 +42,7 @@ class MetaTest(pl.Callback):
         every_env_steps: of meta-training, between two meta-tests; null for one at the end.
         untrained: whether the objective's own architecture with fresh weights is tested beside it.
         random: whether random actions are tested beside it.
-        baselines: objectives by the name of their method.
+        baselines: objectives by the name of their method; null for one that is not tested.
 
     Raises:
         ValueError: if a number is not positive, there is no seed, or an environment cannot serve.
@@ -59,7 +59,7 @@ class MetaTest(pl.Callback):
         every_env_steps: int | None = None,
         untrained: bool = True,
         random: bool = True,
-        baselines: Mapping[str, Objective] | None = None,
+        baselines: Mapping[str, Objective | None] | None = None,
     ) -> None:
         for name, value in (
             ("env_steps", env_steps),
@@ -76,7 +76,8 @@ class MetaTest(pl.Callback):
             Environment(spec).close()
         self._seeds, self._env_steps, self._evaluate_every = list(seeds), env_steps, evaluate_every_env_steps
         self._num_episodes, self._every = num_episodes, every_env_steps
-        self._untrained, self._random, self._baselines = untrained, random, dict(baselines or {})
+        self._untrained, self._random = untrained, random
+        self._baselines = {method: baseline for method, baseline in (baselines or {}).items() if baseline is not None}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a resume: drop the tests of later objectives, which are made again."""

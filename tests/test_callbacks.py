@@ -192,7 +192,8 @@ def test_the_objective_is_tested_at_intervals_and_compared_at_the_end(tmp_path: 
 
 
 def test_comparisons_can_be_switched_off(tmp_path: Path) -> None:
-    tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), untrained=False, random=False)])
+    baselines = {"reinforce": None, "critic": None}
+    tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), untrained=False, random=False, baselines=baselines)])
     assert {row.method for row in read_rows(tmp_path / "meta_test.csv")} == {"learned"}
 
 
@@ -250,10 +251,19 @@ def test_without_an_interval_the_objective_is_written_at_the_end(tmp_path: Path)
     assert LearnedObjective.load(tmp_path / "objective.safetensors").card["env_steps"] == 40
 
 
-@pytest.mark.parametrize(("objective", "frozen"), [(CriticObjective(), False), (tiny_objective(), True)])
-def test_an_objective_that_is_not_learned_is_not_written(objective: Any, frozen: bool, tmp_path: Path) -> None:
-    tiny_run(callbacks=[ObjectiveExport(str(tmp_path), 10, keep_stages=True)], objective=objective, frozen=frozen)
+def test_a_hand_made_objective_is_not_written(tmp_path: Path) -> None:
+    tiny_run(callbacks=[ObjectiveExport(str(tmp_path), 10, keep_stages=True)], objective=CriticObjective())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_frozen_objective_is_written_once_with_its_own_card(tmp_path: Path) -> None:
+    objective = tiny_objective()
+    objective.card = {"seed": 7, "env_steps": 123}
+    tiny_run(callbacks=[ObjectiveExport(str(tmp_path), 10, keep_stages=True)], objective=objective, frozen=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["objective.json", "objective.safetensors"]
+    written = LearnedObjective.load(tmp_path / "objective.safetensors")
+    assert written.card == objective.card
+    assert all(torch.equal(p, written.get_parameter(name)) for name, p in objective.named_parameters())
 
 
 # ------------------------------------------------------------------------------------------------------------------- display

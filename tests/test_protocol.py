@@ -41,8 +41,8 @@ def test_protocol(tmp_path: Path) -> None:
     done = protocol(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (read_rows(tmp_path / "kept" / "protocol" / f"seed_{seed}" / "meta_test.csv") for seed in (0, 1))
-    methods = {"learned", "untrained", "reinforce", "critic", "random"}
-    assert ({row.method for row in first}, {row.method for row in second}) == (methods, {"learned"})
+    assert {row.method for row in first} == {"learned", "untrained", "critic"}  # what is tested once is dealt to the runs
+    assert {row.method for row in second} == {"learned", "reinforce", "random"}
     assert {row.environment for row in second} == {"Pendulum-v1", "InvertedPendulum-v5", "Hopper-v5"}
     runs, _ = find_runs([tmp_path / "kept"])
     (regime,) = regimes_of(runs)
@@ -52,7 +52,7 @@ def test_protocol(tmp_path: Path) -> None:
     table = done.stdout[done.stdout.index("| variant") :]
     assert re.search(r"^\| protocol \| 2 \|( -?[\d.]+ \(-?[\d.]+ to -?[\d.]+\) \|){2}", table, re.MULTILINE), table
 
-    again = protocol(tmp_path, *SMALL, "--seeds", "1")  # random actions and DDPG/TD3 are those of the run that has them
+    again = protocol(tmp_path, *SMALL, "--seeds", "1")  # DDPG/TD3 is that of the run that has it
     assert again.returncode == 0 and "exit code" not in again.stdout and "| protocol | 1 |" in again.stdout
     other = protocol(tmp_path, *SMALL, "agent.num_windows=4")
     assert other.returncode == 2 and "seed_0 holds a run with experiment=protocol seed=0 env_steps=60 " in other.stderr

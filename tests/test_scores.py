@@ -230,6 +230,10 @@ def test_a_test_of_an_objective_from_a_file_joins_the_run_that_made_it(tmp_path:
         ("A", 3),
         ("B", 3),
     }
+    # What lies in the run's own folder was tested, whatever the file has become since.
+    (tmp_path / "tested" / "objective.json").write_text(json.dumps({**card, "seed": 9}))
+    runs, _ = find_runs([tmp_path])
+    assert {run.name: run.origin and run.origin.seed for run in runs} == {"made": 3, "tested": 9}
 
 
 def test_baselines_of_other_runs_fill_in_where_the_objective_was_tested(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     """Read a run folder: `meta_test.csv`, and `config.yaml` or the card of its objective.
 
     The origin of a learned objective is the config's of the run that meta-trained it. A run that tests an objective from a file
-    trains other agents in `env.train`: there the card beside the objective's file tells.
+    trains other agents in `env.train`: there its card tells, in the run's folder or else beside the file.
 
     Raises:
         ValueError: no `meta_test.csv`, nothing in it, other columns, an unreadable config, or results of a learned objective of which
@@ -126,11 +126,11 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     card_paths = [folder / "objective.json"]
     objective = config.get("objective") or {}
     if given := objective.get("path"):
-        card_paths.insert(0, Path(given).with_suffix(".json"))
+        card_paths.append(Path(given).with_suffix(".json"))
     elif str(objective.get("_target_")).endswith(".pretrained"):
-        card_paths.insert(0, pretrained_path(objective.get("name", "light")).with_suffix(".json"))
+        card_paths.append(pretrained_path(objective.get("name", "light")).with_suffix(".json"))
     card = next((_read_card(file) for file in card_paths if file.exists()), {})
-    meta_trains = config.get("meta", {}) is not None if config else card_paths[-1].exists()
+    meta_trains = config.get("meta", {}) is not None if config else card_paths[0].exists()
     origin = None
     if any(map(depends_on_meta_training, rows)):
         told = meta_trains and bool(config)
