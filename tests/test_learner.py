@@ -361,6 +361,56 @@ def test_shared_windows_take_the_policy_step_that_those_windows_give() -> None:
     assert any(not torch.equal(p, q) for p, q in zip(shared.objective.parameters(), separate.objective.parameters(), strict=True))
 
 
+# What judges the stepped policy, and how often the objective is updated
+
+
+@pytest.mark.parametrize(("critic", "kind"), [("twin_minimum", "critics"), ("target_minimum", "target_critics")])
+def test_the_judges_are_the_critics_that_the_setting_names(critic: Any, kind: str) -> None:
+    """Both judges raised by 7 judge the policies 7 better; the first critic does not, though it is one of the twins."""
+    losses = []
+    for shift in (0.0, 7.0):
+        learner = learner_of(small_objective(), SGD(), MetaSettings(critic=critic))
+        getattr(learner.population, kind)["out.bias"] += shift
+        learner._update_objective(random_windows(2 * B))
+        losses.append(learner.metrics["meta_loss"])
+    torch.testing.assert_close(losses[0] - losses[1], torch.full((3,), 7.0), rtol=1e-4, atol=1e-4)
+    first = learner_of(small_objective(), SGD(), MetaSettings())
+    first._update_objective(random_windows(2 * B))
+    assert (first.metrics["meta_loss"] < losses[0]).any()
+
+
+def test_the_objective_is_updated_as_often_as_asked() -> None:
+    drawn: list[int] = []
+
+    def draw(num_windows: int) -> Windows:
+        drawn.append(num_windows)
+        return random_windows(num_windows, seeds=[len(drawn), 7, 8])
+
+    def steps_of(learner: Learner) -> set[float]:
+        assert learner.objective_optimizer is not None
+        return {float(state["step"]) for state in learner.objective_optimizer.state.values()}
+
+    learner = learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=0, updates_per_cycle=3))
+    learner.update(draw, env_steps=0)
+    assert drawn == [B, B, 2 * B, 2 * B, 2 * B] and steps_of(learner) == {3}
+    drawn.clear()
+    learner = learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=0, updates_per_cycle=3, share_windows=True))
+    learner.update(draw, env_steps=0)
+    assert drawn == [B, 2 * B, 2 * B, 2 * B] and steps_of(learner) == {3}  # the first one's windows are the policy's too
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"critic": "second"}, "critic must be first, twin_minimum or target_minimum, got 'second'"),
+        ({"updates_per_cycle": 0}, "updates_per_cycle must be at least 1, got 0"),
+    ],
+)
+def test_meta_settings_are_checked(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        MetaSettings(**options)
+
+
 @pytest.mark.parametrize("inner", [SGD(num_steps=2), Adam()])
 def test_shared_windows_need_one_plain_step(inner: InnerStep) -> None:
     with pytest.raises(ValueError, match="meta.share_windows=true needs an inner loop of one step without moments"):

@@ -36,7 +36,7 @@ def inner_step(kind: str, num_steps: int = 1) -> InnerStep:
     return SGD(step_size=0.02, num_steps=num_steps) if kind == "sgd" else Adam(learning_rate=0.01, num_steps=num_steps)
 
 
-def task_of(population: Population, inner: InnerStep) -> MetaTask:
+def task_of(population: Population, inner: InnerStep, judges: Parameters | None = None) -> MetaTask:
     """Agents of three sizes, so padded, with windows of 1 to 4 steps."""
     windows = random_windows((inner.num_steps + 1) * NUM_WINDOWS)
     assert windows.length.unique().tolist() == [1, 2, 3, 4]
@@ -47,7 +47,7 @@ def task_of(population: Population, inner: InnerStep) -> MetaTask:
         first = {name: 0.1 * x * real[name] for name, x in random_like(population.policy, 1).items()}
         second = {name: 0.01 * x**2 * real[name] for name, x in random_like(population.policy, 2).items()}
         moments = AdamMoments(first, second, torch.full((3,), 7.0))
-    return MetaTask(population.policy, first_critic(population.critics), windows, moments)
+    return MetaTask(population.policy, first_critic(population.critics), windows, moments, judges)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
@@ -74,7 +74,7 @@ def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool])
 
     def losses(alpha: Parameters) -> Tensor:
         stepped = inner_stepped(population.networks, objective, inner, alpha, task)
-        return meta_loss(population.networks, stepped, task.critic, task.windows)
+        return meta_loss(population.networks, stepped, task)
 
     torch.testing.assert_close(loss, losses(alpha), rtol=1e-12, atol=0)
     assert (norm_per_agent(gradients) > 1e-6).all()
@@ -103,6 +103,25 @@ def test_two_paths_one_gradient(kind: str, options: dict[str, bool]) -> None:
         torch.testing.assert_close(factored[name], g, rtol=1e-9, atol=1e-11 * float(g.abs().max()))
 
 
+@pytest.mark.parametrize("path", [factored_meta_gradients, general_meta_gradients])
+def test_where_one_of_the_judges_is_always_lower_it_alone_judges(path: Any) -> None:
+    population, objective, inner = small_population(), small_objective(), inner_step("sgd")
+    alpha = objective.stacked_parameters(3)
+    for lower in (0, 1):
+        judges = {name: p.clone() for name, p in population.critics.items()}
+        judges["out.bias"][:, lower] -= 100
+        task = task_of(population, inner, judges)
+        gradients, loss = path(population.networks, objective, inner, alpha, task)
+        # The objective's inputs stay those of `critic`, the first one, whoever judges.
+        alone = {name: p[:, [lower, lower]] for name, p in judges.items()}
+        expected, same_loss = path(population.networks, objective, inner, alpha, task._replace(judges=alone))
+        other, _ = path(population.networks, objective, inner, alpha, task._replace(judges=None))
+        torch.testing.assert_close(loss, same_loss, rtol=1e-12, atol=0)
+        torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-12)
+        is_first = all(torch.allclose(g, other[name], rtol=1e-9, atol=1e-12) for name, g in gradients.items())
+        assert is_first == (lower == 0)
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_inner_steps_use_windows_of_their_own_and_the_loss_all(kind: str) -> None:
     population, objective, inner = small_population(), small_objective(), inner_step(kind, num_steps=2)
@@ -115,8 +134,9 @@ def test_inner_steps_use_windows_of_their_own_and_the_loss_all(kind: str) -> Non
         for x in parts.values():
             x[:, index] *= -0.5
         windows = task.windows._replace(**parts)
-        stepped = inner_stepped(population.networks, objective, inner, alpha, task._replace(windows=windows))
-        return stepped, meta_loss(population.networks, stepped, task.critic, windows)
+        changed_task = task._replace(windows=windows)
+        stepped = inner_stepped(population.networks, objective, inner, alpha, changed_task)
+        return stepped, meta_loss(population.networks, stepped, changed_task)
 
     original, (_, loss) = (
         inner_stepped(population.networks, objective, inner, alpha, task),
@@ -132,7 +152,7 @@ def test_inner_steps_use_windows_of_their_own_and_the_loss_all(kind: str) -> Non
 def test_meta_loss_is_the_mean_over_valid_steps() -> None:
     population, windows = small_population(), random_windows(NUM_WINDOWS)
     critic = first_critic(population.critics)
-    loss = meta_loss(population.networks, population.policy, critic, windows)
+    loss = meta_loss(population.networks, population.policy, MetaTask(population.policy, critic, windows))
     for agent in range(3):
         observation = windows.observation[:, windows.valid[agent] > 0]  # [P, valid, O]
         value = population.networks.q(critic, observation, population.networks.action(population.policy, observation))

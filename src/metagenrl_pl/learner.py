@@ -41,6 +41,9 @@ class MetaSettings:
         annealing_env_steps: over how many env steps policies go over from the critic to the objective; 0 for at once.
         share_windows: whether, after the annealing, the policy step uses the inner step's windows and gradient, which saves the policy
             update; needs an inner loop of one SGD step.
+        critic: what judges the policy after the inner step: the first critic (the paper), or the minimum of the twin critics or of their
+            targets, which overestimate less. The objective's inputs are the first critic's in any case.
+        updates_per_cycle: of the objective, each from windows of its own, for one policy step.
         average_decay: per update, of a moving average of the objective's parameters, which is what is exported and meta-tested; None for
             the newest parameters. Agents are taught by the newest ones in any case.
 
@@ -52,6 +55,8 @@ class MetaSettings:
     gradient: Literal["clip", "normalize"] = "clip"
     annealing_env_steps: int = 10_000
     share_windows: bool = False
+    critic: Literal["first", "twin_minimum", "target_minimum"] = "first"
+    updates_per_cycle: int = 1
     average_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +64,10 @@ class MetaSettings:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.gradient not in ("clip", "normalize"):
             raise ValueError(f"gradient must be clip or normalize, got {self.gradient!r}")
+        if self.critic not in ("first", "twin_minimum", "target_minimum"):
+            raise ValueError(f"critic must be first, twin_minimum or target_minimum, got {self.critic!r}")
+        if self.updates_per_cycle < 1:
+            raise ValueError(f"updates_per_cycle must be at least 1, got {self.updates_per_cycle}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             raise ValueError(f"average_decay must be between 0 and 1, or null, got {self.average_decay}")
         if self.annealing_env_steps < 0:
@@ -149,13 +158,16 @@ class Learner:
         self._num_broken = self._num_broken + ~torch.isfinite(self.metrics["critic_loss"])
         if self.num_updates % self.settings.policy_delay == 0:
             share = self._objective_share(env_steps)
+            num_left = self.meta.updates_per_cycle if self.meta is not None else 0
             if self.meta is not None and self.meta.share_windows and share is None:
                 self._update_policies_and_objective(draw(2 * self.settings.num_windows))
+                num_left -= 1
             else:
                 self._update_policies(draw(self.settings.num_windows), share)
                 self._move_targets()
-                if self.meta is not None and self.inner is not None:
-                    self._update_objective(draw((self.inner.num_steps + 1) * self.settings.num_windows))
+            for _ in range(num_left):
+                assert self.inner is not None  # without one there is no meta
+                self._update_objective(draw((self.inner.num_steps + 1) * self.settings.num_windows))
         self.num_updates += 1
 
     def _update_critics(self, windows: Windows, step: Callable[[], Any]) -> None:
@@ -217,10 +229,13 @@ class Learner:
         self._step_objective(*meta)
 
     def _meta_arguments(self, windows: Windows) -> tuple[Any, ...]:
-        assert self.inner is not None
+        assert self.inner is not None and self.meta is not None
         population = self.population
+        judges = {"first": None, "twin_minimum": population.critics, "target_minimum": population.target_critics}[
+            self.meta.critic
+        ]
         moments = self._policy_moments() if self.inner.needs_moments else None
-        task = MetaTask(population.policy, first_critic(population.critics), windows, moments)
+        task = MetaTask(population.policy, first_critic(population.critics), windows, moments, judges)
         return population.networks, self.objective, self.inner, self.objective.stacked_parameters(population.num_agents), task
 
     def _step_objective(self, gradients: Parameters, loss: Tensor) -> None:

@@ -30,11 +30,17 @@ class MetaTask(NamedTuple):
     critic: Parameters  # the first critic, [P, ...]
     windows: Windows  # (K + 1) B windows: inner step k uses windows k B to (k + 1) B, the meta-loss all of them
     moments: AdamMoments | None = None
+    judges: Parameters | None = None  # twin critics, [P, 2, ...], whose minimum is the meta-loss's; None for `critic`
 
 
-def meta_loss(networks: Networks, policy: Parameters, critic: Parameters, windows: Windows) -> Tensor:
-    """-mean over valid steps of Q1(s, pi(s)), [P]."""
-    value = networks.q(critic, windows.observation, networks.action(policy, windows.observation))
+def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
+    """-mean over valid steps of Q(s, pi(s)) of the task's critic or of the minimum of its judges, [P]."""
+    windows = task.windows
+    action = networks.action(policy, windows.observation)
+    if task.judges is None:
+        value = networks.q(task.critic, windows.observation, action)
+    else:
+        value = networks.twin_q(task.judges, windows.observation, action).amin(1)
     return -(value * windows.valid).sum((1, 2)) / windows.num_valid
 
 
@@ -66,7 +72,7 @@ def general_meta_gradients(
     """Gradient of each agent's meta-loss in its copy of alpha, [P, ...], through the whole inner loop, and the losses, [P]."""
 
     def total(alpha: Parameters) -> tuple[Tensor, Tensor]:
-        loss = meta_loss(networks, inner_stepped(networks, objective, inner, alpha, task), task.critic, task.windows)
+        loss = meta_loss(networks, inner_stepped(networks, objective, inner, alpha, task), task)
         return loss.sum(), loss
 
     return torch.func.grad(total, has_aux=True)(alpha)
@@ -102,7 +108,7 @@ def policy_and_meta_gradients(
 
     def total(gradient: Parameters) -> tuple[Tensor, Tensor]:
         stepped = inner(task.policy, gradient, windows.num_valid, task.moments)
-        loss = meta_loss(networks, stepped, task.critic, task.windows)
+        loss = meta_loss(networks, stepped, task)
         return loss.sum(), loss
 
     cotangent, loss = torch.func.grad(total, has_aux=True)(gradient)
