@@ -20,8 +20,11 @@ from metagenrl_pl.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import ReplayDataModule
 from metagenrl_pl.lifetimes import Lifetimes
+from metagenrl_pl.meta_test import fresh_seed, numbered
 from metagenrl_pl.module import MetaGenRL
+from metagenrl_pl.objectives import Objective
 from metagenrl_pl.placement import Placement
+from metagenrl_pl.population import PopulationSettings
 from metagenrl_pl.processes import agreed_run_dir, check_world_size, launching, strategy_for
 from metagenrl_pl.resume import moved, resumed_config
 from metagenrl_pl.run import open_run_folder, prepare_process, run_folder
@@ -72,8 +75,15 @@ def main(config: DictConfig) -> None:
             f"population.size={num_agents} leaves environments without an agent; valid is {len(train_specs)} or more"
         )
     specs = [train_specs[i % len(train_specs)] for i in range(num_agents)]
-    seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
-    inner, meta = build(config.inner), build(config.meta) if config.get("meta") else None
+    objective = build(config.objective)
+    if not objective.learns:
+        config.meta = None
+    check_meta_training(config, objective, population)
+    inner, meta = build(config.inner), build(config.meta) if config.meta else None
+    if meta is None:  # the agents are tested themselves
+        seeds = [fresh_seed(spec, number) for spec, number in zip(specs, numbered(specs, config.seed), strict=True)]
+    else:
+        seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
     eager_seconds = estimated_seconds(agent, num_agents, config.env_steps, is_meta_training=meta is not None)
     callbacks = [build(node) for node in config.callbacks.values() if node]
     trainer = build(
@@ -101,16 +111,32 @@ def main(config: DictConfig) -> None:
             placement,
             Lifetimes.staggered(population, agent),
         )
+        plain = cast(dict[str, Any], OmegaConf.to_container(config))
+        module = MetaGenRL(datamodule.sizes, seeds, objective, agent, inner, meta, config.compile, plain, placement, tell)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    plain = cast(dict[str, Any], OmegaConf.to_container(config))
-    objective = build(config.objective)
-    module = MetaGenRL(datamodule.sizes, seeds, objective, agent, inner, meta, config.compile, plain, placement, tell)
     if trainer.is_global_zero:
         open_run_folder(config)
     tell(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB), {chosen}")
     with launching(config.run_dir):
         fit(trainer, module, datamodule, config)
+
+
+def check_meta_training(config: DictConfig, objective: Objective, population: PopulationSettings) -> None:
+    """Refuse what has a meaning with meta-training alone, and what has none without.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if config.meta is None and objective.learns:
+        raise ConfigError(
+            f"objective={config.objective._target_} has not been meta-trained, and meta=null does not do so; "
+            "valid is objective=frozen objective.path=..., objective=pretrained, or meta=small"
+        )
+    if config.meta is None and population.lifetime_env_steps is not None:
+        raise ConfigError(
+            f"population.lifetime_env_steps={population.lifetime_env_steps} belongs to meta-training; valid is null where meta=null"
+        )
 
 
 def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, config: DictConfig) -> None:

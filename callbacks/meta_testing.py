@@ -18,10 +18,14 @@ from callbacks.schedule import (
     log_metrics,
     module_of,
 )
+from metagenrl_pl.config import ConfigError
 from metagenrl_pl.datamodule import MacroBatch
+from metagenrl_pl.env_group import sizes_of
 from metagenrl_pl.envs import Environment, EnvironmentSpec
-from metagenrl_pl.meta_test import Evaluator, meta_test, random_returns
+from metagenrl_pl.meta_test import Evaluator, fresh_seeds, meta_test, needed_capacity, numbered, random_returns
 from metagenrl_pl.objectives import LearnedObjective, Objective
+from metagenrl_pl.placement import Placement
+from metagenrl_pl.replay import check_memory, memory_bytes
 from metagenrl_pl.results import MetaTestRow, append_rows, drop_rows_after, method_name, read_rows
 from metagenrl_pl.streams import derive_seed
 
@@ -79,6 +83,24 @@ class MetaTest(pl.Callback):
         self._untrained, self._random = untrained, random
         self._baselines = {method: baseline for method, baseline in (baselines or {}).items() if baseline is not None}
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse now a replay of the fresh agents that has no place beside the training's.
+
+        Raises:
+            ConfigError: names what is needed and what there is.
+        """
+        datamodule, agent = datamodule_of(trainer), module_of(trainer).agent
+        specs, _, seeds = fresh_seeds(self._specs, self._seeds)
+        sizes = Placement(len(seeds), trainer.global_rank, trainer.world_size).mine(sizes_of(specs)) if seeds else []
+        needed = memory_bytes(sizes, needed_capacity(self._env_steps, agent, datamodule.replay_settings.capacity))
+        device = datamodule.replay_device
+        if device.type == "cpu":  # a GPU tells what is free, with the training's replay in its place already
+            needed += datamodule.replay_bytes
+        try:
+            check_memory(needed, device)
+        except ValueError as error:
+            raise ConfigError(f"callbacks.meta_test.env_steps={self._env_steps}: {error}") from error
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a resume: drop the tests of later objectives, which are made again."""
         if trainer.is_global_zero and (env_steps := env_steps_of(trainer)):
@@ -94,7 +116,7 @@ class MetaTest(pl.Callback):
             and not is_last(trainer)
             and isinstance(objective, LearnedObjective)
         ):
-            self._test(trainer, "learned", objective, env_steps_of(trainer))
+            self._test(trainer, "learned", objective, _stage(trainer, objective))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Test the final objective and whatever it is compared with."""
@@ -139,6 +161,8 @@ class MetaTest(pl.Callback):
                 make=datamodule_of(trainer).make_group,
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
+                replay_capacity=datamodule_of(trainer).replay_settings.capacity,
+                replay_device=datamodule_of(trainer).replay_device,
             )
         if trainer.is_global_zero:
             append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
@@ -189,18 +213,19 @@ class PolicyEvaluation(pl.Callback):
         datamodule, placement = datamodule_of(trainer), module_of(trainer).placement
         population = module_of(trainer).learner.population
         if self._evaluator is None:
-            specs, make = placement.mine(datamodule.specs), datamodule.make_group
-            self._evaluator = Evaluator(specs, placement.agents, self._num_episodes, make, population.observation_size)
+            specs, seeds = placement.mine(datamodule.specs), placement.mine(datamodule.seeds)
+            self._evaluator = Evaluator(specs, seeds, self._num_episodes, datamodule.make_group, population.observation_size)
         returns = gathered(trainer, self._evaluator(population.act).tolist())
         log_metrics(
             trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
         )
         if trainer.is_global_zero and self._method is not None:
-            objective, names = module_of(trainer).objective, [spec.name for spec in datamodule.specs]
+            objective = module_of(trainer).objective
             stage = int(objective.card.get("env_steps", 0)) if isinstance(objective, LearnedObjective) else None
+            numbers = numbered(datamodule.specs, module_of(trainer).run_config.get("seed", 0))
             rows = [
-                MetaTestRow(name, self._method, names[:agent].count(name), env_steps_of(trainer), float(value), stage)
-                for agent, (name, value) in enumerate(zip(names, returns, strict=True))
+                MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), stage)
+                for spec, number, value in zip(datamodule.specs, numbers, returns, strict=True)
             ]
             append_rows(self._path, rows)
 

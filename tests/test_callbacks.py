@@ -19,11 +19,14 @@ from callbacks.display import FinalReport, PopulationDisplay, clock, progress_of
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
 from callbacks.schedule import check_interval, crossed, env_steps_of
 from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
+from metagenrl_pl.config import ConfigError
 from metagenrl_pl.datamodule import MacroBatch
+from metagenrl_pl.env_group import sizes_of
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.files import read_csv
 from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
+from metagenrl_pl.replay import memory_bytes
 from metagenrl_pl.results import METHOD_NAMES, read_rows
 
 NAMES = [f"{spec.name}/agent_{agent}" for agent, spec in enumerate(TOYS)]
@@ -189,6 +192,36 @@ def test_the_objective_is_tested_at_intervals_and_compared_at_the_end(tmp_path: 
         returns = [row.episode_return for row in rows if row.method == method and row.env_steps == 20]
         assert shown[40] == pytest.approx(sum(returns[-2:]) / 2)
     assert list(logged(tmp_path, "meta_test/Approach-v0/learned")) == [20, 30, 40]
+
+
+def test_a_replay_that_has_no_place_is_refused_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fresh agents' stands beside the training's; both follow replay.capacity."""
+    asked: list[int] = []
+    monkeypatch.setattr("callbacks.meta_testing.check_memory", lambda needed, device: asked.append(needed))
+    trainer = tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])])
+    slots = (asked[0] - cast(Any, trainer).datamodule.replay_bytes) / memory_bytes(sizes_of([EnvironmentSpec("Approach-v0")]), 1)
+    assert slots == 2 * 20 + cast(MetaGenRL, trainer.lightning_module).agent.window_length
+
+    def refuse(needed: int, device: torch.device) -> None:
+        raise ValueError("too much")
+
+    monkeypatch.setattr("callbacks.meta_testing.check_memory", refuse)
+    with pytest.raises(ConfigError, match="callbacks.meta_test.env_steps=20: too much"):
+        tiny_run(callbacks=[meta_test(run_dir=str(tmp_path / "refused"))])
+    assert not (tmp_path / "refused").exists()
+
+
+def test_fresh_agents_keep_their_experience_as_the_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def asked(*arguments: Any, replay_capacity: int, replay_device: torch.device, **options: Any) -> None:
+        assert (replay_capacity, replay_device) == (500, torch.device("cpu"))
+        raise Asked
+
+    monkeypatch.setattr("callbacks.meta_testing.meta_test", asked)
+    with pytest.raises(Asked):
+        tiny_run(callbacks=[meta_test(run_dir=str(tmp_path))])
 
 
 def test_comparisons_can_be_switched_off(tmp_path: Path) -> None:

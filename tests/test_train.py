@@ -15,9 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from metagenrl_pl.command_line import hydra_entry
+from metagenrl_pl.config import build
 from metagenrl_pl.csv_logger import STEP_COLUMN
+from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.files import read_csv
-from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.meta_test import meta_test
+from metagenrl_pl.objectives import CriticObjective, LearnedObjective
 from metagenrl_pl.objectives.learned import pretrained_path
 from metagenrl_pl.results import METHOD_NAMES, read_rows
 from metagenrl_pl.run_folders import read_run
@@ -170,7 +173,7 @@ def test_a_learned_objective_trains_fresh_agents(debug: tuple[Path, str], in_pro
         for seed in (0, 1)
         for n in (100, 200, 300)
     }
-    assert path.read_bytes() == before and not Path("here/objective.safetensors").exists()
+    assert path.read_bytes() == before == Path("here/objective.safetensors").read_bytes()  # what was tested
     assert "learned objective" in printed and "training: 300/300" in printed and "meta-training: 300" not in printed
     assert not Path("here/tensorboard").exists()
 
@@ -203,6 +206,32 @@ def test_a_baseline_runs_through_the_same_code(in_process: Train) -> None:
     assert "DDPG/TD3" in printed
     columns, _ = read_csv(Path("here/metrics.csv"))
     assert f"evaluation_return/{DOUBLE}/agent_1" in columns and f"meta_loss/{DOUBLE}/agent_1" not in columns
+
+
+def test_fresh_agents_are_those_of_a_meta_test_with_their_numbers(in_process: Train) -> None:
+    """Bit for bit, whichever way they are tested; other seeds of a run are other agents with other numbers."""
+    for seed, numbers in ((0, (0, 1)), (1, (2, 3))):
+        where = ("population.size=2", f"seed={seed}", f"run_dir=seed_{seed}")
+        code, _, errors = in_process("experiment=baseline/ddpg", *where, *SHORT)
+        assert code == 0, errors
+        found = read_rows(Path(f"seed_{seed}/meta_test.csv"))
+        settings = build(OmegaConf.load(f"seed_{seed}/config.yaml").agent)
+        assert found == meta_test("critic", CriticObjective(), [EnvironmentSpec(DOUBLE)], numbers, settings, 300, 100, 1)
+
+
+def test_without_anything_to_learn_there_is_no_meta_training(in_process: Train) -> None:
+    """Nor is an objective taken for what the run has made."""
+    where = ("objective=pretrained", "env.train=[Reacher-v5]", "env.test=[Pendulum-v1]", "run_dir=here")
+    code, printed, errors = in_process("experiment=debug", "env_steps=120", "seed=5", *where)
+    assert code == 0, errors
+    assert OmegaConf.load("here/config.yaml").meta is None and "meta-training: " not in printed
+    card, origin = LearnedObjective.pretrained("light").card, read_run(Path("here")).origin
+    assert origin is not None and (origin.seed, list(origin.training_environments)) == (
+        card["seed"],
+        card["training_environments"],
+    )
+    learned = [row for row in read_rows(Path("here/meta_test.csv")) if row.method == "learned"]
+    assert learned and {row.meta_training_env_steps for row in learned} == {card["env_steps"]}
 
 
 def test_a_sweep_gives_every_job_a_folder(in_process: Train) -> None:
@@ -343,6 +372,15 @@ def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[P
         ),
         ("run_dir=/proc/nowhere", "run_dir=/proc/nowhere cannot be written: "),
         ("~population experiment=debug", "population: nothing says what it is, it needs a _target_"),
+        ("meta.share_windows=true inner=adam", "meta.share_windows=true needs an inner loop of one step without moments"),
+        (
+            "experiment=baseline/ddpg population.lifetime_env_steps=6000",
+            "population.lifetime_env_steps=6000 belongs to meta-training; valid is null where meta=null",
+        ),
+        (
+            "experiment=meta_test objective=learned",
+            "LearnedObjective has not been meta-trained, and meta=null does not do so; valid",
+        ),
         ("experiment=meta_test", "missing key 'objective.path'"),
         (
             "experiment=meta_test objective.path=nothing",

@@ -136,7 +136,7 @@ class ReplayDataModule(pl.LightningDataModule):
         choose_num_workers(env_workers, len(specs))  # refuse a wrong number now
         self.specs, self.sizes, self.env_workers = list(specs), sizes_of(specs), env_workers
         self.placement = placement or Placement(len(specs))
-        self._seeds, self._agent, self._settings = list(seeds), agent, replay
+        self.seeds, self._agent, self.replay_settings = list(seeds), agent, replay
         if replay.device == "cpu" or not torch.cuda.is_available():  # a GPU is asked in setup
             check_memory(self.replay_bytes, torch.device("cpu"))
         self.collector: Collector
@@ -144,21 +144,27 @@ class ReplayDataModule(pl.LightningDataModule):
     @property
     def replay_bytes(self) -> int:
         """Memory that the full replay needs in this process."""
-        return memory_bytes(self.placement.mine(self.sizes), self._settings.capacity)
+        return memory_bytes(self.placement.mine(self.sizes), self.replay_settings.capacity)
+
+    @property
+    def replay_device(self) -> torch.device:
+        """Where experience is kept: as configured, or where the updates are."""
+        assert self.trainer is not None
+        wanted = self.replay_settings.device
+        return self.trainer.strategy.root_device if wanted == "auto" else torch.device(wanted)
 
     def setup(self, stage: str) -> None:
         """Make the replay on its device and the collector, which asks the population for actions."""
         assert self.trainer is not None
-        device = self.trainer.strategy.root_device if self._settings.device == "auto" else self._settings.device
         try:
             sizes, padded_to = self.placement.mine(self.sizes), widest(self.sizes)
-            replay = Replay(sizes, self._settings.capacity, self._agent.window_length, device, padded_to)
+            replay = Replay(sizes, self.replay_settings.capacity, self._agent.window_length, self.replay_device, padded_to)
         except ValueError as error:  # only here is the device known, and whether it has the memory
             raise ConfigError(str(error)) from error
         learner = cast(Learner, self.trainer.lightning_module.learner)
         self.collector = Collector(
             self.make_group(self.placement.mine(self.specs)),
-            self.placement.mine(self._seeds),
+            self.placement.mine(self.seeds),
             replay,
             learner.population.act,
             exploration_noise=self._agent.exploration_noise,

@@ -78,17 +78,33 @@ class Evaluator:
         self.environments.close()
 
 
-def fresh_seeds(specs: Sequence[EnvironmentSpec], seeds: Sequence[int]) -> tuple[list[EnvironmentSpec], list[int], list[int]]:
-    """Fresh agents, one for each environment and seed: their environments, users' seeds and own seeds.
+def fresh_seed(spec: EnvironmentSpec, number: int) -> int:
+    """The own seed of a fresh agent, from its number, which is the `seed` of results.
 
-    An agent's own seed does not depend on the method that trains it, so methods are compared on the same first weights and episodes.
+    It does not depend on the method that trains the agent, so methods are compared on the same first weights and episodes.
     """
+    return derive_seed(number, "meta-test", spec.name)
+
+
+def numbered(specs: Sequence[EnvironmentSpec], seed: int) -> list[int]:
+    """Numbers of the fresh agents of a whole run: those in one environment are told apart, and so are those of runs with other seeds."""
+    names = [spec.name for spec in specs]
+    return [seed * names.count(name) + names[:agent].count(name) for agent, name in enumerate(names)]
+
+
+def fresh_seeds(specs: Sequence[EnvironmentSpec], seeds: Sequence[int]) -> tuple[list[EnvironmentSpec], list[int], list[int]]:
+    """Fresh agents, one for each environment and seed: their environments, users' seeds and own seeds."""
     pairs = [(spec, seed) for spec in specs for seed in seeds]
     return (
         [spec for spec, _ in pairs],
         [seed for _, seed in pairs],
-        [derive_seed(seed, "meta-test", spec.name) for spec, seed in pairs],
+        [fresh_seed(spec, seed) for spec, seed in pairs],
     )
+
+
+def needed_capacity(env_steps: int, agent: AgentSettings, most: int) -> int:
+    """Replay slots of a fresh agent: enough for all of its env steps, even in episodes of one step, and `most` at most."""
+    return min(2 * env_steps + agent.window_length, most)
 
 
 def meta_test(
@@ -107,6 +123,7 @@ def meta_test(
     make: MakeGroup = SerialGroup,
     rank: int = 0,
     world_size: int = 1,
+    replay_device: torch.device | str | None = None,
 ) -> list[MetaTestRow]:
     """Train fresh agents with a frozen objective, one for each environment and seed, all in one stacked population.
 
@@ -126,6 +143,7 @@ def meta_test(
         report: told the env steps that are done.
         make: makes the environments; in this process by default.
         rank, world_size: of this process.
+        replay_device: where experience is kept; where the updates are by default.
 
     Returns:
         One row for each evaluation of each agent, with no meta-training stage.
@@ -139,9 +157,10 @@ def meta_test(
         population = Population(environments.sizes, agent_seeds, agent, padded_to)
         learner = Learner(population, objective, agent, agent_seeds, compile=compile)
         learner.to(torch.device(device))
-        capacity = min(2 * env_steps + agent.window_length, replay_capacity)  # enough even for episodes of one step
-        replay = Replay(environments.sizes, capacity, agent.window_length, device, padded_to)
-        collector = Collector(environments, agent_seeds, replay, population.act, agent.exploration_noise, agent.random_env_steps)
+        capacity = needed_capacity(env_steps, agent, replay_capacity)
+        replay = Replay(environments.sizes, capacity, agent.window_length, replay_device or device, padded_to)
+        noise, random = agent.exploration_noise, agent.random_env_steps
+        collector = Collector(environments, agent_seeds, replay, population.act, noise, random, torch.device(device))
         for done in range(1, env_steps + 1):
             collector.begin_step()
             if collector.num_collected >= agent.warmup_env_steps:
