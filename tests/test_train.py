@@ -23,6 +23,7 @@ from metagenrl_pl.meta_test import meta_test
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective
 from metagenrl_pl.objectives.learned import pretrained_path
 from metagenrl_pl.results import METHOD_NAMES, read_rows
+from metagenrl_pl.resume import moved
 from metagenrl_pl.run_folders import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -260,26 +261,26 @@ def test_a_sweep_gives_every_job_a_folder(in_process: Train) -> None:
 def test_a_finished_run_is_made_longer_where_it_was_moved(debug: tuple[Path, str], in_process: Train) -> None:
     original, _ = debug
     before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
-    moved = Path("elsewhere/moved")
-    shutil.copytree(original, moved)
-    code, _, errors = in_process(f"ckpt_path={moved}/checkpoints/env_steps_000000400.ckpt", "env_steps=500")
+    there = Path("elsewhere/moved")
+    shutil.copytree(original, there)
+    code, _, errors = in_process(f"ckpt_path={there}/checkpoints/env_steps_000000400.ckpt", "env_steps=500", "env_workers=1")
     assert code == 0, errors
 
-    old, new = (read_csv(run_dir / "metrics.csv") for run_dir in (original, moved))
+    old, new = (read_csv(run_dir / "metrics.csv") for run_dir in (original, there))
     assert new[0] == old[0]
-    assert new[1][: len(old[1])] == old[1] and set(env_steps_of(moved)) == {100, 200, 300, 400, 500}
+    assert new[1][: len(old[1])] == old[1] and set(env_steps_of(there)) == {100, 200, 300, 400, 500}
     assert len({tuple(row.values()) for row in new[1]}) == len(new[1])
-    old_rows, rows = read_rows(original / "meta_test.csv"), read_rows(moved / "meta_test.csv")
+    old_rows, rows = read_rows(original / "meta_test.csv"), read_rows(there / "meta_test.csv")
     learned = [row for row in old_rows if row.method == "learned"]
     assert rows[: len(old_rows)] == old_rows
     assert [row[:4] for row in rows[len(old_rows) :]] == [row[:4] for row in learned]
     assert {row.meta_training_env_steps for row in rows[len(old_rows) :]} == {500}
 
-    names = sorted(path.name for path in (moved / "checkpoints").iterdir())
+    names = sorted(path.name for path in (there / "checkpoints").iterdir())
     assert names == ["env_steps_000000400.ckpt", "env_steps_000000500.ckpt", "env_steps_000000500.replay"]
-    assert LearnedObjective.load(moved / "objective.safetensors").card["env_steps"] == 500
-    config = OmegaConf.load(moved / "config.yaml")
-    assert (config.run_dir, config.callbacks.checkpoint.run_dir, config.env_steps) == (str(moved), str(moved), 500)
+    assert LearnedObjective.load(there / "objective.safetensors").card["env_steps"] == 500
+    config = OmegaConf.load(there / "config.yaml")
+    assert (config.run_dir, config.callbacks.checkpoint.run_dir, config.env_steps) == (str(there), str(there), 500)
     assert config.population.size == 3  # the run's own, not the default
     assert not Path("runs").exists()
     assert {path: path.read_bytes() for path in original.rglob("*") if path.is_file()} == before
@@ -297,6 +298,23 @@ def test_a_checkpoint_alone_is_enough_and_the_rest_is_made_again(debug: tuple[Pa
     assert new[: len(kept)] == kept and set(env_steps_of(Path("run"))) == {100, 200, 300, 400}
     assert new[len(kept) :] != old[len(kept) :]
     assert LearnedObjective.load("run/objective.safetensors").card["env_steps"] == 400
+
+
+def test_a_checkpoint_outside_of_a_run_folder_writes_nowhere(debug: tuple[Path, str], in_process: Train, tmp_path: Path) -> None:
+    shutil.copy(debug[0] / "checkpoints" / "env_steps_000000400.ckpt", tmp_path / "alone.ckpt")
+    code, printed, errors = in_process("ckpt_path=alone.ckpt")
+    assert code == 2 and printed == "" and errors.count("\n") == 1
+    assert errors.startswith("error: ckpt_path=alone.ckpt: lies in no run's folder; valid is <run folder>/checkpoints/alone.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["alone.ckpt"]
+
+
+def test_a_run_whose_folder_is_called_like_a_choice_keeps_the_choice() -> None:
+    config = OmegaConf.create({"run_dir": "light", "objective": {"name": "light"}, "logger": {"save_dir": "light", "at": "light/x"}})
+    assert moved(config, "there") == {
+        "run_dir": "there",
+        "objective": {"name": "light"},
+        "logger": {"save_dir": "there", "at": "there/x"},
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,13 @@ OVERRIDABLE = (
     "trainer.strategy",
     "trainer.accelerator",
     "num_threads",
+    "env_workers",
+    "compile",
+    "compile_cache",
     "logger",
     "callbacks",
 )
-"""What a resume may change: the length, the devices, loggers and callbacks."""
+"""What a resume may change: the length, the machine and how it is used, loggers and callbacks. Compiled updates round differently."""
 
 
 def folder_of(checkpoint: Path) -> Path:
@@ -47,6 +50,8 @@ def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         raise ConfigError(str(error)) from error
     if not stored:
         raise ConfigError(f"ckpt_path={path}: was saved without a configuration; valid is a checkpoint that train.py saved")
+    if path.absolute().parent.name != "checkpoints":  # its run would go on in a folder that is another's
+        raise ConfigError(f"ckpt_path={path}: lies in no run's folder; valid is <run folder>/checkpoints/{path.name}")
     resumed = moved(OmegaConf.create(stored), str(folder_of(path)))
     for key in overridden:
         OmegaConf.update(resumed, key, OmegaConf.select(config, key), merge=False, force_add=True)
@@ -58,11 +63,12 @@ def moved(config: DictConfig, run_dir: str) -> DictConfig:
     return OmegaConf.create(_moved(OmegaConf.to_container(config), config.run_dir, run_dir))
 
 
-def _moved(value: Any, old: str, new: str) -> Any:
+def _moved(value: Any, old: str, new: str, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {key: _moved(item, old, new) for key, item in value.items()}
+        return {name: _moved(item, old, new, str(name)) for name, item in value.items()}
     if isinstance(value, list):
         return [_moved(item, old, new) for item in value]
-    if isinstance(value, str) and (value == old or value.startswith(old + "/")):
+    # A folder may be called like a choice (`run_dir=light`), so a bare name counts where a folder is meant.
+    if isinstance(value, str) and (value.startswith(old + "/") or (value == old and key.endswith("dir"))):
         return new + value[len(old) :]
     return value

@@ -12,9 +12,9 @@ class CriticObjective(Objective):
     needs_value, needs_critic_gradient = False, True
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """-V(s) of every step, [P, B, T]; needs `value`. A constant: the gradient in the action is what `action_gradient` returns."""
-        assert inputs.value is not None
-        return -inputs.value[..., :-1] * inputs.valid
+        """-<dQ1/da, a> of every step, [P, B, T], 0 where padded: linear in the action, with the slope that -Q1 has at the policy's."""
+        assert inputs.critic_gradient is not None  # promised by needs_critic_gradient
+        return -(inputs.critic_gradient * inputs.policy_action).sum(-1) * inputs.valid
 
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """-dQ1/da, [P, B, T, A], 0 where padded."""
