@@ -127,7 +127,7 @@ class MetaTest(pl.Callback):
         if isinstance(objective, LearnedObjective):
             tests.append(("learned", objective, _stage(trainer, objective)))
             if self._untrained:
-                fresh = LearnedObjective(**objective.architecture, seed=derive_seed(0, "untrained objective"))
+                fresh = type(objective)(**objective.architecture, seed=derive_seed(0, "untrained objective"))
                 tests.append(("untrained", fresh, 0))
         tests += [(method, baseline, None) for method, baseline in self._baselines.items()]
         for method, tested, stage in tests:

@@ -224,6 +224,19 @@ def test_fresh_agents_keep_their_experience_as_the_run_does(tmp_path: Path, monk
         tiny_run(callbacks=[meta_test(run_dir=str(tmp_path))])
 
 
+class Halved(LearnedObjective):
+    """An objective of a user's own, with an option of its own."""
+
+    def __init__(self, share: float = 0.5, **options: Any) -> None:
+        super().__init__(**options)
+        self.architecture["share"] = share
+
+
+def test_an_untrained_objective_is_of_the_class_that_is_learned(tmp_path: Path) -> None:
+    tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), random=False)], objective=Halved(hidden_units=4, context_units=2))
+    assert {row.method for row in read_rows(tmp_path / "meta_test.csv")} == {"learned", "untrained"}
+
+
 def test_comparisons_can_be_switched_off(tmp_path: Path) -> None:
     baselines = {"reinforce": None, "critic": None}
     tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), untrained=False, random=False, baselines=baselines)])

@@ -383,6 +383,42 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
     assert card["architecture"] == saved.architecture and card["env_steps"] == 7
 
 
+class Louder(LearnedObjective):
+    """An objective of a user's own, with an option and a loss of its own."""
+
+    def __init__(self, loudness: float = 1.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.architecture["loudness"] = loudness
+
+    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        return self.architecture["loudness"] * super().loss(parameters, inputs)
+
+
+def test_a_subclass_is_loaded_as_what_it_is(tmp_path: Path) -> None:
+    objective, inputs = Louder(3.0, hidden_units=8, context_units=3), random_inputs()
+    objective.save(tmp_path / "louder.safetensors")
+    loaded = LearnedObjective.load(tmp_path / "louder.safetensors")
+    assert type(loaded) is Louder and "class" not in loaded.card
+    assert torch.equal(loss_of(loaded, inputs), loss_of(objective, inputs))
+    fresh = type(loaded)(**loaded.architecture, seed=1)
+    assert fresh.architecture == objective.architecture
+    loaded.save(tmp_path / "again.safetensors")
+    assert isinstance(Louder.load(tmp_path / "again.safetensors"), Louder)
+
+
+def test_a_class_that_is_not_wanted_or_not_there_is_named(tmp_path: Path) -> None:
+    small().save(tmp_path / "plain.safetensors")  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"is of the class .*\.LearnedObjective; valid is Louder or a subclass"):
+        Louder.load(tmp_path / "plain.safetensors")
+
+    class Gone(Louder):
+        """Cannot be imported: local to this function."""
+
+    Gone(hidden_units=8).save(tmp_path / "gone.safetensors")
+    with pytest.raises(ValueError, match=r"gone.safetensors: is of the class .*\.Gone; valid is LearnedObjective or"):
+        LearnedObjective.load(tmp_path / "gone.safetensors")
+
+
 def test_the_card_is_kept_when_saved_again(tmp_path: Path) -> None:
     small().save(tmp_path / "a.safetensors", {"env_steps": 7, "seed": 1})
     LearnedObjective.load(tmp_path / "a.safetensors").save(tmp_path / "b.safetensors", {"seed": 2})

@@ -309,7 +309,9 @@ def test_a_checkpoint_outside_of_a_run_folder_writes_nowhere(debug: tuple[Path, 
 
 
 def test_a_run_whose_folder_is_called_like_a_choice_keeps_the_choice() -> None:
-    config = OmegaConf.create({"run_dir": "light", "objective": {"name": "light"}, "logger": {"save_dir": "light", "at": "light/x"}})
+    config = OmegaConf.create(
+        {"run_dir": "light", "objective": {"name": "light"}, "logger": {"save_dir": "light", "at": "light/x"}}
+    )
     assert moved(config, "there") == {
         "run_dir": "there",
         "objective": {"name": "light"},

@@ -50,7 +50,7 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
     first = next(iter(learned.values()))
     objectives: dict[str, Objective] = {
         _REINFORCE: Reinforce(discount=float(settings.get("agent.discount", 0.99))),
-        _UNTRAINED: LearnedObjective(**first.architecture, seed=derive_seed(0, "untrained objective")),  # as in meta-tests
+        _UNTRAINED: type(first)(**first.architecture, seed=derive_seed(0, "untrained objective")),  # as in meta-tests
         **learned,
     }
     num_steps = next((run.window_length for run in regime.runs if run.window_length), _PAPERS_WINDOW_LENGTH)

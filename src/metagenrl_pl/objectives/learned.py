@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pydoc import ErrorDuringImport, locate
 from typing import Any, Self
 
 import torch
@@ -24,7 +25,8 @@ class LearnedObjective(Objective):
     """L_alpha(trajectory, pi(s), V): the mean over action dimensions of a small network, rewards, values and time, through an LSTM.
 
     It never sees an observation, so it fits any environment. 15,497 parameters at the default sizes. The options are the alternative
-    parametrisations of the paper's figure 5.
+    parametrisations of the paper's figure 5. A subclass adds options of its own to `architecture`, the constructor's arguments but the
+    seed; files tell which class they are of.
 
     Args:
         hidden_units: width of every hidden layer and of the LSTM; even, since half of the units are squared.
@@ -201,8 +203,9 @@ class LearnedObjective(Objective):
             path: of the `.safetensors` file.
             card: how the objective was made (training environments, env steps, commit, seed); the architecture is added.
         """
-        path = Path(path)
-        card = {"format": _FORMAT, "architecture": self.architecture, **{**self.card, **(card or {})}}
+        path, kind = Path(path), type(self)
+        own_class = {} if kind is LearnedObjective else {"class": f"{kind.__module__}.{kind.__qualname__}"}
+        card = {"format": _FORMAT, **own_class, "architecture": self.architecture, **{**self.card, **(card or {})}}
         text = json.dumps(card, indent=2)
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
         temporary = path.with_name(path.name + ".tmp")
@@ -224,10 +227,11 @@ class LearnedObjective(Objective):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read an objective that `save` wrote, frozen; its card is in `.card`.
+        """Read an objective that `save` wrote, frozen; its card is in `.card`. It is of the class that was saved.
 
         Raises:
-            ValueError: if the file is missing, damaged, not an objective of this project or one with options that are not known here.
+            ValueError: if the file is missing, damaged, not an objective of this project, or one of a class or with options that are
+                not known here.
         """
         path = Path(path)
         if not path.is_file():
@@ -240,8 +244,17 @@ class LearnedObjective(Objective):
             raise ValueError(f"objective.path={path}: not a readable safetensors file ({error})") from error
         if card.get("format") != _FORMAT:
             raise ValueError(f"objective.path={path}: no objective of this project (its card names no format {_FORMAT!r})")
+        name = str(card.pop("class", f"{__name__}.{LearnedObjective.__qualname__}"))
         try:
-            objective = cls(**card.pop("architecture"))
+            kind = locate(name)
+        except ErrorDuringImport as error:
+            raise ValueError(f"objective.path={path}: its class cannot be imported ({error})") from error
+        if not (isinstance(kind, type) and issubclass(kind, cls)):
+            raise ValueError(
+                f"objective.path={path}: is of the class {name}; valid is {cls.__name__} or a subclass that is importable"
+            )
+        try:
+            objective = kind(**card.pop("architecture"))
             objective.load_state_dict(tensors)
         except (KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
