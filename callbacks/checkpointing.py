@@ -17,6 +17,7 @@ from callbacks.schedule import check_interval, crossed, datamodule_of, env_steps
 from metagenrl_pl.csv_logger import RunCSVLogger
 from metagenrl_pl.datamodule import MacroBatch, replay_folder
 from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.run_folders import meta_training_settings
 
 
 class RunCheckpoint(Checkpoint):
@@ -164,6 +165,7 @@ class ObjectiveExport(pl.Callback):
             "window_length": module_of(trainer).agent.window_length,
             "seed": config.get("seed"),
             "commit": _commit(),
+            "settings": meta_training_settings(config),
         }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from metagenrl_pl.config import load_config
 from metagenrl_pl.results import MetaTestRow, append_rows
-from metagenrl_pl.run_folders import Run, find_runs, read_run, regimes_of
+from metagenrl_pl.run_folders import Run, find_runs, meta_training_settings, read_run, regimes_of
 from metagenrl_pl.scores import Score, aggregate, improvement, learning_curves, normalised, regime_curves, scores_of
 
 
@@ -244,6 +245,40 @@ def test_baselines_of_other_runs_fill_in_where_the_objective_was_tested(tmp_path
     assert {(curve.environment, curve.method) for curve in curves} == {
         ("A", method) for method in ("learned", "critic", "random", "untrained")
     }
+
+
+def test_a_test_belongs_to_the_meta_training_that_its_card_tells(tmp_path: Path) -> None:
+    """Not to another one that differs in what architecture and size do not show."""
+    for gradient in ("normalize", "clip"):
+        _folder(tmp_path / gradient, BASELINES + _learned(10.0), meta={"gradient": gradient})
+    card = {
+        "training_environments": ["A", "T"],
+        "seed": 1,
+        "settings": meta_training_settings(dict(load_config(tmp_path / "clip" / "config.yaml"))),  # type: ignore[arg-type]
+    }
+    made = _folder(tmp_path / "test", _learned(20.0), train=["A"], meta=None)
+    (made / "objective.json").write_text(json.dumps(card))
+    members = [sorted(run.name for run in regime.runs) for regime in regimes_of(find_runs([tmp_path])[0])]
+    assert sorted(members) == [["clip", "test"], ["normalize"]]
+
+
+def test_other_agents_and_other_untrained_objectives_are_not_compared(tmp_path: Path) -> None:
+    small, large = {"hidden_units": 64}, {"hidden_units": 350}
+    learned = _learned(10.0) + [row for row in BASELINES if row.method == "random"]
+    _folder(tmp_path / "learned", learned, agent=small, objective={"use_time": True})
+    critic = [row for row in BASELINES if row.method == "critic"]
+    _folder(tmp_path / "large", [row._replace(episode_return=1e6) for row in critic], agent=large)
+    _folder(tmp_path / "small", critic, agent=small)
+    untrained = [row for row in BASELINES if row.method == "untrained"]
+    _folder(tmp_path / "blind", untrained + _learned(9.0), agent=small, objective={"use_time": False}, seed=1)
+    regimes = {min(run.name for run in regime.runs): regime for regime in regimes_of(find_runs([tmp_path])[0])}
+    curves, notes = regime_curves(regimes["learned"])
+    assert {(curve.method, curve.folder.name) for curve in curves} == {
+        ("learned", "learned"),
+        ("random", "learned"),
+        ("critic", "small"),
+    }
+    assert notes == ["large is not compared: its agents differ in agent.hidden_units."]
 
 
 def test_names_are_short_and_each_run_counts_once(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ class Origin(NamedTuple):
     Args:
         seed: of the meta-training.
         training_environments: their names, sorted.
-        settings: what else made it, by dotted key; an objective's card knows fewer of them than a run's config.
+        settings: what else made it, by dotted key.
         commit: of the code, empty if unknown.
-        is_whole: whether the settings are all there were, those that are missing being null: a config's are, a card's are not.
+        is_whole: whether the settings are all there were, those that are missing being null; not so in a card that has only some of them.
     """
 
     seed: int
@@ -43,6 +43,7 @@ class Run(NamedTuple):
         origin: of its learned objective; None for a run that tests none.
         meta_trains: whether its agents meta-train an objective, not only use one.
         window_length: time steps of its agents' windows.
+        agent: settings of its agents; empty if unknown.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Run(NamedTuple):
     origin: Origin | None
     meta_trains: bool = False
     window_length: int | None = None
+    agent: Mapping[str, Any] = {}
 
     @property
     def stage(self) -> int:
@@ -65,13 +67,25 @@ class Regime(NamedTuple):
         title: what tells it from the others.
         training_environments: of its meta-training.
         runs: its own.
-        others: all other runs, whose baselines serve where its own runs have none.
+        others: other runs of the same kind of agents, whose baselines serve where its own runs have none.
+        strangers: runs of other agents, and in which settings those differ: nothing of theirs is comparable.
     """
 
     title: str
     training_environments: tuple[str, ...]
     runs: Sequence[Run]
     others: Sequence[Run]
+    strangers: Mapping[str, Sequence[str]] = {}
+
+
+def meta_training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes an objective beside seed, environments and length, of a run's configuration, by dotted key."""
+    return {
+        f"{group}.{key}": value
+        for group in ("population", "objective", "agent", "inner", "meta")
+        for key, value in (config.get(group) or {}).items()
+        if (group, key) != ("objective", "seed")
+    }
 
 
 def depends_on_meta_training(row: MetaTestRow) -> bool:
@@ -139,7 +153,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             tried = ", ".join(map(str, [folder / "config.yaml", *card_paths]))
             raise ValueError(f"{folder}: nothing tells how its learned objective was meta-trained; looked for {tried}")
     window_length = card.get("window_length", (config.get("agent") or {}).get("window_length"))
-    return Run(folder, name or folder.name, rows, origin, meta_trains, window_length)
+    return Run(folder, name or folder.name, rows, origin, meta_trains, window_length, config.get("agent") or {})
 
 
 def regimes_of(runs: Sequence[Run]) -> list[Regime]:
@@ -168,9 +182,25 @@ def regimes_of(runs: Sequence[Run]) -> list[Regime]:
     regimes = []
     for group in groups:
         members = sorted((run for run, _ in group), key=runs.index)
-        others = [run for run in runs if run not in members]
-        regimes.append(Regime(_title(group[0], groups), group[0][1].training_environments, members, others))
+        (first, origin), rest = group[0], [run for run in runs if run not in members]
+        strangers = {run.name: differing for run in rest if (differing := _other_agents(first, run))}
+        others = [_comparable(run, origin) for run in rest if run.name not in strangers]
+        regimes.append(Regime(_title(group[0], groups), origin.training_environments, members, others, strangers))
     return sorted(regimes, key=lambda regime: runs.index(regime.runs[0]))
+
+
+def _other_agents(one: Run, other: Run) -> list[str]:
+    """Settings in which their agents differ; none if those of one are unknown."""
+    keys = one.agent.keys() | other.agent.keys() if one.agent and other.agent else ()
+    return sorted(f"agent.{key}" for key in keys if one.agent.get(key) != other.agent.get(key))
+
+
+def _comparable(run: Run, origin: Origin) -> Run:
+    """The run without an untrained objective of another kind than the learned one."""
+    if run.origin is None:
+        return run
+    differing = [key for key in _differences(run.origin, origin) if key.startswith("objective.")]
+    return run._replace(rows=[row for row in run.rows if row.method != "untrained"]) if differing else run
 
 
 def _tested_alike(one: Run, other: Run) -> bool:
@@ -222,12 +252,7 @@ def _origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, 
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no config of a run: it lacks seed or env.train") from error
     names = {EnvironmentSpec.parse(entry).name for entry in entries}
-    settings = {
-        f"{group}.{key}": value
-        for group in ("population", "objective", "agent", "inner", "meta")
-        for key, value in (config.get(group) or {}).items()
-        if (group, key) != ("objective", "seed")
-    }
+    settings = meta_training_settings(config)
     return Origin(seed, tuple(sorted(names)), settings, str(card.get("commit") or ""), is_whole=True)
 
 
@@ -242,10 +267,13 @@ def _read_card(path: Path) -> dict[str, Any]:
 def _origin_in_card(card: Mapping[str, Any]) -> Origin | None:
     if not {"training_environments", "seed"} <= card.keys():
         return None
-    settings = {f"objective.{key}": value for key, value in card.get("architecture", {}).items()}
-    for key, name in (("num_agents", "population.size"), ("window_length", "agent.window_length")):
-        settings |= {name: card[key]} if key in card else {}
-    return Origin(card["seed"], tuple(sorted(card["training_environments"])), settings, str(card.get("commit") or ""))
+    settings = card.get("settings")
+    is_whole = settings is not None
+    if settings is None:
+        settings = {f"objective.{key}": value for key, value in card.get("architecture", {}).items()}
+        for key, name in (("num_agents", "population.size"), ("window_length", "agent.window_length")):
+            settings |= {name: card[key]} if key in card else {}
+    return Origin(card["seed"], tuple(sorted(card["training_environments"])), settings, str(card.get("commit") or ""), is_whole)
 
 
 def _short_names(folders: Sequence[Path]) -> dict[Path, str]:

@@ -106,6 +106,7 @@ def regime_curves(regime: Regime) -> tuple[list[LearningCurve], list[str]]:
     """`learning_curves` of a regime, in the environments in which its objectives were tested."""
     curves, notes = learning_curves(regime.runs, regime.others)
     tested = {curve.environment for curve in curves if curve.meta_training_seed is not None}
+    notes += [f"{name} is not compared: its agents differ in {', '.join(keys)}." for name, keys in regime.strangers.items()]
     return [curve for curve in curves if curve.environment in tested], notes
 
 
