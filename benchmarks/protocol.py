@@ -20,8 +20,12 @@ from threading import Event
 from types import FrameType
 from typing import Any, NamedTuple
 
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from metagenrl_pl.config import load_config
+from metagenrl_pl.messages import one_line
 from metagenrl_pl.report import main as report
 from metagenrl_pl.run_folders import Run, find_runs
 from metagenrl_pl.scores import Score, aggregate, learning_curves, normalised, scores_of
@@ -38,40 +42,88 @@ KEPT = ("meta_test.csv", "metrics.csv", "objective.safetensors", "objective.json
 
 
 class Planned(NamedTuple):
-    """A run of `train.py`: its folder and its overrides of the default run."""
+    """A run of `train.py`.
+
+    Args:
+        folder: of the run.
+        overrides: of the default run.
+        settings: the configuration that they compose.
+        without: further overrides, which say what is not tested beside the learned objective.
+    """
 
     folder: Path
     overrides: list[str]
+    settings: str = ""
+    without: list[str] = []
 
     @property
     def note(self) -> Path:
-        """Where the overrides are written down."""
-        return self.folder.with_suffix(".overrides")
+        """Where its settings are written down."""
+        return self.folder.with_suffix(".settings.yaml")
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something to go on from, or nothing more to do."""
+        return _is_begun(self.folder)
 
 
 def planned(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
-    """A run for each variant and seed; what does not depend on meta-training is tested once, dealt to the runs of the first variant."""
+    """A run for each variant and seed. What does not depend on meta-training is tested once, dealt to the runs that have not begun.
+
+    Raises:
+        ValueError: if overrides compose no configuration, or if all runs have begun, and something that none of them tests is tested
+            nowhere else in `out`.
+    """
     runs: list[Planned] = []
     for name, overrides in variants.items():
         for seed in seeds:
-            dealt = [method for i, method in enumerate(WITHOUT) if i % len(seeds) == len(runs)]
-            without = [override for method, override in WITHOUT.items() if method not in dealt]
-            folder = out / name / f"seed_{seed}"
-            runs.append(Planned(folder, ["experiment=protocol", f"seed={seed}", *overrides, *extra, *without]))
-    return runs
+            every = ["experiment=protocol", f"seed={seed}", *overrides, *extra]
+            runs.append(Planned(out / name / f"seed_{seed}", every, _composed(every)))
+    tested = {method for folder in out.glob("*/seed_*/") if _is_begun(folder) for method in _tested_in(folder)}
+    missing = [method for method in WITHOUT if method not in tested]
+    free = [plan for plan in runs if not plan.is_begun]
+    if missing and not free:
+        raise ValueError(f"no run in {out} tests {', '.join(missing)}; valid are more --seeds, or another --out")
+    dealt = {plan.folder: missing[i :: len(free)] for i, plan in enumerate(free)}
+    return [
+        plan._replace(without=[option for method, option in WITHOUT.items() if method not in dealt.get(plan.folder, [])])
+        for plan in runs
+    ]
+
+
+def _is_begun(folder: Path) -> bool:
+    return (folder / "ended").exists() or any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def _tested_in(folder: Path) -> set[str]:
+    """Of `WITHOUT`, what a run tests."""
+    test: Any = OmegaConf.to_container(load_config(folder / "config.yaml").callbacks.meta_test)
+    wanted = {**(test["baselines"] or {}), "untrained": test["untrained"], "random": test["random"]}
+    return {method for method in WITHOUT if wanted.get(method)}
+
+
+def _composed(overrides: Sequence[str]) -> str:
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return OmegaConf.to_yaml(compose("config", list(overrides)))
+    except HydraException as error:
+        raise ValueError(one_line(error)) from error
 
 
 def check_folders(runs: Sequence[Planned]) -> None:
     """Refuse to go on with runs of other settings.
 
     Raises:
-        ValueError: if a folder holds a run that was made with other overrides, but for what is tested beside the learned objective.
+        ValueError: if a folder holds a run that was made with other ones.
     """
     for plan in runs:
-        if plan.note.exists():
-            before = plan.note.read_text().splitlines()
-            if not set(before) ^ set(plan.overrides) <= set(WITHOUT.values()):
-                raise ValueError(f"{plan.folder} holds a run with {' '.join(before)}; valid is another --out, or to remove it")
+        if plan.is_begun:
+            before, now = (text.splitlines() for text in (plan.note.read_text() if plan.note.exists() else "", plan.settings))
+            differing = [line for line in before if line not in now] + [line for line in now if line not in before]
+            if differing:
+                raise ValueError(
+                    f"{plan.folder} holds a run of other settings ({differing[0].strip()}); valid is another --out, or to remove it"
+                )
 
 
 class Runner:
@@ -99,9 +151,9 @@ class Runner:
             arguments = [f"ckpt_path={checkpoints[-1]}"]
         else:
             shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
-            arguments = [f"run_dir={folder}", *plan.overrides]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        plan.note.write_text("\n".join(plan.overrides))
+            arguments = [f"run_dir={folder}", *plan.overrides, *plan.without]
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            plan.note.write_text(plan.settings)
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         print(f"{folder}: {' '.join(arguments)}", flush=True)
         with folder.with_suffix(".log").open("a") as log:
@@ -175,8 +227,8 @@ def main() -> None:
         variants = {name: levers[name] for name in options.variants or levers}
         extra = ["env=protocol_validation", *extra]
     out = options.out or Path("runs", "levers" if options.levers else "protocol")
-    runs = planned(variants, seeds, out, extra)
     try:
+        runs = planned(variants, seeds, out, extra)
         check_folders(runs)
     except ValueError as error:
         parser.error(str(error))

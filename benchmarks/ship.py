@@ -73,7 +73,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     card = {"scores": scores_by_environment(scores), "made_by": options.made_by, "licence": "Apache-2.0"}
-    if run.origin is not None:
+    if run.origin is not None and run.origin.is_whole:
         card["settings"] = dict(run.origin.settings)
     options.to.mkdir(parents=True, exist_ok=True)
     objective.save(options.to / f"{options.name}.safetensors", card)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,20 @@ def test_protocol(tmp_path: Path) -> None:
     again = protocol(tmp_path, *SMALL, "--seeds", "1")  # DDPG/TD3 is that of the run that has it
     assert again.returncode == 0 and "exit code" not in again.stdout and "| protocol | 1 |" in again.stdout
     other = protocol(tmp_path, *SMALL, "agent.num_windows=4")
-    assert other.returncode == 2 and "seed_0 holds a run with experiment=protocol seed=0 env_steps=60 " in other.stderr
+    assert (
+        other.returncode == 2 and "seed_0 holds a run of other settings (num_windows: 3); valid is another --out" in other.stderr
+    )
+    folder = tmp_path / "runs" / "protocol" / "protocol"
+    assert "num_windows: 3" in (folder / "seed_0.settings.yaml").read_text()
+    shutil.rmtree(folder / "seed_0")
+    untested = protocol(tmp_path, *SMALL, "--seeds", "1")
+    assert untested.returncode == 2 and "tests untrained, critic; valid are more --seeds" in untested.stderr
+
+
+def test_what_cannot_be_composed_is_told_before_anything_runs(tmp_path: Path) -> None:
+    done = protocol(tmp_path, *SMALL, "agent.num_window=4")
+    assert done.returncode == 2 and "agent.num_window" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
