@@ -250,7 +250,7 @@ def test_an_agents_windows_do_not_depend_on_the_others() -> None:
         alone = History(Replay([(o, a)], 30, 5), agents=[agent])
         for _ in range(400):
             alone.step()
-        ours = together.replay.sample(64, AgentStreams(SEEDS, "windows")).agents(slice(agent, agent + 1))
+        ours = Windows(*(x[agent : agent + 1] for x in together.replay.sample(64, AgentStreams(SEEDS, "windows"))))
         theirs = alone.replay.sample(64, AgentStreams(SEEDS[agent : agent + 1], "windows"))
         assert torch.equal(ours.states[..., :o], theirs.states) and torch.equal(ours.action[..., :a], theirs.action)
         for name in ("reward", "terminated", "valid"):

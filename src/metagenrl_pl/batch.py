@@ -47,10 +47,6 @@ class Windows(NamedTuple):
         """The windows `start` to `stop` of every agent."""
         return Windows(*(x[:, start:stop] for x in self))
 
-    def agents(self, index: slice) -> "Windows":
-        """The windows of some of the agents."""
-        return Windows(*(x[index] for x in self))
-
 
 def widest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The common size that spaces are padded to: the largest observation size and the largest action size."""

@@ -58,8 +58,3 @@ class Objective(nn.Module, ABC):
     def learns(self) -> bool:
         """Whether there is anything to meta-learn."""
         return any(p.requires_grad for p in self.parameters())
-
-    @property
-    def inert_parameters(self) -> frozenset[str]:
-        """Names of parameters that cannot influence dL/da, and so never receive a meta-gradient."""
-        return frozenset()

@@ -191,11 +191,6 @@ class LearnedObjective(Objective):
             outputs.append(hidden)
         return torch.stack(outputs[::-1], 2)[:, :num_windows].reshape(num_agents, num_windows * num_steps, self.hidden_units)
 
-    @property
-    def inert_parameters(self) -> frozenset[str]:
-        """Without the bounded head the last two biases, of the norm and of the linear layer behind it, only add a constant to L."""
-        return frozenset() if self.bounded_head else frozenset({"head.norm.1.bias", "head.out.bias"})
-
     def save(self, path: Path | str, card: Mapping[str, Any] | None = None) -> None:
         """Write the weights as safetensors and, beside it with the ending `.json`, the card.
 
