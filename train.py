@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
-from metagenrl_pl.command_line import hydra_entry, overridden_keys
+from metagenrl_pl.command_line import hydra_entry
 from metagenrl_pl.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import ReplayDataModule
@@ -26,7 +26,7 @@ from metagenrl_pl.objectives import Objective
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import PopulationSettings
 from metagenrl_pl.processes import agreed_run_dir, check_world_size, launching, strategy_for
-from metagenrl_pl.resume import moved, resumed_config
+from metagenrl_pl.resume import adding, moved, resumed_config
 from metagenrl_pl.run import open_run_folder, prepare_process, run_folder
 from metagenrl_pl.streams import derive_seed
 
@@ -62,8 +62,6 @@ class RunConfig:
 
 def main(config: DictConfig) -> None:
     """Assemble the run and let Lightning do it."""
-    if config.ckpt_path is not None:
-        config = resumed_config(config, overridden_keys())
     config = moved(config, agreed_run_dir(config.run_dir))
     prepare_process(config)
 
@@ -158,7 +156,13 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         sys.exit(STOPPED)
 
 
+def run_command_line() -> None:
+    """Whatever `sys.argv` asks for."""
+    sys.argv[1:] = adding(sys.argv[1:])
+    hydra_entry(main, Path(__file__).parent / "conf", "config", RunConfig, resumed_config)
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # a line, as mistakes are
-    hydra_entry(main, Path(__file__).parent / "conf", "config", RunConfig)
+    run_command_line()

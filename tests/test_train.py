@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from metagenrl_pl.command_line import hydra_entry
 from metagenrl_pl.config import build
 from metagenrl_pl.csv_logger import STEP_COLUMN
 from metagenrl_pl.envs import EnvironmentSpec
@@ -58,7 +57,7 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         code = 0
         try:
-            hydra_entry(train.main, ROOT / "conf", "config", train.RunConfig)
+            train.run_command_line()
         except SystemExit as exit:
             assert isinstance(exit.code, int)
             code = exit.code
@@ -235,6 +234,15 @@ def test_without_anything_to_learn_there_is_no_meta_training(in_process: Train) 
     assert learned and {row.meta_training_env_steps for row in learned} == {card["env_steps"]}
 
 
+def test_a_resume_may_change_callbacks_that_the_default_run_does_not_have(in_process: Train) -> None:
+    code, _, errors = in_process("experiment=baseline/ddpg", "population.size=1", "run_dir=here", *SHORT)
+    assert code == 0, errors
+    (newest,) = Path("here/checkpoints").glob("*300.ckpt")
+    code, _, errors = in_process(f"ckpt_path={newest}", "env_steps=400", "callbacks.evaluation.every_env_steps=50", "logger=csv")
+    assert code == 0, errors
+    assert [row.env_steps for row in read_rows(Path("here/meta_test.csv"))] == [100, 200, 300, 350, 400]
+
+
 def test_a_sweep_gives_every_job_a_folder(in_process: Train) -> None:
     """And what is switched off stays off."""
     off = [f"callbacks.{name}=null" for name in ("meta_test", "checkpoint", "display", "final_report")]
@@ -327,12 +335,16 @@ def test_a_run_whose_folder_is_called_like_a_choice_keeps_the_choice() -> None:
         ("experiment=debug", "experiment cannot be changed on a resume"),
         ("env.train=Pendulum-v1", "env.train cannot be changed on a resume"),
         ("run_dir=other", "run_dir cannot be changed on a resume"),
+        ("callbacks.chekpoint=null", "unknown key 'callbacks.chekpoint'; did you mean 'callbacks.checkpoint'?"),
+        ("callbacks.checkpoint.kep=3", "unknown key 'callbacks.checkpoint.kep'; did you mean 'callbacks.checkpoint.keep'?"),
+        ("callbacks.chekpoint.keep=3", "unknown key 'callbacks.chekpoint'; did you mean 'callbacks.checkpoint'? (a new entry needs"),
     ],
 )
 def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[Path, str], in_process: Train) -> None:
     before = sorted(debug[0].rglob("*"))
     code, _, errors = in_process(f"ckpt_path={debug[0]}/checkpoints/env_steps_000000400.ckpt", "env_steps=500", argument)
-    assert code == 2 and errors.startswith(f"error: {named}") and "env_steps, trainer.devices" in errors
+    assert code == 2 and errors.startswith(f"error: {named}")
+    assert ("env_steps, trainer.devices" in errors) == ("cannot be changed" in named)
     assert errors.count("\n") == 1 and "Traceback" not in errors
     assert sorted(debug[0].rglob("*")) == before
 

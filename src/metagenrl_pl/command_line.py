@@ -2,7 +2,7 @@
 
 Hydra accepts what it does not know (`+sed=3`), names no near key and prints tracebacks. Here:
 
-    command line -> Hydra composes -> `validated` (keys, types, choices) -> `main(config)` -> `build(node)` -> objects
+    command line -> Hydra composes -> `prepare` -> `validated` (keys, types, choices) -> `main(config)` -> `build(node)` -> objects
                     `hydra_entry` answers mistakes made on the way: `error: ...` on stderr, exit code 2
 """
 
@@ -27,7 +27,16 @@ from metagenrl_pl.messages import choice_message, key_message, one_line
 log = logging.getLogger(__name__)
 
 
-def hydra_entry(main: Callable[[DictConfig], Any], config_path: Path, config_name: str, schema: type) -> None:
+Prepare = Callable[[DictConfig, list[str]], DictConfig]
+
+
+def hydra_entry(
+    main: Callable[[DictConfig], Any],
+    config_path: Path,
+    config_name: str,
+    schema: type,
+    prepare: Prepare = lambda config, overridden: config,
+) -> None:
     """Run `main` as a Hydra application: overrides, `-m`, `--help`, `--cfg job` and the rest work as Hydra documents them.
 
     A user's mistake is printed as one line, `error: ...`, and ends the process with code 2: whatever goes wrong before a job
@@ -40,6 +49,8 @@ def hydra_entry(main: Callable[[DictConfig], Any], config_path: Path, config_nam
         config_path: The folder of the Hydra groups.
         config_name: The primary config in it.
         schema: What the root of the config may hold, see `validated`.
+        prepare: Given what Hydra has composed, not yet resolved or validated, and the keys and groups that the command line sets; returns
+            the config that counts.
 
     Raises:
         SystemExit: With code 2 after a user's mistake.
@@ -51,7 +62,7 @@ def hydra_entry(main: Callable[[DictConfig], Any], config_path: Path, config_nam
     @functools.wraps(main)  # Hydra names the job after the file of the wrapped function
     def job(config: DictConfig) -> Any:
         try:
-            return main(validated(config, schema))
+            return main(validated(prepare(config, overridden_keys()), schema))
         except Exception as error:
             explained = explanation(error)
             if explained is None:

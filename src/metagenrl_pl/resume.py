@@ -1,5 +1,6 @@
 """Going on from a checkpoint: its own configuration, in its own folder, with the few changes that leave the experiment the same."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metagenrl_pl.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError
 from metagenrl_pl.config import ConfigError
+from metagenrl_pl.messages import key_message
 
 OVERRIDABLE = (
     "ckpt_path",
@@ -33,11 +35,13 @@ def folder_of(checkpoint: Path) -> Path:
 
 
 def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
-    """The configuration of the run that `config.ckpt_path` was saved by, with what the command line may change.
+    """The configuration of the run that `config.ckpt_path` was saved by, with what the command line may change; without one, `config`.
 
     Raises:
         ConfigError: if the checkpoint cannot be read or the command line sets anything else.
     """
+    if config.get("ckpt_path") is None:
+        return config
     path = Path(config.ckpt_path)
     refused = [key for key in overridden if not any(key == name or key.startswith(name + ".") for name in OVERRIDABLE)]
     if refused:
@@ -54,8 +58,19 @@ def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         raise ConfigError(f"ckpt_path={path}: lies in no run's folder; valid is <run folder>/checkpoints/{path.name}")
     resumed = moved(OmegaConf.create(stored), str(folder_of(path)))
     for key in overridden:
-        OmegaConf.update(resumed, key, OmegaConf.select(config, key), merge=False, force_add=True)
+        value, (parent, _, name) = OmegaConf.select(config, key), key.rpartition(".")
+        siblings = OmegaConf.select(resumed, parent) if parent else resumed
+        if value is None and (siblings is None or name not in siblings):  # nothing to switch off
+            raise ConfigError(key_message(parent, name, siblings or ()))
+        OmegaConf.update(resumed, key, value, merge=False, force_add=True)
     return resumed
+
+
+def adding(arguments: Sequence[str]) -> list[str]:
+    """The command line of a resume, on which a key need not be one of the default experiment's: the run's own may have others."""
+    if not any(argument.startswith("ckpt_path=") for argument in arguments):
+        return list(arguments)
+    return [f"++{argument}" if re.match(r"[a-z_]+\.[\w.]+=", argument) else argument for argument in arguments]
 
 
 def moved(config: DictConfig, run_dir: str) -> DictConfig:
