@@ -206,7 +206,9 @@ def main() -> None:
     """Run what is planned, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levers", action="store_true", help="compare the variants of levers.yaml on validation environments")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of levers.yaml; all by default")
+    parser.add_argument(
+        "--variants", nargs="+", metavar="NAME", help="of levers.yaml; with --levers all by default, else protocol"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of meta-training; by default 0 1 2, of --levers 0 1")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on a core of its own")
     parser.add_argument("--out", type=Path, help="folder of the runs; by default runs/protocol or runs/levers")
@@ -214,18 +216,14 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="for every run, such as env_steps=1000")
     options = parser.parse_args()
 
-    variants: dict[str, list[str]] = {"protocol": []}
-    seeds = options.seeds or ([0, 1] if options.levers else [0, 1, 2])
-    extra = list(options.overrides)
-    if options.variants and not options.levers:
-        parser.error(f"--variants {' '.join(options.variants)}: valid with --levers")
+    file: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("levers.yaml")))
+    if unknown := set(options.variants or []) - file["variants"].keys():
+        parser.error(f"--variants {' '.join(sorted(unknown))}: not in levers.yaml; valid are {', '.join(file['variants'])}")
+    names = options.variants or (list(file["variants"]) if options.levers else ["protocol"])
+    variants: dict[str, list[str]] = {name: file["variants"][name] for name in names}
+    seeds, extra = options.seeds or ([0, 1] if options.levers else [0, 1, 2]), list(options.overrides)
     if options.levers:
-        file: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("levers.yaml")))
-        levers: dict[str, list[str]] = {name: file["every"] + overrides for name, overrides in file["variants"].items()}
-        if unknown := set(options.variants or []) - levers.keys():
-            parser.error(f"--variants {' '.join(sorted(unknown))}: not in levers.yaml; valid are {', '.join(levers)}")
-        variants = {name: levers[name] for name in options.variants or levers}
-        extra = ["env=protocol_validation", *extra]
+        extra = ["env=protocol_validation", *file["every"], *extra]
     out = options.out or Path("runs", "levers" if options.levers else "protocol")
     try:
         runs = planned(variants, seeds, out, extra)

@@ -19,8 +19,12 @@ from metagenrl_pl.scores import Score, aggregate, learning_curves, normalised, s
 PRETRAINED = Path(__file__).parents[1] / "src" / "metagenrl_pl" / "pretrained"
 
 
-def best_on_training_environments(runs: Sequence[Run]) -> tuple[Run, list[Score]]:
+def best_on_training_environments(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[Run, list[Score]]:
     """The run with the highest interquartile mean of final scores there, and all scores of its objective.
+
+    Args:
+        runs: to choose from.
+        others: have what these lack to be normalised by.
 
     Raises:
         ValueError: if the runs are of several kinds of meta-training, or lack what scores are normalised by.
@@ -32,7 +36,7 @@ def best_on_training_environments(runs: Sequence[Run]) -> tuple[Run, list[Score]
     best: tuple[float, Run, list[Score]] | None = None
     for run in regimes[0].runs:
         assert run.origin is not None  # or it were in no regime
-        curves, _ = learning_curves([run], runs)
+        curves, _ = learning_curves([run], [*runs, *others])
         scores = [score for score in scores_of(curves)[0] if score.method == "learned"]
         trained_on = [score for score in normalised(scores) if score.environment in run.origin.training_environments]
         value = aggregate(trained_on, "learned", lambda score: score.normalised_final)
@@ -63,12 +67,15 @@ def main() -> None:
     """Choose, copy, tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument(
+        "--baselines", nargs="+", type=Path, default=[], metavar="DIR", help="folders of runs that have the baselines"
+    )
     parser.add_argument("--name", required=True, help="what it is called in the package")
     parser.add_argument("--made-by", default="python benchmarks/protocol.py", help="the command that made the runs")
     parser.add_argument("--to", type=Path, default=PRETRAINED, help="folder of the package's objectives")
     options = parser.parse_args()
     try:
-        run, scores = best_on_training_environments(find_runs([options.runs])[0])
+        run, scores = best_on_training_environments(find_runs([options.runs])[0], find_runs(options.baselines)[0])
         objective = LearnedObjective.load(run.folder / "objective.safetensors")
     except ValueError as error:
         parser.error(str(error))

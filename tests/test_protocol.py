@@ -38,7 +38,7 @@ def protocol(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_protocol(tmp_path: Path) -> None:
-    arguments = [*SMALL, "--seeds", "0", "1", "--jobs", "2", "--keep", "kept"]
+    arguments = [*SMALL, "--variants", "protocol", "--seeds", "0", "1", "--jobs", "2", "--keep", "kept"]
     done = protocol(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (read_rows(tmp_path / "kept" / "protocol" / f"seed_{seed}" / "meta_test.csv") for seed in (0, 1))
@@ -59,6 +59,15 @@ def test_protocol(tmp_path: Path) -> None:
     assert (
         other.returncode == 2 and "seed_0 holds a run of other settings (num_windows: 3); valid is another --out" in other.stderr
     )
+    variant = protocol(
+        tmp_path, *SMALL, "--variants", "clip", "--seeds", "0"
+    )  # on the same environments, beside the same baselines
+    assert variant.returncode == 0 and "| clip | 1 |" in variant.stdout, variant.stdout + variant.stderr
+    clip = tmp_path / "runs" / "protocol" / "clip" / "seed_0"
+    assert OmegaConf.load(clip / "config.yaml").meta.gradient == "clip"
+    assert {row.method for row in read_rows(clip / "meta_test.csv")} == {"learned"}
+    shutil.rmtree(clip)
+
     folder = tmp_path / "runs" / "protocol" / "protocol"
     assert "num_windows: 3" in (folder / "seed_0.settings.yaml").read_text()
     shutil.rmtree(folder / "seed_0")

@@ -41,6 +41,14 @@ def test_refuses_runs_that_differ_in_more_than_their_seed() -> None:
         best_on_training_environments(runs)
 
 
+def test_baselines_may_lie_elsewhere() -> None:
+    whole = run_of(0, {"A": [5.0]})
+    alone = whole._replace(folder=Path("alone"), rows=[row for row in whole.rows if row.method == "learned"])
+    with pytest.raises(ValueError, match="A has no 'random' in alone"):
+        best_on_training_environments([alone])
+    assert best_on_training_environments([alone], [whole])[1][0].normalised_final == 0.5
+
+
 def test_a_run_that_diverged_is_not_taken() -> None:
     runs = [run_of(0, {"A": [float("nan"), 9.0]}), run_of(1, {"A": [8.0, 8.0]})]
     assert best_on_training_environments(runs)[0] is runs[1]

@@ -337,7 +337,10 @@ def test_a_run_whose_folder_is_called_like_a_choice_keeps_the_choice() -> None:
         ("run_dir=other", "run_dir cannot be changed on a resume"),
         ("callbacks.chekpoint=null", "unknown key 'callbacks.chekpoint'; did you mean 'callbacks.checkpoint'?"),
         ("callbacks.checkpoint.kep=3", "unknown key 'callbacks.checkpoint.kep'; did you mean 'callbacks.checkpoint.keep'?"),
-        ("callbacks.chekpoint.keep=3", "unknown key 'callbacks.chekpoint'; did you mean 'callbacks.checkpoint'? (a new entry needs"),
+        (
+            "callbacks.chekpoint.keep=3",
+            "unknown key 'callbacks.chekpoint'; did you mean 'callbacks.checkpoint'? (a new entry needs",
+        ),
     ],
 )
 def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[Path, str], in_process: Train) -> None:
