@@ -102,7 +102,7 @@ def test_there_are_reference_vectors() -> None:
 def test_critic(golden: Golden) -> None:
     windows, noise = golden.first(), golden.data["batch/target_noise"][:, : golden.config["windows"]]
     critics, targets = golden.agent("critics"), (golden.agent("target_policy"), golden.agent("target_critics"))
-    q = golden.networks.twin_q(critics, windows.observation, windows.action) * windows.valid[:, None]
+    q = golden.networks.ensemble_q(critics, windows.observation, windows.action) * windows.valid[:, None]
     y = critic_targets(golden.networks, *targets, windows, noise, golden.config["discount"]) * windows.valid
     for k in (1, 2):
         assert_near(q[:, k - 1], golden.data[f"expect/critic/q{k}"] * windows.valid, golden.tolerance(FORWARD))

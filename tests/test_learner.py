@@ -379,6 +379,18 @@ def test_the_judges_are_the_critics_that_the_setting_names(critic: Any, kind: st
     assert (first.metrics["meta_loss"] < losses[0]).any()
 
 
+def test_the_second_critic_judges_alone() -> None:
+    losses = {}
+    for index, shift in ((0, 0.0), (0, 7.0), (1, 7.0)):
+        learner = learner_of(small_objective(), SGD(), MetaSettings(critic="second"))
+        learner.population.critics["out.bias"][:, index] += shift
+        learner._update_objective(random_windows(2 * B))
+        losses[index, shift] = learner.metrics["meta_loss"]
+    torch.testing.assert_close(losses[0, 0.0] - losses[1, 7.0], torch.full((3,), 7.0), rtol=1e-4, atol=1e-4)
+    # The first one raised changes the objective's inputs, and by them a small inner step alone.
+    torch.testing.assert_close(losses[0, 7.0], losses[0, 0.0], rtol=0, atol=0.1)
+
+
 def test_the_objective_is_updated_as_often_as_asked() -> None:
     drawn: list[int] = []
 
@@ -402,7 +414,7 @@ def test_the_objective_is_updated_as_often_as_asked() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"critic": "second"}, "critic must be first, twin_minimum or target_minimum, got 'second'"),
+        ({"critic": "third"}, "critic must be first, second, twin_minimum or target_minimum, got 'third'"),
         ({"updates_per_cycle": 0}, "updates_per_cycle must be at least 1, got 0"),
     ],
 )

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.compiling import Compiled, Tell
 from metagenrl_pl.inner import AdamMoments, InnerStep
-from metagenrl_pl.networks import first_critic
+from metagenrl_pl.networks import first_critic, second_critic
 from metagenrl_pl.nn import Parameters, clip_per_agent, norm_per_agent
 from metagenrl_pl.objectives import Objective
 from metagenrl_pl.placement import Placement
@@ -41,8 +41,9 @@ class MetaSettings:
         annealing_env_steps: over how many env steps policies go over from the critic to the objective; 0 for at once.
         share_windows: whether, after the annealing, the policy step uses the inner step's windows and gradient, which saves the policy
             update; needs an inner loop of one SGD step.
-        critic: what judges the policy after the inner step: the first critic (the paper), or the minimum of the twin critics or of their
-            targets, which overestimate less. The objective's inputs are the first critic's in any case.
+        critic: what judges the policy after the inner step: the first critic (the paper), the second one, or the minimum of the twin
+            critics or of their targets, which overestimate less. The objective's inputs are the first critic's in any case, so the
+            second one does not share the errors that they come from.
         updates_per_cycle: of the objective, each from windows of its own, for one policy step.
         average_decay: per update, of a moving average of the objective's parameters, which is what is exported and meta-tested; None for
             the newest parameters. Agents are taught by the newest ones in any case.
@@ -55,7 +56,7 @@ class MetaSettings:
     gradient: Literal["clip", "normalize"] = "clip"
     annealing_env_steps: int = 10_000
     share_windows: bool = False
-    critic: Literal["first", "twin_minimum", "target_minimum"] = "first"
+    critic: Literal["first", "second", "twin_minimum", "target_minimum"] = "first"
     updates_per_cycle: int = 1
     average_decay: float | None = None
 
@@ -64,8 +65,8 @@ class MetaSettings:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.gradient not in ("clip", "normalize"):
             raise ValueError(f"gradient must be clip or normalize, got {self.gradient!r}")
-        if self.critic not in ("first", "twin_minimum", "target_minimum"):
-            raise ValueError(f"critic must be first, twin_minimum or target_minimum, got {self.critic!r}")
+        if self.critic not in ("first", "second", "twin_minimum", "target_minimum"):
+            raise ValueError(f"critic must be first, second, twin_minimum or target_minimum, got {self.critic!r}")
         if self.updates_per_cycle < 1:
             raise ValueError(f"updates_per_cycle must be at least 1, got {self.updates_per_cycle}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
@@ -231,9 +232,12 @@ class Learner:
     def _meta_arguments(self, windows: Windows) -> tuple[Any, ...]:
         assert self.inner is not None and self.meta is not None
         population = self.population
-        judges = {"first": None, "twin_minimum": population.critics, "target_minimum": population.target_critics}[
-            self.meta.critic
-        ]
+        judges = {
+            "first": None,
+            "second": second_critic(population.critics),
+            "twin_minimum": population.critics,
+            "target_minimum": population.target_critics,
+        }[self.meta.critic]
         moments = self._policy_moments() if self.inner.needs_moments else None
         task = MetaTask(population.policy, first_critic(population.critics), windows, moments, judges)
         return population.networks, self.objective, self.inner, self.objective.stacked_parameters(population.num_agents), task

@@ -37,18 +37,24 @@ class Networks:
         flat = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
         return self.mlp(critic, flat).view(inputs.shape[:-1])
 
-    def twin_q(self, critics: Parameters, observation: Tensor, action: Tensor) -> Tensor:
-        """Values under both critics, whose parameters are [P, 2, ...], as [P, 2, ...]."""
+    def ensemble_q(self, critics: Parameters, observation: Tensor, action: Tensor) -> Tensor:
+        """Values under each of E critics (twins: 2), whose parameters are [P, E, ...], as [P, E, ...]."""
         inputs = torch.cat([observation, action], -1)
         num_agents, num_inputs = inputs.shape[0], inputs.shape[-1]
-        flat = inputs.reshape(num_agents, 1, -1, num_inputs).expand(-1, 2, -1, -1).flatten(0, 1)  # [2 P, N, O + A]
+        num_critics = next(iter(critics.values())).shape[1]
+        flat = inputs.reshape(num_agents, 1, -1, num_inputs).expand(-1, num_critics, -1, -1).flatten(0, 1)  # [E P, N, O + A]
         values = self.mlp({name: p.flatten(0, 1) for name, p in critics.items()}, flat)
-        return values.view(num_agents, 2, *inputs.shape[1:-1])
+        return values.view(num_agents, num_critics, *inputs.shape[1:-1])
 
 
 def first_critic(critics: Parameters) -> Parameters:
     """Q1 of every agent: [P, 2, ...] -> [P, ...]."""
     return {name: p[:, 0] for name, p in critics.items()}
+
+
+def second_critic(critics: Parameters) -> Parameters:
+    """Q2 of every agent as an ensemble of one: [P, 2, ...] -> [P, 1, ...]."""
+    return {name: p[:, 1:] for name, p in critics.items()}
 
 
 def bootstrap_observation(windows: Windows) -> Tensor:

@@ -22,13 +22,13 @@ def critic_targets(
     """
     action = networks.action(target_policy, windows.next_observation) + noise
     action = action.clamp(-1, 1) * networks.action_mask[:, None, None]
-    value = networks.twin_q(target_critics, windows.next_observation, action).amin(1)
+    value = networks.ensemble_q(target_critics, windows.next_observation, action).amin(1)
     return windows.reward + discount * (1 - windows.terminated) * value
 
 
 def critic_loss(networks: Networks, critics: Parameters, windows: Windows, target: Tensor) -> Tensor:
     """Squared error of both critics, added, as a mean over valid steps: [P]."""
-    error = networks.twin_q(critics, windows.observation, windows.action) - target.unsqueeze(1)  # [P, 2, B, T]
+    error = networks.ensemble_q(critics, windows.observation, windows.action) - target.unsqueeze(1)  # [P, 2, B, T]
     return (error * error * windows.valid.unsqueeze(1)).sum((1, 2, 3)) / windows.num_valid
 
 

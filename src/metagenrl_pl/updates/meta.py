@@ -30,7 +30,7 @@ class MetaTask(NamedTuple):
     critic: Parameters  # the first critic, [P, ...]
     windows: Windows  # (K + 1) B windows: inner step k uses windows k B to (k + 1) B, the meta-loss all of them
     moments: AdamMoments | None = None
-    judges: Parameters | None = None  # twin critics, [P, 2, ...], whose minimum is the meta-loss's; None for `critic`
+    judges: Parameters | None = None  # E critics, [P, E, ...], whose minimum the meta-loss takes; None for `critic`
 
 
 def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
@@ -40,7 +40,7 @@ def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
     if task.judges is None:
         value = networks.q(task.critic, windows.observation, action)
     else:
-        value = networks.twin_q(task.judges, windows.observation, action).amin(1)
+        value = networks.ensemble_q(task.judges, windows.observation, action).amin(1)
     return -(value * windows.valid).sum((1, 2)) / windows.num_valid
 
 
