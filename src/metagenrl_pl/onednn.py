@@ -28,7 +28,6 @@ def _onednn_is_faster() -> bool:
     return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
 
 
-@torch.library.custom_op("metagenrl_pl::product", mutates_args=())
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """[P, N, in] x [P, in, out] -> [P, N, out] as one product of oneDNN for each agent."""
     linear = torch.ops.mkldnn._linear_pointwise
@@ -36,9 +35,12 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0)  # the latter without a copy
 
 
-@product.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], weight.shape[2])
+# Graphs know it by this name. `torch.library.custom_op` would put three calls in Python round each call, for derivatives that nobody
+# asks for.
+_library = torch.library.Library("metagenrl_pl", "DEF")
+_library.define("product(Tensor x, Tensor weight) -> Tensor")
+_library.impl("product", product, "CPU")
+_library.impl("product", lambda x, weight: x.new_empty(x.shape[0], x.shape[1], weight.shape[2]), "Meta")
 
 
 class OneDNNProducts(CustomGraphPass):
@@ -55,4 +57,4 @@ class OneDNNProducts(CustomGraphPass):
 
     def uuid(self) -> str:
         """Part of the key of compiled graphs in the cache: another pass must have another."""
-        return f"metagenrl_pl.OneDNNProducts.1,{_MIN_SIDE},{_MIN_MULTIPLICATIONS}"
+        return f"metagenrl_pl.OneDNNProducts.2,{_MIN_SIDE},{_MIN_MULTIPLICATIONS}"

@@ -3,10 +3,10 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 Strata = Sequence[Sequence[float]]
 """One number per run, environment by environment; environments may have different numbers of runs."""
@@ -38,7 +38,8 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval
     mean = statistics.fmean(sample)
     if len(sample) == 1:
         return Interval(mean, math.nan, math.nan)
-    half_width = _student_t(confidence, len(sample) - 1) * statistics.stdev(sample) / math.sqrt(len(sample))
+    quantile = float(stdtrit(len(sample) - 1, (1 + confidence) / 2))
+    half_width = quantile * statistics.stdev(sample) / math.sqrt(len(sample))
     return Interval(mean, mean - half_width, mean + half_width)
 
 
@@ -132,26 +133,3 @@ def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _percentiles(estimates: np.ndarray, confidence: float) -> tuple[float, float]:
     low, high = np.quantile(estimates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
-
-
-@lru_cache
-def _student_t(confidence: float, degrees: int) -> float:
-    """The t with P(|T| < t) = confidence, by bisection over theta = atan(t / sqrt(degrees)) down to neighbouring floats."""
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        if _central_probability(middle, degrees) < confidence:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _central_probability(theta: float, degrees: int) -> float:
-    """P(|T| < sqrt(degrees) tan(theta)): the finite sums for whole degrees of freedom, Abramowitz & Stegun 26.7.3 and 26.7.4."""
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = degrees % 2
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for power in range(odd, degrees - 1, 2):  # term = c_power cos^power, power = 1, 3, .. or 0, 2, .. up to degrees - 2
-        total += term
-        term *= cosine * cosine * (power + 1) / (power + 2)
-    return (theta + sine * total) * 2 / math.pi if odd else sine * total
