@@ -24,7 +24,8 @@ class RunCheckpoint(Checkpoint):
     """Saves `<run_dir>/checkpoints/env_steps_<n>.ckpt` every so many env steps, at the end, and when the run is told to stop.
 
     Lightning's ModelCheckpoint misses multiples that a macro batch jumps over. SIGINT (Ctrl-C) and SIGTERM (a cluster that wants its
-    machine back) let the macro batch end, then save and stop; a second signal stops at once.
+    machine back) let the macro batch end, then save and stop; a meta-test that is under way is given up, and made when the run goes on.
+    A second signal stops at once.
 
     Args:
         run_dir: the run's folder.
@@ -41,7 +42,7 @@ class RunCheckpoint(Checkpoint):
         check_interval("keep", keep)
         self._folder = Path(run_dir) / "checkpoints"
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
-        self._told_to_stop = self._is_complete = False
+        self.told_to_stop = self._is_complete = False
         self._former_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -49,9 +50,9 @@ class RunCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
 
             def stop(number: int, frame: FrameType | None) -> None:
-                if self._told_to_stop or self._is_complete:
+                if self.told_to_stop or self._is_complete:
                     raise KeyboardInterrupt
-                self._told_to_stop = True
+                self.told_to_stop = True
 
             self._former_handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         if env_steps := env_steps_of(trainer):
@@ -63,7 +64,7 @@ class RunCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Save when the interval is crossed, at the end of the run and when told to stop."""
-        told_to_stop = any(module_of(trainer).placement.from_all(self._told_to_stop))  # a signal may reach one process alone
+        told_to_stop = any(module_of(trainer).placement.from_all(self.told_to_stop))  # a signal may reach one process alone
         if told_to_stop or crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             path = self.save(trainer)
             self._is_complete = is_last(trainer)
@@ -112,6 +113,11 @@ class RunCheckpoint(Checkpoint):
             newest_last = sorted(self._folder.glob("env_steps_*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
             for old in newest_last[: -self._keep]:
                 old.unlink()
+
+
+def told_to_stop(trainer: pl.Trainer) -> bool:
+    """Whether a signal has told this process to stop."""
+    return any(isinstance(callback, RunCheckpoint) and callback.told_to_stop for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class ObjectiveExport(pl.Callback):

@@ -1,11 +1,12 @@
 """Meta-test evaluation during and after meta-training, and noise-free evaluation of the population itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from callbacks.checkpointing import told_to_stop
 from callbacks.display import progress_of
 from callbacks.schedule import (
     agent_names,
@@ -22,7 +23,15 @@ from metagenrl_pl.config import ConfigError
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.env_group import sizes_of
 from metagenrl_pl.envs import Environment, EnvironmentSpec
-from metagenrl_pl.meta_test import Evaluator, fresh_seeds, meta_test, needed_capacity, numbered, random_returns
+from metagenrl_pl.meta_test import (
+    Evaluator,
+    MetaTestStopped,
+    fresh_seeds,
+    meta_test,
+    needed_capacity,
+    numbered,
+    random_returns,
+)
 from metagenrl_pl.objectives import LearnedObjective, Objective
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.replay import check_memory, memory_bytes
@@ -34,7 +43,8 @@ class MetaTest(pl.Callback):
     """Trains fresh agents with the frozen objective, every so many env steps of meta-training and at its end.
 
     Beside it, once, at the end: an untrained objective, hand-made ones and random actions. Nothing of the training is touched:
-    everything is drawn from random streams of its own.
+    everything is drawn from random streams of its own. A signal to stop ends a test in the middle of meta-training, which is then made
+    first when the run goes on.
 
     Args:
         run_dir: the run's folder, where `meta_test.csv` grows.
@@ -82,6 +92,7 @@ class MetaTest(pl.Callback):
         self._num_episodes, self._every = num_episodes, every_env_steps
         self._untrained, self._random = untrained, random
         self._baselines = {method: baseline for method, baseline in (baselines or {}).items() if baseline is not None}
+        self._is_given_up = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse now a replay of the fresh agents that has no place beside the training's.
@@ -102,21 +113,37 @@ class MetaTest(pl.Callback):
             raise ConfigError(f"callbacks.meta_test.env_steps={self._env_steps}: {error}") from error
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a resume: drop the tests of later objectives, which are made again."""
+        """After a resume: drop the tests of later objectives, which are made again, and make the one that was given up."""
         if trainer.is_global_zero and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, meta_training_env_steps=env_steps)
+        if self._is_given_up:
+            self._test_so_far(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the test of this moment's objective is still to be made."""
+        return {"is_given_up": self._is_given_up}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._is_given_up = state_dict["is_given_up"]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Test the objective when the interval is crossed."""
+        if crossed(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
+            self._test_so_far(trainer)
+
+    def _test_so_far(self, trainer: pl.Trainer) -> None:
+        """Test the objective in the middle of meta-training, unless told to stop."""
         objective = module_of(trainer).learner.result
-        if (
-            crossed(self._every, env_steps_of(trainer), batch)
-            and not is_last(trainer)
-            and isinstance(objective, LearnedObjective)
-        ):
-            self._test(trainer, "learned", objective, _stage(trainer, objective))
+        if not isinstance(objective, LearnedObjective):
+            return
+        try:
+            self._test(trainer, "learned", objective, _stage(trainer, objective), lambda: told_to_stop(trainer))
+            self._is_given_up = False
+        except MetaTestStopped:
+            self._is_given_up = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Test the final objective and whatever it is compared with."""
@@ -141,7 +168,14 @@ class MetaTest(pl.Callback):
         done = {row[:4] for row in read_rows(self._path) if row.meta_training_env_steps == stage}
         return all((spec.name, method, seed, env_steps) in done for spec in self._specs for seed in self._seeds)
 
-    def _test(self, trainer: pl.Trainer, method: str, objective: Objective, stage: int | None) -> None:
+    def _test(
+        self,
+        trainer: pl.Trainer,
+        method: str,
+        objective: Objective,
+        stage: int | None,
+        is_told_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         if not self._specs:
             return
         module = module_of(trainer)
@@ -163,6 +197,7 @@ class MetaTest(pl.Callback):
                 world_size=trainer.world_size,
                 replay_capacity=datamodule_of(trainer).replay_settings.capacity,
                 replay_device=datamodule_of(trainer).replay_device,
+                is_told_to_stop=is_told_to_stop,
             )
         if trainer.is_global_zero:
             append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from tiny_runs import TOYS, differences, everything, tiny_run
+from toy_environments import Signalling
 
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
@@ -312,6 +313,28 @@ def test_meta_tests_after_the_checkpoint_are_made_again(tmp_path: Path) -> None:
     run("stopped", ckpt_path=checkpoint_of(tmp_path / "stopped", 30))
     stopped, straight = ((tmp_path / folder / "meta_test.csv").read_bytes() for folder in ("stopped", "straight"))
     assert stopped == straight
+
+
+def test_a_meta_test_is_given_up_when_told_to_stop_and_made_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: str, ckpt_path: Path | None = None) -> pl.Trainer:
+        meta_test = MetaTest(
+            str(tmp_path / folder), [{"id": "Signalling-v0", "max_episode_steps": 5}], [0], 400, 200, 1, every_env_steps=20
+        )
+        return saving_run(tmp_path / folder, 60, callbacks=[meta_test], ckpt_path=ckpt_path)
+
+    straight = everything(run("straight"))
+    num_taken = Signalling.num_taken
+    monkeypatch.setattr(
+        Signalling, "signals_at", num_taken + 410 + 50
+    )  # in the second test; the first one takes 2 x 5 to evaluate
+    stopped = run("stopped")
+    assert env_steps_of(stopped) == 40 and Signalling.num_taken < num_taken + 410 + 400
+    assert {row.meta_training_env_steps for row in read_rows(tmp_path / "stopped" / "meta_test.csv")} == {20}
+    assert differences(everything(run("stopped", checkpoint_of(tmp_path / "stopped", 40))), straight) == []
+    results = [(tmp_path / folder / "meta_test.csv").read_bytes() for folder in ("stopped", "straight")]
+    assert results[0] == results[1]
 
 
 def test_a_baseline_keeps_its_results_up_to_the_checkpoint(tmp_path: Path) -> None:

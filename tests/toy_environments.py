@@ -1,5 +1,7 @@
 """Environments that tests can compute by hand. Importing this module registers them."""
 
+import os
+import signal
 from typing import Any
 
 import gymnasium as gym
@@ -113,5 +115,18 @@ class Breaking(Counting):
         return observation, np.nan if self._num_steps >= 50 else reward, *rest
 
 
-for kind in (Echo, Showing, Counting, Approach, Breaking):
+class Signalling(Counting):
+    """Counting that sends this process SIGTERM at one of the steps that all of these take."""
+
+    signals_at: int | None = None
+    num_taken = 0
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        Signalling.num_taken += 1
+        if Signalling.num_taken == Signalling.signals_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().step(action)
+
+
+for kind in (Echo, Showing, Counting, Approach, Breaking, Signalling):
     gym.register(f"{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")

@@ -1,6 +1,7 @@
 """Meta-testing as plain functions: fresh agents, a frozen objective, environments of one's choice."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 
 import numpy as np
 import torch
@@ -21,6 +22,12 @@ from metagenrl_pl.streams import AgentStreams, derive_seed
 Act = Callable[[Tensor], Tensor]
 MakeGroup = Callable[[Sequence[EnvironmentSpec]], EnvironmentGroup]
 Report = Callable[[int], None]
+
+_AGREE_EVERY = 100  # env steps after which processes ask each other whether one was told to stop
+
+
+class MetaTestStopped(Exception):
+    """A meta-test was told to stop before its end; it has no results."""
 
 
 class Evaluator:
@@ -124,6 +131,7 @@ def meta_test(
     rank: int = 0,
     world_size: int = 1,
     replay_device: torch.device | str | None = None,
+    is_told_to_stop: Callable[[], bool] = lambda: False,
 ) -> list[MetaTestRow]:
     """Train fresh agents with a frozen objective, one for each environment and seed, all in one stacked population.
 
@@ -144,37 +152,44 @@ def meta_test(
         make: makes the environments; in this process by default.
         rank, world_size: of this process.
         replay_device: where experience is kept; where the updates are by default.
+        is_told_to_stop: asked now and then; that one process is told so is enough.
 
     Returns:
         One row for each evaluation of each agent, with no meta-training stage.
+
+    Raises:
+        MetaTestStopped: in every process, if one was told to stop.
     """
     all_specs, all_names, all_seeds = fresh_seeds(specs, seeds)
     placement, padded_to = Placement(len(all_specs), rank, world_size), widest(sizes_of(all_specs))
     agent_specs, agent_names, agent_seeds = placement.mine(all_specs), placement.mine(all_names), placement.mine(all_seeds)
     rows: list[MetaTestRow] = []
-    if agent_specs:  # there may be more processes than fresh agents
-        environments, evaluator = make(agent_specs), Evaluator(agent_specs, agent_seeds, num_episodes, make, padded_to[0])
-        population = Population(environments.sizes, agent_seeds, agent, padded_to)
-        learner = Learner(population, objective, agent, agent_seeds, compile=compile)
-        learner.to(torch.device(device))
-        capacity = needed_capacity(env_steps, agent, replay_capacity)
-        replay = Replay(environments.sizes, capacity, agent.window_length, replay_device or device, padded_to)
-        noise, random = agent.exploration_noise, agent.random_env_steps
-        collector = Collector(environments, agent_seeds, replay, population.act, noise, random, torch.device(device))
+    with ExitStack() as stack:
+        if agent_specs:  # there may be more processes than fresh agents
+            environments = stack.enter_context(closing(make(agent_specs)))
+            evaluator = stack.enter_context(closing(Evaluator(agent_specs, agent_seeds, num_episodes, make, padded_to[0])))
+            population = Population(environments.sizes, agent_seeds, agent, padded_to)
+            learner = Learner(population, objective, agent, agent_seeds, compile=compile)
+            learner.to(torch.device(device))
+            capacity = needed_capacity(env_steps, agent, replay_capacity)
+            replay = Replay(environments.sizes, capacity, agent.window_length, replay_device or device, padded_to)
+            noise, random = agent.exploration_noise, agent.random_env_steps
+            collector = Collector(environments, agent_seeds, replay, population.act, noise, random, torch.device(device))
         for done in range(1, env_steps + 1):
-            collector.begin_step()
-            if collector.num_collected >= agent.warmup_env_steps:
-                learner.update(collector.draw, collector.env_steps)
-            collector.end_step()
-            if done % evaluate_every_env_steps == 0 or done == env_steps:
+            if agent_specs:
+                collector.begin_step()
+                if collector.num_collected >= agent.warmup_env_steps:
+                    learner.update(collector.draw, collector.env_steps)
+                collector.end_step()
+            if agent_specs and (done % evaluate_every_env_steps == 0 or done == env_steps):
                 returns = evaluator(population.act)
                 rows += [
                     MetaTestRow(spec.name, method, seed, done, float(value))
                     for spec, seed, value in zip(agent_specs, agent_names, returns, strict=True)
                 ]
             report(done)
-        evaluator.close()
-        collector.close()
+            if done % _AGREE_EVERY == 0 and any(placement.from_all(is_told_to_stop())):
+                raise MetaTestStopped(f"{method}: stopped after {done:,} of {env_steps:,} env steps")
     return sorted((row for part in placement.from_all(rows) for row in part), key=lambda row: row.env_steps)
 
 
