@@ -106,7 +106,7 @@ class MetaTest(pl.Callback):
         needed = memory_bytes(sizes, needed_capacity(self._env_steps, agent, datamodule.replay_settings.capacity))
         device = datamodule.replay_device
         if device.type == "cpu":  # a GPU tells what is free, with the training's replay in its place already
-            needed += datamodule.replay_bytes
+            needed = datamodule.num_processes * (needed + datamodule.replay_bytes)
         try:
             check_memory(needed, device)
         except ValueError as error:

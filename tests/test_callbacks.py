@@ -20,7 +20,7 @@ from callbacks.meta_testing import MetaTest, PolicyEvaluation
 from callbacks.schedule import check_interval, crossed, env_steps_of
 from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
 from metagenrl_pl.config import ConfigError
-from metagenrl_pl.datamodule import MacroBatch
+from metagenrl_pl.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.env_group import sizes_of
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.files import read_csv
@@ -201,6 +201,9 @@ def test_a_replay_that_has_no_place_is_refused_before_the_training(tmp_path: Pat
     trainer = tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])])
     slots = (asked[0] - cast(Any, trainer).datamodule.replay_bytes) / memory_bytes(sizes_of([EnvironmentSpec("Approach-v0")]), 1)
     assert slots == 2 * 20 + cast(MetaGenRL, trainer.lightning_module).agent.window_length
+    monkeypatch.setattr(ReplayDataModule, "num_processes", 2)  # on one machine
+    tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])])
+    assert asked[1] == 2 * asked[0]
 
     def refuse(needed: int, device: torch.device) -> None:
         raise ValueError("too much")

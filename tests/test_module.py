@@ -12,11 +12,15 @@ from tiny_runs import TOYS, differences, everything, tiny_objective, tiny_run, t
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
 from callbacks.schedule import env_steps_of, module_of
 from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
+from metagenrl_pl import replay as replay_module
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.collector import Collector
+from metagenrl_pl.config import ConfigError
+from metagenrl_pl.datamodule import ReplayDataModule
+from metagenrl_pl.env_group import sizes_of
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.meta_test import meta_test
-from metagenrl_pl.replay import Replay
+from metagenrl_pl.replay import Replay, memory_bytes
 
 TIMED = [EnvironmentSpec("Counting-v0", {}, 8), EnvironmentSpec("Counting-v0", {"num_actions": 2}, 5)]
 
@@ -190,3 +194,12 @@ def test_the_process_is_not_a_source_of_randomness() -> None:
         runs.append((everything(tiny_run(TOYS, 30)), rows))
         assert global_randomness() == before
     assert differences(runs[0][0], runs[1][0]) == [] and runs[0][1] == runs[1][1]
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = memory_bytes(sizes_of(TOYS), 500)
+    monkeypatch.setattr(replay_module, "available_bytes", lambda device: needed)
+    tiny_run(env_steps=1)  # just fits
+    monkeypatch.setattr(ReplayDataModule, "num_processes", 2)
+    with pytest.raises(ConfigError, match=r"^replay.capacity needs 0.0 GB on cpu"):
+        tiny_run(env_steps=1)

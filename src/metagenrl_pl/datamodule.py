@@ -147,6 +147,12 @@ class ReplayDataModule(pl.LightningDataModule):
         return memory_bytes(self.placement.mine(self.sizes), self.replay_settings.capacity)
 
     @property
+    def num_processes(self) -> int:
+        """Training processes on this machine, which share its cores and its memory."""
+        assert self.trainer is not None
+        return getattr(self.trainer.strategy, "num_processes", 1)
+
+    @property
     def replay_device(self) -> torch.device:
         """Where experience is kept: as configured, or where the updates are."""
         assert self.trainer is not None
@@ -158,6 +164,8 @@ class ReplayDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         try:
             sizes, padded_to = self.placement.mine(self.sizes), widest(self.sizes)
+            if self.replay_device.type == "cpu":
+                check_memory(self.num_processes * self.replay_bytes, self.replay_device)
             replay = Replay(sizes, self.replay_settings.capacity, self._agent.window_length, self.replay_device, padded_to)
         except ValueError as error:  # only here is the device known, and whether it has the memory
             raise ConfigError(str(error)) from error
@@ -181,8 +189,7 @@ class ReplayDataModule(pl.LightningDataModule):
     def make_group(self, specs: Sequence[EnvironmentSpec]) -> EnvironmentGroup:
         """Environments that run the way this run's do: in this process or in workers."""
         assert self.trainer is not None
-        num_processes = getattr(self.trainer.strategy, "num_processes", 1)  # on this machine
-        return make_group(specs, choose_num_workers(self.env_workers, len(specs), num_processes))
+        return make_group(specs, choose_num_workers(self.env_workers, len(specs), self.num_processes))
 
     def teardown(self, stage: str) -> None:
         """Close the environments."""
