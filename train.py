@@ -67,12 +67,12 @@ def main(config: DictConfig) -> None:
 
     agent, population = build(config.agent), build(config.population)
     num_agents = population.size
-    train_specs = build(config.env).train_specs
-    if num_agents < len(train_specs):
+    environments = build(config.env)
+    if num_agents < (num_environments := len(environments.train_specs)):
         raise ConfigError(
-            f"population.size={num_agents} leaves environments without an agent; valid is {len(train_specs)} or more"
+            f"population.size={num_agents} leaves environments without an agent; valid is {num_environments} or more"
         )
-    specs = [train_specs[i % len(train_specs)] for i in range(num_agents)]
+    specs = environments.dealt(num_agents)
     objective = build(config.objective)
     if not objective.learns:
         config.meta = None

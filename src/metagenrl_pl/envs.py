@@ -11,6 +11,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from metagenrl_pl.messages import one_line
+
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
@@ -91,6 +93,11 @@ class EnvironmentSets:
         """The training environments."""
         return [EnvironmentSpec.parse(entry) for entry in self.train]
 
+    def dealt(self, num_agents: int) -> list[EnvironmentSpec]:
+        """The training environment of each agent, round robin."""
+        specs = self.train_specs
+        return [specs[i % len(specs)] for i in range(num_agents)]
+
     @property
     def test_specs(self) -> list[EnvironmentSpec]:
         """The test environments."""
@@ -140,6 +147,28 @@ class Environment:
         scaled = np.clip(scaled, space.low, space.high)  # rounding may pass a bound
         observation, reward, terminated, truncated, _ = self._env.step(scaled)
         return self._flat(observation), float(reward), bool(terminated), bool(truncated)
+
+    @property
+    def frames_per_second(self) -> float:
+        """How many of its steps take a second when it is drawn."""
+        return float(self._env.metadata.get("render_fps") or 30)
+
+    def render(self) -> np.ndarray:
+        """A picture of its state, [H, W, 3], uint8; needs the keyword argument `render_mode: rgb_array`.
+
+        Raises:
+            ValueError: if the environment cannot be drawn here.
+        """
+        try:
+            picture = self._env.render()
+        except Exception as error:  # drawing libraries raise anything where there is no display
+            raise ValueError(
+                f"environment {self.spec.name}: cannot be drawn ({one_line(error)}); MuJoCo draws by what MUJOCO_GL names: glfw, egl or "
+                "osmesa"
+            ) from error
+        if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+            raise ValueError(f"environment {self.spec.name}: cannot be drawn; valid is one with the render mode rgb_array")
+        return picture
 
     def close(self) -> None:
         """Free what the environment holds."""
