@@ -1,6 +1,7 @@
 """How good learned objectives are: meta-train with several seeds, meta-test, and report (docs/protocol.md).
 
     python benchmarks/protocol.py                    the protocol: three meta-training seeds, training and unseen environments
+    python benchmarks/protocol.py --baseline-seeds 1 2   further agents of REINFORCE and DDPG/TD3 beside it
     python benchmarks/protocol.py --levers           hyper-parameters compared on validation environments (levers.yaml)
 
 Every run is a `train.py` of its own; `--jobs` of them run side by side. What ended is not run again, and what was stopped goes on from its
@@ -89,6 +90,37 @@ def planned(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path, 
         plan._replace(without=[option for method, option in WITHOUT.items() if method not in dealt.get(plan.folder, [])])
         for plan in runs
     ]
+
+
+def baselines(seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
+    """Runs of REINFORCE and DDPG/TD3 whose agents are further ones of those that the meta-tests have, in the same environments.
+
+    Meta-tests have agents 0, 1 and 2 in each environment, seed 1 here those from 3 on, and so forth.
+
+    Args:
+        seeds: one run of each method for each.
+        out: folder of all runs.
+        extra: overrides of the meta-tests' runs; what shapes agents holds here as well.
+
+    Raises:
+        ValueError: if overrides compose no configuration.
+    """
+    test = OmegaConf.create(_composed(["experiment=protocol", *extra])).callbacks.meta_test
+    own = [
+        override for override in extra if override.startswith(("agent", "replay", "compile", "env.test", "env_workers", "logger"))
+    ]
+    runs = []
+    for method, experiment in (("critic", "ddpg"), ("reinforce", "off_policy_reinforce")):
+        for seed in seeds:
+            overrides = [
+                *(f"experiment=baseline/{experiment}", "env=protocol", "env.train=${env.test}", "compile=true", f"seed={seed}"),
+                *(f"population.size={len(test.environments) * len(test.seeds)}", f"env_steps={test.env_steps}"),
+                f"callbacks.evaluation.every_env_steps={test.evaluate_every_env_steps}",
+                f"callbacks.evaluation.num_episodes={test.num_episodes}",
+                *own,
+            ]
+            runs.append(Planned(out / "baselines" / f"{method}_seed_{seed}", overrides, _composed(overrides)))
+    return runs
 
 
 def _is_begun(folder: Path) -> bool:
@@ -210,6 +242,14 @@ def main() -> None:
         "--variants", nargs="+", metavar="NAME", help="of levers.yaml; with --levers all by default, else protocol"
     )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of meta-training; by default 0 1 2, of --levers 0 1")
+    parser.add_argument(
+        "--baseline-seeds",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="from 1 on: further agents of REINFORCE and DDPG/TD3",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on a core of its own")
     parser.add_argument("--out", type=Path, help="folder of the runs; by default runs/protocol or runs/levers")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy CSV files, configurations and objectives there in the end")
@@ -222,11 +262,13 @@ def main() -> None:
     names = options.variants or (list(file["variants"]) if options.levers else ["protocol"])
     variants: dict[str, list[str]] = {name: file["variants"][name] for name in names}
     seeds, extra = options.seeds or ([0, 1] if options.levers else [0, 1, 2]), list(options.overrides)
+    if options.baseline_seeds and (options.levers or min(options.baseline_seeds) < 1):
+        parser.error("--baseline-seeds go from 1 on, and not with --levers")
     if options.levers:
         extra = ["env=protocol_validation", *file["every"], *extra]
     out = options.out or Path("runs", "levers" if options.levers else "protocol")
     try:
-        runs = planned(variants, seeds, out, extra)
+        runs = [*planned(variants, seeds, out, extra), *baselines(options.baseline_seeds, out, extra)]
         check_folders(runs)
     except ValueError as error:
         parser.error(str(error))

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from metagenrl_pl.config import build
+from metagenrl_pl.meta_test import numbered
 from metagenrl_pl.results import read_rows
 from metagenrl_pl.run_folders import find_runs, regimes_of
-from protocol import Planned, keep
+from protocol import Planned, Runner, baselines, keep
 
 ROOT = Path(__file__).parents[1]
 PATHS = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -73,6 +75,21 @@ def test_protocol(tmp_path: Path) -> None:
     shutil.rmtree(folder / "seed_0")
     untested = protocol(tmp_path, *SMALL, "--seeds", "1")
     assert untested.returncode == 2 and "tests untrained, critic; valid are more --seeds" in untested.stderr
+
+
+def test_further_agents_of_the_baselines_are_others_than_those_of_the_meta_tests(tmp_path: Path) -> None:
+    runs = baselines([1, 2], tmp_path, SMALL)
+    assert [run.folder.name for run in runs] == ["critic_seed_1", "critic_seed_2", "reinforce_seed_1", "reinforce_seed_2"]
+    config = OmegaConf.create(runs[3].settings)
+    assert (config.seed, config.env_steps, config.agent.num_windows, config.compile) == (2, 40, 3, False)
+    assert config.callbacks.evaluation.every_env_steps == 20 and config.callbacks.evaluation.num_episodes == 1
+    specs = build(config.env).dealt(config.population.size)
+    assert {spec.name for spec in specs} == {"Pendulum-v1", "InvertedPendulum-v5", "Hopper-v5"}
+    assert sorted(numbered(specs, 2)) == [4, 4, 4, 5, 5, 5]  # two of each in each run; meta-tests have 0 and 1
+    runner = Runner()
+    assert runner.run(runs[2]) == 0
+    rows = read_rows(runs[2].folder / "meta_test.csv")
+    assert {(row.method, row.seed, row.env_steps) for row in rows} == {("reinforce", n, s) for n in (2, 3) for s in (20, 40)}
 
 
 def test_what_cannot_be_composed_is_told_before_anything_runs(tmp_path: Path) -> None:
