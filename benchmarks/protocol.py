@@ -106,9 +106,8 @@ def baselines(seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Pla
         ValueError: if overrides compose no configuration.
     """
     test = OmegaConf.create(_composed(["experiment=protocol", *extra])).callbacks.meta_test
-    own = [
-        override for override in extra if override.startswith(("agent", "replay", "compile", "env.test", "env_workers", "logger"))
-    ]
+    shaping = ("agent", "replay", "compile", "env.test", "env_workers", "updates_per_batch", "logger")
+    own = [override for override in extra if override.startswith(shaping)]
     runs = []
     for method, experiment in (("critic", "ddpg"), ("reinforce", "off_policy_reinforce")):
         for seed in seeds:
