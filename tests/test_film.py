@@ -89,6 +89,22 @@ def test_the_command_films_one_agent_of_each_environment_or_those_named(
     assert iio.imread(path).shape[-3:] == (240, 192, 3) and f"{PENDULUM.name}, agent 2" in capsys.readouterr().out
 
 
+def test_options_reach_the_film(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(film, "save_film", lambda path, frames, per_second: shapes.append(frames.shape))
+    for seed in ("3", "4"):
+        film.main(
+            [str(checkpoint), "--agents", "0", "--out", str(tmp_path), "--height", "60", "--seconds", "0.5", "--seed", seed]
+        )
+    assert shapes == [(8, 60, 60, 3)] * 2
+
+
+def test_a_walking_body_is_followed() -> None:
+    followed, alone = (film._drawing(EnvironmentSpec(id)) for id in ("HalfCheetah-v5", "Reacher-v5"))
+    fixed = film._drawing(EnvironmentSpec("HalfCheetah-v5", {"camera_id": -1}))
+    assert [environment.spec.kwargs.get("camera_name") for environment in (followed, alone, fixed)] == ["track", None, None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -149,6 +149,12 @@ class Environment:
         return self._flat(observation), float(reward), bool(terminated), bool(truncated)
 
     @property
+    def cameras(self) -> list[str]:
+        """Names of the cameras that a MuJoCo model has; none elsewhere."""
+        model: Any = getattr(self._env.unwrapped, "model", None)
+        return [model.camera(i).name for i in range(model.ncam)] if hasattr(model, "ncam") else []
+
+    @property
     def frames_per_second(self) -> float:
         """How many of its steps take a second when it is drawn."""
         return float(self._env.metadata.get("render_fps") or 30)

@@ -27,6 +27,7 @@ from metagenrl_pl.messages import one_line
 from metagenrl_pl.population import Population
 
 FORMATS = ("gif", "mp4")
+_FOLLOWING = "track"  # the camera of MuJoCo's walking bodies
 _FRAMES_PER_SECOND = 25  # at most: what a GIF can hold and an eye needs
 
 
@@ -67,8 +68,7 @@ def filmed_episode(
     Raises:
         ValueError: if the environment cannot be made or drawn.
     """
-    drawn = dataclasses.replace(spec, kwargs={**spec.kwargs, "render_mode": "rgb_array"})
-    environment = Environment(drawn)
+    environment = _drawing(spec)
     try:
         per_second = environment.frames_per_second
         every, most = math.ceil(per_second / _FRAMES_PER_SECOND), seconds * per_second
@@ -133,13 +133,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.out.mkdir(parents=True, exist_ok=True)
         for agent in given.agents or _first_ones(specs):
             spec = specs[agent]
-            frames, per_second, episode_return = filmed_episode(spec, _policy(population, agent), given.seed, given.height)
+            policy = _policy(population, agent)
+            frames, per_second, episode_return = filmed_episode(spec, policy, given.seed, given.height, given.seconds)
             path = given.out / f"{spec.name.replace('/', '_')}_agent_{agent}.{given.format}"
             save_film(path, frames, per_second)
             print(f"{path}: {spec.name}, agent {agent}, return {episode_return:.1f}", flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _drawing(spec: EnvironmentSpec) -> Environment:
+    """The environment, ready to be drawn; by the camera that follows the body, if it has one and no other is asked for."""
+    kwargs = {**spec.kwargs, "render_mode": "rgb_array"}
+    environment = Environment(dataclasses.replace(spec, kwargs=kwargs))
+    if _FOLLOWING in environment.cameras and not {"camera_name", "camera_id"} & kwargs.keys():
+        environment.close()
+        environment = Environment(dataclasses.replace(spec, kwargs={**kwargs, "camera_name": _FOLLOWING}))
+    return environment
 
 
 def _first_ones(specs: Sequence[EnvironmentSpec]) -> list[int]:
