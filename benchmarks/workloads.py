@@ -81,7 +81,8 @@ class Agents:
     def cycles(self, num_cycles: int = 2) -> None:
         """What `MetaGenRL.training_step` does with a macro batch, without Lightning."""
         for collector in self.batch(num_cycles):
-            self.learner.update(collector.draw, collector.env_steps)
+            if collector.num_collected > 0:  # agents that begin with nothing have nothing to draw in their first cycle
+                self.learner.update(collector.draw, collector.env_steps)
         self.learner.checked_metrics()
 
     def pair_of_updates(self) -> None:
