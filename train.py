@@ -97,6 +97,7 @@ def main(config: DictConfig) -> None:
     placement = Placement(num_agents, trainer.global_rank, trainer.world_size)
     tell = rank_zero_only(partial(print, flush=True))
     try:
+        lifetimes = Lifetimes.staggered(population, agent, num_environments)
         config.compile, chosen = choose_compile(config.compile, eager_seconds)
         datamodule = ReplayDataModule(
             specs,
@@ -107,10 +108,12 @@ def main(config: DictConfig) -> None:
             config.updates_per_batch,
             config.env_workers,
             placement,
-            Lifetimes.staggered(population, agent),
+            lifetimes,
         )
         plain = cast(dict[str, Any], OmegaConf.to_container(config))
-        module = MetaGenRL(datamodule.sizes, seeds, objective, agent, inner, meta, config.compile, plain, placement, tell)
+        module = MetaGenRL(
+            datamodule.sizes, seeds, objective, agent, inner, meta, config.compile, plain, placement, tell, lifetimes
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if trainer.is_global_zero:

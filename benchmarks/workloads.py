@@ -99,5 +99,5 @@ class Agents:
             "policy update": lambda: learner._update_policies(windows, share=None),
         }
         if learner.meta is not None:
-            jobs["meta update"] = lambda: learner._update_objective(twice)
+            jobs["meta update"] = lambda: learner._update_objective(twice, env_steps=0)
         return jobs

@@ -13,6 +13,7 @@ from torch import Tensor
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.inner import SGD, Adam, InnerStep
 from metagenrl_pl.learner import Learner, MetaSettings
+from metagenrl_pl.lifetimes import Lifetimes
 from metagenrl_pl.nn import Parameters
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
 
@@ -371,11 +372,11 @@ def test_the_judges_are_the_critics_that_the_setting_names(critic: Any, kind: st
     for shift in (0.0, 7.0):
         learner = learner_of(small_objective(), SGD(), MetaSettings(critic=critic))
         getattr(learner.population, kind)["out.bias"] += shift
-        learner._update_objective(random_windows(2 * B))
+        learner._update_objective(random_windows(2 * B), env_steps=0)
         losses.append(learner.metrics["meta_loss"])
     torch.testing.assert_close(losses[0] - losses[1], torch.full((3,), 7.0), rtol=1e-4, atol=1e-4)
     first = learner_of(small_objective(), SGD(), MetaSettings())
-    first._update_objective(random_windows(2 * B))
+    first._update_objective(random_windows(2 * B), env_steps=0)
     assert (first.metrics["meta_loss"] < losses[0]).any()
 
 
@@ -384,11 +385,37 @@ def test_the_second_critic_judges_alone() -> None:
     for index, shift in ((0, 0.0), (0, 7.0), (1, 7.0)):
         learner = learner_of(small_objective(), SGD(), MetaSettings(critic="second"))
         learner.population.critics["out.bias"][:, index] += shift
-        learner._update_objective(random_windows(2 * B))
+        learner._update_objective(random_windows(2 * B), env_steps=0)
         losses[index, shift] = learner.metrics["meta_loss"]
     torch.testing.assert_close(losses[0, 0.0] - losses[1, 7.0], torch.full((3,), 7.0), rtol=1e-4, atol=1e-4)
     # The first one raised changes the objective's inputs, and by them a small inner step alone.
     torch.testing.assert_close(losses[0, 7.0], losses[0, 0.0], rtol=0, atol=0.1)
+
+
+def test_the_eldest_critic_of_the_environment_judges() -> None:
+    """Agents 0 and 2 are in one environment, the second has it to itself; the last agent is younger: grown up at 15 env steps."""
+    lifetimes = Lifetimes(100, warmup=10, offsets=(0, 30, 95), num_environments=2)
+    shifts = {None: torch.zeros(3), 0: torch.tensor([7.0, 0, 7]), 1: torch.tensor([0, 7.0, 0]), 2: torch.zeros(3)}
+    losses = {}
+    for raised in shifts:
+        settings = small_settings()
+        population = small_population([(3, 2), (5, 1), (3, 2)], settings=settings)
+        learner = Learner(
+            population, small_objective(), settings, SEEDS, SGD(), MetaSettings(critic="eldest"), lifetimes=lifetimes
+        )
+        if raised is not None:
+            population.critics["out.bias"][raised, 0] += 7
+        learner._update_objective(random_windows(2 * B, sizes=[(3, 2), (5, 1), (3, 2)]), env_steps=15)
+        losses[raised] = learner.metrics["meta_loss"]
+    for raised, shift in shifts.items():  # a raised one also changes the objective's inputs, and by them a small inner step
+        torch.testing.assert_close(losses[None] - losses[raised], shift, rtol=0, atol=0.1)
+
+
+def test_the_eldest_critic_needs_lives() -> None:
+    with pytest.raises(
+        ValueError, match=r"meta.critic=eldest needs agents of different ages; valid is a number for population.lif"
+    ):
+        learner_of(small_objective(), SGD(), MetaSettings(critic="eldest"))
 
 
 def test_the_objective_is_updated_as_often_as_asked() -> None:
@@ -414,7 +441,7 @@ def test_the_objective_is_updated_as_often_as_asked() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"critic": "third"}, "critic must be first, second, twin_minimum or target_minimum, got 'third'"),
+        ({"critic": "third"}, "critic must be first, second, twin_minimum, target_minimum or eldest, got 'third'"),
         ({"updates_per_cycle": 0}, "updates_per_cycle must be at least 1, got 0"),
     ],
 )

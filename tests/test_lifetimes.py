@@ -8,9 +8,11 @@ from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import PopulationSettings
 
 
-def staggered(size: int = 4, length: int | None = 100, warmup: int = 20, random: int = 20) -> Lifetimes:
+def staggered(
+    size: int = 4, length: int | None = 100, warmup: int = 20, random: int = 20, num_environments: int = 1
+) -> Lifetimes:
     agent = small_settings(warmup_env_steps=warmup, random_env_steps=random)
-    return Lifetimes.staggered(PopulationSettings(size, length), agent)
+    return Lifetimes.staggered(PopulationSettings(size, length), agent, num_environments)
 
 
 def test_births_are_spread_over_a_life() -> None:
@@ -38,6 +40,22 @@ def test_age_and_life() -> None:
 def test_newborns_grow_up_once_in_each_life() -> None:
     grown = [(n, agent) for n in range(150) for agent in staggered().grown(n)]
     assert grown == [(45, 3), (70, 2), (95, 1), (120, 0), (145, 3)]  # nobody in the first life
+
+
+def test_the_eldest_is_the_one_of_the_environment_whose_networks_are_oldest() -> None:
+    """Agents 0 and 2 are in one environment, 1 and 3 in the other; networks change when the newborn has grown up."""
+    lifetimes = staggered(num_environments=2)  # grown at 120, 95, 70, 45 and every 100 env steps from then on
+    for env_steps, eldest in [
+        (44, [0, 1, 2, 3]),  # all are as old as each other
+        (45, [0, 1, 2, 1]),
+        (70, [0, 1, 0, 1]),
+        (94, [0, 1, 0, 1]),
+        (95, [0, 3, 0, 3]),
+        (120, [2, 3, 2, 3]),
+        (145, [2, 1, 2, 1]),
+        (170, [0, 1, 0, 1]),
+    ]:
+        assert lifetimes.eldest(env_steps).tolist() == eldest, env_steps
 
 
 def test_without_a_length_there_is_one_life() -> None:

@@ -248,7 +248,7 @@ def test_a_meta_step_changes_the_objective_alone(kind: str) -> None:
         return bits({"population": population.state_dict(), "optimizers": optimizers, "streams": learner.state_dict()["streams"]})
 
     before, alpha = agents(), bits(dict(objective.named_parameters()))
-    learner._update_objective(random_windows(2 * NUM_WINDOWS, seeds=[1, 2, 3]))
+    learner._update_objective(random_windows(2 * NUM_WINDOWS, seeds=[1, 2, 3]), env_steps=0)
     after = agents()
     assert len(after) > 40 and after.keys() == before.keys()
     assert all(torch.equal(after[path], before[path]) for path in before)

@@ -409,6 +409,10 @@ def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[P
         ("~population experiment=debug", "population: nothing says what it is, it needs a _target_"),
         ("meta.share_windows=true inner=adam", "meta.share_windows=true needs an inner loop of one step without moments"),
         (
+            "meta.critic=eldest",
+            "meta.critic=eldest needs agents of different ages; valid is a number for population.lifetime_env_",
+        ),
+        (
             "experiment=baseline/ddpg population.lifetime_env_steps=6000",
             "population.lifetime_env_steps=6000 belongs to meta-training; valid is null where meta=null",
         ),

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.compiling import Compiled, Tell
 from metagenrl_pl.inner import AdamMoments, InnerStep
+from metagenrl_pl.lifetimes import Lifetimes
 from metagenrl_pl.networks import first_critic, second_critic
 from metagenrl_pl.nn import Parameters, clip_per_agent, norm_per_agent
 from metagenrl_pl.objectives import Objective
@@ -42,8 +43,9 @@ class MetaSettings:
         share_windows: whether, after the annealing, the policy step uses the inner step's windows and gradient, which saves the policy
             update; needs an inner loop of one SGD step.
         critic: what judges the policy after the inner step: the first critic (the paper), the second one, or the minimum of the twin
-            critics or of their targets, which overestimate less. The objective's inputs are the first critic's in any case, so the
-            second one does not share the errors that they come from.
+            critics or of their targets, which overestimate less; or the first critic of the agent of the same environment that has
+            learned for longest, which knows more than a beginner's own. The objective's inputs are the agent's own first critic's in
+            any case, so that the others do not share the errors that they come from.
         updates_per_cycle: of the objective, each from windows of its own, for one policy step.
         average_decay: per update, of a moving average of the objective's parameters, which is what is exported and meta-tested; None for
             the newest parameters. Agents are taught by the newest ones in any case.
@@ -56,7 +58,7 @@ class MetaSettings:
     gradient: Literal["clip", "normalize"] = "clip"
     annealing_env_steps: int = 10_000
     share_windows: bool = False
-    critic: Literal["first", "second", "twin_minimum", "target_minimum"] = "first"
+    critic: Literal["first", "second", "twin_minimum", "target_minimum", "eldest"] = "first"
     updates_per_cycle: int = 1
     average_decay: float | None = None
 
@@ -65,8 +67,8 @@ class MetaSettings:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.gradient not in ("clip", "normalize"):
             raise ValueError(f"gradient must be clip or normalize, got {self.gradient!r}")
-        if self.critic not in ("first", "second", "twin_minimum", "target_minimum"):
-            raise ValueError(f"critic must be first, second, twin_minimum or target_minimum, got {self.critic!r}")
+        if self.critic not in ("first", "second", "twin_minimum", "target_minimum", "eldest"):
+            raise ValueError(f"critic must be first, second, twin_minimum, target_minimum or eldest, got {self.critic!r}")
         if self.updates_per_cycle < 1:
             raise ValueError(f"updates_per_cycle must be at least 1, got {self.updates_per_cycle}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
@@ -87,6 +89,10 @@ class Learner:
         compile: run the updates through `torch.compile`. Takes minutes, then each update is a few times faster.
         tell: told when something is compiled.
         placement: which of the agents that share the objective these are; all by default.
+        lifetimes: of all agents that share the objective; a single one each by default.
+
+    Raises:
+        ValueError: if settings do not fit each other.
     """
 
     def __init__(
@@ -100,13 +106,19 @@ class Learner:
         compile: bool = False,
         placement: Placement | None = None,
         tell: Tell = lambda message: None,
+        lifetimes: Lifetimes | None = None,
     ) -> None:
         self.placement = placement or Placement(population.num_agents)
+        self._lifetimes = lifetimes or Lifetimes.single(self.placement.num_agents)
         self.population, self.objective, self.settings = population, objective, settings
         self.inner, self.meta = inner, meta if objective.learns and inner is not None else None
         if self.meta is not None and self.meta.share_windows and (inner is None or inner.num_steps > 1 or inner.needs_moments):
             raise ValueError(
                 "meta.share_windows=true needs an inner loop of one step without moments; valid: inner=sgd, num_steps=1"
+            )
+        if self.meta is not None and self.meta.critic == "eldest" and self._lifetimes.length is None:
+            raise ValueError(
+                "meta.critic=eldest needs agents of different ages; valid is a number for population.lifetime_env_steps, or another critic"
             )
         self.num_updates = 0
         self.metrics: dict[str, Tensor] = {}  # newest, one value per agent, [P]
@@ -161,14 +173,14 @@ class Learner:
             share = self._objective_share(env_steps)
             num_left = self.meta.updates_per_cycle if self.meta is not None else 0
             if self.meta is not None and self.meta.share_windows and share is None:
-                self._update_policies_and_objective(draw(2 * self.settings.num_windows))
+                self._update_policies_and_objective(draw(2 * self.settings.num_windows), env_steps)
                 num_left -= 1
             else:
                 self._update_policies(draw(self.settings.num_windows), share)
                 self._move_targets()
             for _ in range(num_left):
                 assert self.inner is not None  # without one there is no meta
-                self._update_objective(draw((self.inner.num_steps + 1) * self.settings.num_windows))
+                self._update_objective(draw((self.inner.num_steps + 1) * self.settings.num_windows), env_steps)
         self.num_updates += 1
 
     def _update_critics(self, windows: Windows, step: Callable[[], Any]) -> None:
@@ -219,28 +231,37 @@ class Learner:
         for kind in ("policy", "critics"):
             flat[f"target_{kind}"].lerp_(flat[kind], self.settings.target_rate)
 
-    def _update_objective(self, windows: Windows) -> None:
-        self._step_objective(*self._meta_gradients(*self._meta_arguments(windows)))
+    def _update_objective(self, windows: Windows, env_steps: int) -> None:
+        self._step_objective(*self._meta_gradients(*self._meta_arguments(windows, env_steps)))
 
-    def _update_policies_and_objective(self, windows: Windows) -> None:
+    def _update_policies_and_objective(self, windows: Windows, env_steps: int) -> None:
         """Both from the same gradients of the objective; the objective is judged by the policies before their step."""
-        policy_gradients, *meta = self._policy_and_meta_gradients(*self._meta_arguments(windows))
+        policy_gradients, *meta = self._policy_and_meta_gradients(*self._meta_arguments(windows, env_steps))
         self._step_policies(policy_gradients)
         self._move_targets()
         self._step_objective(*meta)
 
-    def _meta_arguments(self, windows: Windows) -> tuple[Any, ...]:
+    def _meta_arguments(self, windows: Windows, env_steps: int) -> tuple[Any, ...]:
         assert self.inner is not None and self.meta is not None
         population = self.population
-        judges = {
+        moments = self._policy_moments() if self.inner.needs_moments else None
+        task = MetaTask(population.policy, first_critic(population.critics), windows, moments, self._judges(env_steps))
+        return population.networks, self.objective, self.inner, self.objective.stacked_parameters(population.num_agents), task
+
+    def _judges(self, env_steps: int) -> Parameters | None:
+        """The critics that judge in place of the first one, [P, E, ...]."""
+        assert self.meta is not None
+        population = self.population
+        if self.meta.critic == "eldest":
+            index = torch.from_numpy(self._lifetimes.eldest(env_steps))
+            every = self.placement.gather(population.flat["critics"][:, :1])
+            return population.critics_layout.views(every[sent(self.placement.slice(index), population.device)])
+        return {
             "first": None,
             "second": second_critic(population.critics),
             "twin_minimum": population.critics,
             "target_minimum": population.target_critics,
         }[self.meta.critic]
-        moments = self._policy_moments() if self.inner.needs_moments else None
-        task = MetaTask(population.policy, first_critic(population.critics), windows, moments, judges)
-        return population.networks, self.objective, self.inner, self.objective.stacked_parameters(population.num_agents), task
 
     def _step_objective(self, gradients: Parameters, loss: Tensor) -> None:
         assert self.meta is not None and self.objective_optimizer is not None

@@ -24,14 +24,16 @@ class Lifetimes:
         length: of a life, in env steps; None for a single one.
         warmup: env steps of a life before its networks learn.
         offsets: env steps by which each agent's first life is shorter.
+        num_environments: to which the agents are dealt, round robin.
     """
 
     length: int | None
     warmup: int
     offsets: tuple[int, ...]
+    num_environments: int = 1
 
     @classmethod
-    def staggered(cls, population: PopulationSettings, agent: AgentSettings) -> "Lifetimes":
+    def staggered(cls, population: PopulationSettings, agent: AgentSettings, num_environments: int = 1) -> "Lifetimes":
         """Births spread evenly over a life, also among the agents of each environment, to which they are dealt round robin.
 
         Raises:
@@ -48,7 +50,8 @@ class Lifetimes:
                 f"population.lifetime_env_steps={length} needs agent.random_env_steps of at least agent.warmup_env_steps={warmup}, "
                 f"got {random}"
             )
-        return cls(length, warmup, tuple(i * (length or 0) // population.size for i in range(population.size)))
+        offsets = tuple(i * (length or 0) // population.size for i in range(population.size))
+        return cls(length, warmup, offsets, num_environments)
 
     @classmethod
     def single(cls, num_agents: int) -> "Lifetimes":
@@ -77,3 +80,11 @@ class Lifetimes:
     def grown(self, env_steps: int) -> list[int]:
         """Agents whose warm-up in a life after the first is over now."""
         return np.flatnonzero((self.age(env_steps) == self.warmup) & (self.life(env_steps) > 0)).tolist()
+
+    def eldest(self, env_steps: int) -> np.ndarray:
+        """For each agent the one of its environment whose networks have learned for longest, [P]; itself if none has for longer."""
+        agents = np.arange(len(self.offsets))
+        born = np.maximum(self.life(env_steps - self.warmup), 0) * (self.length or 0) - np.array(self.offsets)
+        since = np.where(born > 0, born, 0)  # the networks' birth; of a first life the run's begin
+        others = np.where(agents % self.num_environments == agents[:, None] % self.num_environments, since, np.inf)
+        return np.where(since == others.min(1), agents, others.argmin(1))

@@ -13,6 +13,7 @@ from metagenrl_pl.compiling import Tell
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.inner import InnerStep
 from metagenrl_pl.learner import Learner, MetaSettings
+from metagenrl_pl.lifetimes import Lifetimes
 from metagenrl_pl.objectives import Objective
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import AgentSettings, Population
@@ -34,6 +35,7 @@ class MetaGenRL(pl.LightningModule):
         run_config: kept in checkpoints, so that a checkpoint alone can rebuild its run; plain containers.
         placement: which agents live in this process; all by default.
         tell: told when something is compiled.
+        lifetimes: when agents are born again, of all agents; never by default.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class MetaGenRL(pl.LightningModule):
         run_config: Mapping[str, Any] | None = None,
         placement: Placement | None = None,
         tell: Tell = lambda message: None,
+        lifetimes: Lifetimes | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -56,7 +59,7 @@ class MetaGenRL(pl.LightningModule):
         self.placement = placement or Placement(len(sizes))
         my_seeds = self.placement.mine(seeds)
         population = Population(self.placement.mine(sizes), my_seeds, agent, widest(sizes))
-        self.learner = Learner(population, objective, agent, my_seeds, inner, meta, compile, self.placement, tell)
+        self.learner = Learner(population, objective, agent, my_seeds, inner, meta, compile, self.placement, tell, lifetimes)
         self.run_config = dict(run_config or {})
         self.metrics: dict[str, np.ndarray] = {}  # of all agents after the newest macro batch, [P]
 
