@@ -79,7 +79,7 @@ def planned(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path, 
     for name, overrides in variants.items():
         for seed in seeds:
             every = ["experiment=protocol", f"seed={seed}", *overrides, *extra]
-            runs.append(Planned(out / name / f"seed_{seed}", every, _composed(every)))
+            runs.append(Planned(out / name / f"seed_{seed}", every, composed(every)))
     tested = {method for folder in out.glob("*/seed_*/") if _is_begun(folder) for method in _tested_in(folder)}
     missing = [method for method in WITHOUT if method not in tested]
     free = [plan for plan in runs if not plan.is_begun]
@@ -105,7 +105,7 @@ def baselines(seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Pla
     Raises:
         ValueError: if overrides compose no configuration.
     """
-    test = OmegaConf.create(_composed(["experiment=protocol", *extra])).callbacks.meta_test
+    test = OmegaConf.create(composed(["experiment=protocol", *extra])).callbacks.meta_test
     shaping = ("agent", "replay", "compile", "env.test", "env_workers", "updates_per_batch", "logger")
     own = [override for override in extra if override.startswith(shaping)]
     runs = []
@@ -118,7 +118,7 @@ def baselines(seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Pla
                 f"callbacks.evaluation.num_episodes={test.num_episodes}",
                 *own,
             ]
-            runs.append(Planned(out / "baselines" / f"{method}_seed_{seed}", overrides, _composed(overrides)))
+            runs.append(Planned(out / "baselines" / f"{method}_seed_{seed}", overrides, composed(overrides)))
     return runs
 
 
@@ -133,7 +133,12 @@ def _tested_in(folder: Path) -> set[str]:
     return {method for method in WITHOUT if wanted.get(method)}
 
 
-def _composed(overrides: Sequence[str]) -> str:
+def composed(overrides: Sequence[str]) -> str:
+    """The configuration of a run with these overrides, as YAML.
+
+    Raises:
+        ValueError: if they compose none.
+    """
     try:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             return OmegaConf.to_yaml(compose("config", list(overrides)))

@@ -15,6 +15,11 @@ from metagenrl_pl.replay import Replay
 from metagenrl_pl.streams import AgentStreams, derive_seed, sent
 
 
+def episode_seed(seed: int, episode: int) -> int:
+    """What an agent with this seed resets its environment with for an episode, counted from 0."""
+    return derive_seed(seed, "episode", episode) % 2**31  # Gymnasium's are 32 bit in some environments
+
+
 class Collector:
     """One environment per agent, all stepped together.
 
@@ -152,15 +157,12 @@ class Collector:
         return action
 
     def _begin_episode(self, agent: int) -> None:
-        first = self.environments.reset(agent, self._episode_seed(agent, self._num_episodes[agent]))
+        first = self.environments.reset(agent, episode_seed(self._seeds[agent], self._num_episodes[agent]))
         self._num_episodes[agent] += 1
         self._episode_return[agent] = 0.0
         self._episode_actions[agent] = []
         self._observation[agent, : len(first)] = first
         self.replay.begin_episode(agent, first)
-
-    def _episode_seed(self, agent: int, episode: int) -> int:
-        return derive_seed(self._seeds[agent], "episode", episode) % 2**31  # Gymnasium's are 32 bit in some environments
 
     def close(self) -> None:
         """Close the environments."""
@@ -225,7 +227,7 @@ class Collector:
         """Repeat an agent's open episode; whether it led to the same observation and return."""
         observation_size, action_size = self.environments.sizes[agent]
         actions = np.array(self._episode_actions[agent], np.float32).reshape(-1, action_size)
-        seed = self._episode_seed(agent, self._num_episodes[agent] - 1)
+        seed = episode_seed(self._seeds[agent], self._num_episodes[agent] - 1)
         repeated = self.environments.repeat(agent, seed, actions)
         is_same = np.array_equal(repeated.observation, self._observation[agent, :observation_size])
         return is_same and not repeated.ended and repeated.episode_return == self._episode_return[agent]

@@ -28,6 +28,8 @@ METHOD_COLOURS = {
     "untrained": "#CC79A7",
     "reinforce": "#E69F00",
     "critic": "#009E73",
+    "ppo": "#D55E00",
+    "td3": "#56B4E9",
     "random": "#666666",
 }
 """Colour of each known method, told apart by colour-blind readers too (Okabe & Ito)."""
@@ -35,7 +37,7 @@ METHOD_COLOURS = {
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#E69F00")
 """Of runs side by side."""
 
-_OTHER_COLOURS = ("#D55E00", "#56B4E9", "#000000")
+_OTHER_COLOURS = ("#000000", "#8C6D31", "#7B4173")
 _AGENT_COLOUR = "#34495E"
 _MAX_PANELS_PER_ROW = 4
 _RETURNS = ("episode_return", "evaluation_return")

@@ -19,6 +19,8 @@ METHOD_NAMES = {
     "untrained": "untrained objective",
     "reinforce": "off-policy REINFORCE (GAE)",
     "critic": "DDPG/TD3",
+    "ppo": "PPO (Stable-Baselines3)",
+    "td3": "TD3 (Stable-Baselines3)",
     "random": "random actions",
 }
 """Display name of each known method, in display order."""
