@@ -9,6 +9,7 @@ protocol's exploration. Overrides are those of `train.py experiment=protocol`. W
 """
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -142,11 +143,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/protocol/sb3"), help="holds a folder for each method")
     parser.add_argument("overrides", nargs="*", help="such as callbacks.meta_test.env_steps=8000")
     options = parser.parse_args()
+    if importlib.util.find_spec("stable_baselines3") is None:
+        sys.exit('error: stable-baselines3 is not installed; pip install -e ".[baselines]"')
     try:
         settings: Any = OmegaConf.create(composed(["experiment=protocol", *options.overrides]))
         for method in options.methods:
             run(method, options.seeds, settings, options.out / method / "meta_test.csv", options.jobs)
-    except (ImportError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
 
 

@@ -58,6 +58,12 @@ def test_mistakes_are_told_in_a_line(override: str, words: str, tmp_path: Path, 
     assert not any(tmp_path.iterdir())
 
 
+def test_a_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"stable-baselines3 is not installed; pip install -e \"\.\[baselines\]\""):
+        command(tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize("method", sb3_baselines.METHODS)
 def test_an_agent_follows_from_its_number(method: str) -> None:
     settings = OmegaConf.create(composed(["experiment=protocol", *SMALL]))
