@@ -13,6 +13,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from metagenrl_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from metagenrl_pl.command_line import hydra_entry
@@ -25,7 +26,7 @@ from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.objectives import Objective
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import PopulationSettings
-from metagenrl_pl.processes import agreed_run_dir, check_world_size, launching, strategy_for
+from metagenrl_pl.processes import agreed_run_dir, check_trainer, check_world_size, launching, strategy_for
 from metagenrl_pl.resume import adding, moved, resumed_config
 from metagenrl_pl.run import open_run_folder, prepare_process, run_folder
 from metagenrl_pl.streams import derive_seed
@@ -77,6 +78,7 @@ def main(config: DictConfig) -> None:
     if not objective.learns:
         config.meta = None
     check_meta_training(config, objective, population)
+    check_trainer(config.trainer)
     inner, meta = build(config.inner), build(config.meta) if config.meta else None
     if meta is None:  # the agents are tested themselves
         seeds = [fresh_seed(spec, number) for spec, number in zip(specs, numbered(specs, config.seed), strict=True)]
@@ -151,6 +153,8 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
             f"; checkpoints in {config.run_dir}/checkpoints are from before it" if isinstance(error, FloatingPointError) else ""
         )
         raise ConfigError(f"{error}{saved}") from error
+    except SIGTERMException:  # nobody listens to signals without callbacks.checkpoint
+        sys.exit("error: told to stop; nothing is saved where callbacks.checkpoint=null" if trainer.is_global_zero else 0)
     except Exception:
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may wait for this process

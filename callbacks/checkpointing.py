@@ -38,8 +38,8 @@ class RunCheckpoint(Checkpoint):
     """
 
     def __init__(self, run_dir: str, every_env_steps: int | None, keep: int | None = 2, with_replay: bool = True) -> None:
-        check_interval("every_env_steps", every_env_steps)
-        check_interval("keep", keep)
+        check_interval("every_env_steps", every_env_steps, ", or null for the end only")
+        check_interval("keep", keep, ", or null for all")
         self._folder = Path(run_dir) / "checkpoints"
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
         self.told_to_stop = self._is_complete = False
@@ -47,6 +47,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals. After a resume drop metrics that come after the checkpoint, which are logged again."""
+        self._is_complete = is_last(trainer)  # resumed at its end: only tests are left
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
 
             def stop(number: int, frame: FrameType | None) -> None:
@@ -68,7 +69,7 @@ class RunCheckpoint(Checkpoint):
         if told_to_stop or crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             path = self.save(trainer)
             self._is_complete = is_last(trainer)
-            if told_to_stop and not is_last(trainer):
+            if told_to_stop:
                 trainer.should_stop = True
                 rank_zero_only(print)(
                     f"Stopping after {env_steps_of(trainer):,} env steps. To go on: python train.py ckpt_path={path}", flush=True

@@ -80,10 +80,13 @@ class MetaTest(pl.Callback):
             ("evaluate_every_env_steps", evaluate_every_env_steps),
             ("num_episodes", num_episodes),
         ):
-            check_interval(name, value)
+            check_interval(name, value, "")
         check_interval("every_env_steps", every_env_steps)
         if not seeds:
             raise ValueError("seeds must name at least one seed, got []")
+        for method, baseline in (baselines or {}).items():
+            if not (baseline is None or isinstance(baseline, Objective)):
+                raise ValueError(f"baselines.{method} must be an objective, or null for none, got {baseline!r}")
         self._path = Path(run_dir) / "meta_test.csv"
         self._specs = [EnvironmentSpec.parse(entry) for entry in environments]
         for spec in self._specs:  # refuse now what would fail after hours of training
@@ -113,11 +116,16 @@ class MetaTest(pl.Callback):
             raise ConfigError(f"callbacks.meta_test.env_steps={self._env_steps}: {error}") from error
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a resume: drop the tests of later objectives, which are made again, and make the one that was given up."""
-        if trainer.is_global_zero and (env_steps := env_steps_of(trainer)):
+        """After a resume of meta-training: drop the tests of later objectives, which are made again."""
+        if trainer.is_global_zero and module_of(trainer).learner.meta is not None and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, meta_training_env_steps=env_steps)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MacroBatch, batch_idx: int) -> None:
+        """After a resume: make the test that was given up. Not before, since only now every callback has started and hears signals."""
         if self._is_given_up:
             self._test_so_far(trainer)
+        if self._is_given_up:  # again: the objective stays the one that is to be tested
+            batch.skip()
 
     def state_dict(self) -> dict[str, Any]:
         """Whether the test of this moment's objective is still to be made."""
@@ -147,7 +155,7 @@ class MetaTest(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Test the final objective and whatever it is compared with."""
-        if not is_last(trainer) or not self._specs:
+        if not is_last(trainer) or trainer.should_stop or not self._specs:
             return
         objective = module_of(trainer).learner.result
         tests: list[tuple[str, Objective, int | None]] = []

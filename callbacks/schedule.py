@@ -9,10 +9,10 @@ from metagenrl_pl.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.module import MetaGenRL
 
 
-def check_interval(name: str, value: int | None) -> None:
-    """Raise ValueError, naming the key, unless an interval is positive or None (never)."""
+def check_interval(name: str, value: int | None, otherwise: str = ", or null for never") -> None:
+    """Raise ValueError, naming the key and saying what else is valid, unless a number is positive or None."""
     if value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, or null for never, got {value}")
+        raise ValueError(f"{name} must be at least 1{otherwise}, got {value}")
 
 
 def crossed(interval: int | None, env_steps: int, batch: MacroBatch) -> bool:

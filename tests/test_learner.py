@@ -413,7 +413,7 @@ def test_the_eldest_critic_of_the_environment_judges() -> None:
 
 def test_the_eldest_critic_needs_lives() -> None:
     with pytest.raises(
-        ValueError, match=r"meta.critic=eldest needs agents of different ages; valid is a number for population.lif"
+        ValueError, match="meta.critic=eldest needs agents of different ages in an environment; valid is a number"
     ):
         learner_of(small_objective(), SGD(), MetaSettings(critic="eldest"))
 

@@ -1,6 +1,7 @@
 """Resuming: a run that is stopped and goes on ends in the same bits as one that was never stopped."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from tiny_runs import TOYS, differences, everything, tiny_run
+from tiny_runs import TOYS, differences, everything, tiny_objective, tiny_run
 from toy_environments import Signalling
 
 from callbacks.checkpointing import RunCheckpoint
@@ -332,9 +333,55 @@ def test_a_meta_test_is_given_up_when_told_to_stop_and_made_when_the_run_goes_on
     stopped = run("stopped")
     assert env_steps_of(stopped) == 40 and Signalling.num_taken < num_taken + 410 + 400
     assert {row.meta_training_env_steps for row in read_rows(tmp_path / "stopped" / "meta_test.csv")} == {20}
+    monkeypatch.setattr(Signalling, "signals_at", Signalling.num_taken + 50)  # in the same test, when the run goes on
+    stopped = run("stopped", checkpoint_of(tmp_path / "stopped", 40))
+    assert env_steps_of(stopped) == 40 and stopped.should_stop
+    assert {row.meta_training_env_steps for row in read_rows(tmp_path / "stopped" / "meta_test.csv")} == {20}
     assert differences(everything(run("stopped", checkpoint_of(tmp_path / "stopped", 40))), straight) == []
     results = [(tmp_path / folder / "meta_test.csv").read_bytes() for folder in ("stopped", "straight")]
     assert results[0] == results[1]
+
+
+def test_a_signal_in_the_last_batch_leaves_the_final_meta_test_to_a_resume(tmp_path: Path) -> None:
+    class SignalsInTheLastBatch(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+            if env_steps_of(trainer) == 50:
+                signal.raise_signal(signal.SIGTERM)
+
+    def run(*callbacks: pl.Callback, ckpt_path: Path | None = None) -> pl.Trainer:
+        meta_test = MetaTest(str(tmp_path), [{"id": "Counting-v0", "max_episode_steps": 5}], [0], 12, 6, 1)
+        return saving_run(tmp_path, 60, callbacks=[meta_test, *callbacks], ckpt_path=ckpt_path)
+
+    assert run(SignalsInTheLastBatch()).should_stop
+    assert not (tmp_path / "meta_test.csv").exists()
+    run(ckpt_path=checkpoint_of(tmp_path, 60))
+    assert {row.meta_training_env_steps for row in read_rows(tmp_path / "meta_test.csv")} == {0, 60, None}
+
+
+def test_a_signal_in_the_final_meta_test_of_a_resume_ends_it(tmp_path: Path) -> None:
+    saving_run(tmp_path, 60)
+
+    class SignalsAtTheEnd(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, *_: object) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):  # Lightning's answer to KeyboardInterrupt
+        saving_run(tmp_path, 60, callbacks=[SignalsAtTheEnd()], ckpt_path=checkpoint_of(tmp_path, 60))
+
+
+def test_a_frozen_objective_keeps_its_tests_on_a_resume(tmp_path: Path) -> None:
+    """Its stage is the card's, which lies beyond this run's env steps."""
+    objective = tiny_objective().requires_grad_(False)
+    objective.card = {"env_steps": 500}
+
+    def run(ckpt_path: Path | None = None) -> bytes:
+        meta_test = MetaTest(str(tmp_path), [{"id": "Counting-v0", "max_episode_steps": 5}], [0], 12, 6, 1, untrained=False)
+        saving_run(tmp_path, 40, callbacks=[meta_test], objective=objective, ckpt_path=ckpt_path)
+        return (tmp_path / "meta_test.csv").read_bytes()
+
+    first, written = run(), (tmp_path / "meta_test.csv").stat().st_mtime_ns
+    assert b",500" in first
+    assert run(checkpoint_of(tmp_path, 40)) == first and (tmp_path / "meta_test.csv").stat().st_mtime_ns == written
 
 
 def test_a_baseline_keeps_its_results_up_to_the_checkpoint(tmp_path: Path) -> None:

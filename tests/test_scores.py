@@ -173,6 +173,9 @@ def test_an_agent_that_diverged_makes_no_mean_and_loses() -> None:
         wins = improvement(scores, method, other, _final)
         assert wins is not None and wins.mean == expected
     assert normalised(scores) == scores
+    huge = _made_up({("A", "learned"): [math.nan], ("A", "critic"): [-1e20]})
+    wins = improvement(huge, "critic", "learned", _final)
+    assert wins is not None and wins.mean == 1
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_regime(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_learning_curves_are_drawn_and_the_table_is_printed(debug: tuple[Path, s
     assert f"Run folder: runs/{run_dir.name} (replay: up to " in printed
     assert f"Learning curves: runs/{run_dir.name}/learning_curves.png" in printed
     table = printed[printed.index("Meta-test: return of fresh agents") :]
-    for name in (DOUBLE, *METHOD_NAMES.values()):
+    for name in (DOUBLE, *(METHOD_NAMES[method] for method in ("learned", "untrained", "reinforce", "critic", "random"))):
         assert name in table
     progress = [line for line in printed.splitlines() if line.startswith("meta-training: ")]
     assert len(progress) == 20 and re.fullmatch(r"meta-training: 400/400 env steps, .* ETA 0:00, Pendulum-v1 -.*", progress[-1])
@@ -352,6 +352,17 @@ def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[P
     assert sorted(debug[0].rglob("*")) == before
 
 
+def test_a_resume_is_not_shorter_than_its_checkpoint(debug: tuple[Path, str], in_process: Train) -> None:
+    checkpoint = f"{debug[0]}/checkpoints/env_steps_000000400.ckpt"
+    before = (debug[0] / "config.yaml").read_bytes()
+    code, _, errors = in_process(f"ckpt_path={checkpoint}", "env_steps=300")
+    assert (
+        code == 2
+        and errors == f"error: env_steps=300 is less than the 400 that ckpt_path={checkpoint} has; valid is that or more\n"
+    )
+    assert (debug[0] / "config.yaml").read_bytes() == before
+
+
 # ------------------------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -383,7 +394,7 @@ def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[P
         ("num_threads=0", "num_threads must be at least 1, or null to choose, got 0"),
         (
             "callbacks.checkpoint.every_env_steps=0",
-            "callbacks.checkpoint: every_env_steps must be at least 1, or null for never",
+            "callbacks.checkpoint: every_env_steps must be at least 1, or null for the end only",
         ),
         ("replay.capacity=10 agent.window_length=20", "replay.capacity must be at least 22 for windows of 20 steps, got 10"),
         ("replay.capacity=100000000000", "choose a smaller replay.capacity or population.size"),
@@ -408,9 +419,19 @@ def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[P
         ("run_dir=/proc/nowhere", "run_dir=/proc/nowhere cannot be written: "),
         ("~population experiment=debug", "population: nothing says what it is, it needs a _target_"),
         ("meta.share_windows=true inner=adam", "meta.share_windows=true needs an inner loop of one step without moments"),
+        ("meta=null", "meta=null is not a choice; valid: debug, frozen, paper, small"),
+        (
+            "experiment=debug meta.critic=eldest population.lifetime_env_steps=500",
+            "meta.critic=eldest needs agents of different ages in an environment; valid is a number for population.lifetime_env_",
+        ),
+        ("+trainer.max_steps=20", "trainer.max_steps=20 would end the run unsaved; valid is env_steps=... for its length"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0: a run is one epoch, as long as env_steps; valid is 1"),
+        ("+trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed: agents compute in 32 bits; valid is 32-true"),
+        ("callbacks.meta_test.baselines.critic=false", "baselines.critic must be an objective, or null for none, got False"),
+        ("callbacks.meta_test.num_episodes=0", "num_episodes must be at least 1, got 0"),
         (
             "meta.critic=eldest",
-            "meta.critic=eldest needs agents of different ages; valid is a number for population.lifetime_env_",
+            "meta.critic=eldest needs agents of different ages in an environment; valid is a number for population.lifetime_env_",
         ),
         (
             "experiment=baseline/ddpg population.lifetime_env_steps=6000",

@@ -97,6 +97,10 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return choice_message(group, choice, error.options)
+    if "Config group override must be" in str(error):
+        for group, _, choice in (argument.lstrip("+").partition("=") for argument in sys.argv[1:]):
+            if choice in ("null", "") and (config_path / group).is_dir():
+                return choice_message(group, choice, sorted(path.stem for path in (config_path / group).glob("*.yaml")))
     if isinstance(error, OverrideParseException):
         reason = one_line(error).removeprefix(f"Error parsing override '{error.override}' ")
         return f"cannot read the override '{error.override}': {reason}"

@@ -64,6 +64,10 @@ class MacroBatch:
     def __len__(self) -> int:
         return self._num_cycles
 
+    def skip(self) -> None:
+        """Leave its cycles to later batches."""
+        self._num_cycles = 0
+
     def __iter__(self) -> Iterator[Collector]:
         for _ in range(self._num_cycles):
             self._collector.begin_step()

@@ -116,9 +116,10 @@ class Learner:
             raise ValueError(
                 "meta.share_windows=true needs an inner loop of one step without moments; valid: inner=sgd, num_steps=1"
             )
-        if self.meta is not None and self.meta.critic == "eldest" and self._lifetimes.length is None:
+        if self.meta is not None and self.meta.critic == "eldest" and not self._lifetimes.is_anybody_elder:
             raise ValueError(
-                "meta.critic=eldest needs agents of different ages; valid is a number for population.lifetime_env_steps, or another critic"
+                "meta.critic=eldest needs agents of different ages in an environment; valid is a number for "
+                "population.lifetime_env_steps and a population.size above the number of environments, or another critic"
             )
         self.num_updates = 0
         self.metrics: dict[str, Tensor] = {}  # newest, one value per agent, [P]

@@ -58,6 +58,11 @@ class Lifetimes:
         """One life for every agent."""
         return cls(None, 0, (0,) * num_agents)
 
+    @property
+    def is_anybody_elder(self) -> bool:
+        """Whether there are two agents in some environment, and lives that make one the elder."""
+        return self.length is not None and len(self.offsets) > self.num_environments
+
     def of(self, placement: Placement) -> "Lifetimes":
         """Those of the agents of one process."""
         return replace(self, offsets=tuple(placement.mine(self.offsets)))

@@ -28,15 +28,34 @@ def strategy_for(trainer: DictConfig) -> Strategy | str:
     Raises:
         ConfigError: for a strategy that cannot serve.
     """
-    if trainer.strategy not in STRATEGIES:
+    strategy = trainer.get("strategy", "auto")
+    if strategy not in STRATEGIES:
         raise ConfigError(
-            f"trainer.strategy={trainer.strategy} cannot serve, since processes share the objective and not their agents; "
+            f"trainer.strategy={strategy} cannot serve, since processes share the objective and not their agents; "
             f"valid: {', '.join(STRATEGIES)}"
         )
-    is_one_device = trainer.devices in (1, "1") or (isinstance(trainer.devices, ListConfig) and len(trainer.devices) == 1)
-    if trainer.strategy == "auto" and is_one_device and trainer.num_nodes == 1:
+    devices = trainer.get("devices", "auto")
+    is_one_device = devices in (1, "1") or (isinstance(devices, ListConfig) and len(devices) == 1)
+    if strategy == "auto" and is_one_device and trainer.get("num_nodes", 1) == 1:
         return "auto"
     return PopulationStrategy()
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """Refuse what would end a run before its time, unsaved, or compute a part of it in another precision.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for key in ("max_time", "max_steps", "limit_train_batches", "overfit_batches", "fast_dev_run"):
+        if trainer.get(key) is not None:
+            raise ConfigError(f"trainer.{key}={trainer[key]} would end the run unsaved; valid is env_steps=... for its length")
+    if trainer.get("max_epochs", 1) != 1:
+        raise ConfigError(f"trainer.max_epochs={trainer.max_epochs}: a run is one epoch, as long as env_steps; valid is 1")
+    if trainer.get("precision") not in (None, 32, "32", "32-true"):
+        raise ConfigError(
+            f"trainer.precision={trainer.precision}: agents compute in 32 bits; valid is 32-true, and float32_matmul_precision=high"
+        )
 
 
 def check_world_size(world_size: int, num_agents: int) -> None:

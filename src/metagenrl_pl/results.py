@@ -30,7 +30,7 @@ class MetaTestRow(NamedTuple):
     """One evaluation of one fresh agent, a line of `meta_test.csv`.
 
     Args:
-        environment: id of the environment, unseen in meta-training.
+        environment: name of the environment.
         method: key of `METHOD_NAMES`, or any other word.
         seed: of the fresh agent.
         env_steps: that the fresh agent had been trained for.

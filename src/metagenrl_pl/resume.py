@@ -49,9 +49,10 @@ def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
             f"{refused[0]} cannot be changed on a resume with ckpt_path; what can be is {', '.join(OVERRIDABLE[1:])}"
         )
     try:
-        stored = AtomicCheckpointIO().load_checkpoint(path)[PROJECT_KEY]["config"]
+        checkpoint = AtomicCheckpointIO().load_checkpoint(path)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
+    stored = checkpoint[PROJECT_KEY]["config"]
     if not stored:
         raise ConfigError(f"ckpt_path={path}: was saved without a configuration; valid is a checkpoint that train.py saved")
     if path.absolute().parent.name != "checkpoints":  # its run would go on in a folder that is another's
@@ -63,6 +64,11 @@ def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         if value is None and (siblings is None or name not in siblings):  # nothing to switch off
             raise ConfigError(key_message(parent, name, siblings or ()))
         OmegaConf.update(resumed, key, value, merge=False, force_add=True)
+    taken = checkpoint.get("ReplayDataModule", {}).get("collector", {}).get("env_steps", 0)
+    if isinstance(resumed.env_steps, int) and resumed.env_steps < taken:
+        raise ConfigError(
+            f"env_steps={resumed.env_steps} is less than the {taken} that ckpt_path={path} has; valid is that or more"
+        )
     return resumed
 
 

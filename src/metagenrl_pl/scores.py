@@ -195,7 +195,8 @@ def improvement(scores: Iterable[Score], method: str, other: str, measure: Measu
     lowest = min(
         (value for values in [*strata.values(), *others.values()] for value in values if math.isfinite(value)), default=0.0
     )
-    x, y = ([[v if math.isfinite(v) else lowest - 1 for v in group[name]] for name in shared] for group in (strata, others))
+    below = math.nextafter(lowest, -math.inf)
+    x, y = ([[v if math.isfinite(v) else below for v in group[name]] for name in shared] for group in (strata, others))
     return probability_of_improvement(x, y)
 
 

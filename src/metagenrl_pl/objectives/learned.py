@@ -8,11 +8,12 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from metagenrl_pl.batch import valid_states
+from metagenrl_pl.files import atomic_write
 from metagenrl_pl.nn import ALIGNMENT, Parameters, StackedMLP, glorot_uniform, mixed, stacked_linear
 from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
@@ -203,10 +204,10 @@ class LearnedObjective(Objective):
         card = {"format": _FORMAT, **own_class, "architecture": self.architecture, **{**self.card, **(card or {})}}
         text = json.dumps(card, indent=2)
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(tensors, temporary, metadata={"card": text})
-        temporary.replace(path)
-        path.with_suffix(".json").write_text(text + "\n")
+        with atomic_write(path) as file:
+            file.write(save(tensors, metadata={"card": text}))
+        with atomic_write(path.with_suffix(".json")) as file:
+            file.write(f"{text}\n".encode())
 
     @classmethod
     def pretrained(cls, name: str = "light") -> Self:
