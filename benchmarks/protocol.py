@@ -3,35 +3,30 @@
     python benchmarks/protocol.py                    the protocol: three meta-training seeds, training and unseen environments
     python benchmarks/protocol.py --baseline-seeds 1 2   further agents of REINFORCE and DDPG/TD3 beside it
     python benchmarks/protocol.py --levers           hyper-parameters compared on validation environments (levers.yaml)
+    python benchmarks/protocol.py --objectives results/protocol/falling --out runs/long_test callbacks.meta_test.env_steps=120000
+                                                     objectives that are there already, in tests of another kind
 
 Every run is a `train.py` of its own; `--jobs` of them run side by side. What ended is not run again, and what was stopped goes on from its
 newest checkpoint, so the command may be repeated until all is done.
 """
 
 import argparse
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from threading import Event
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from metagenrl_pl.config import load_config
-from metagenrl_pl.messages import one_line
+from metagenrl_pl.envs import EnvironmentSpec
+from metagenrl_pl.meta_test import random_returns
 from metagenrl_pl.report import main as report
+from metagenrl_pl.results import append_rows
 from metagenrl_pl.run_folders import Run, find_runs
 from metagenrl_pl.scores import Score, aggregate, learning_curves, normalised, scores_of
+from side_by_side import Planned, composed, is_begun, run_all
 
-ROOT = Path(__file__).parents[1]
 WITHOUT = {
     "untrained": "callbacks.meta_test.untrained=false",
     "reinforce": "callbacks.meta_test.baselines.reinforce=null",
@@ -39,169 +34,164 @@ WITHOUT = {
     "random": "callbacks.meta_test.random=false",
 }
 """What leaves out the test of each method that does not depend on meta-training."""
+OF_META_TRAINING = (
+    *("callbacks.meta_test", "callbacks.objective_export", "env.train", "env_steps", "experiment", "inner", "meta", "objective"),
+    *("population", "run_dir", "seed"),
+)
+"""What an override of meta-training may be about that a run of fresh agents leaves out, or sets itself."""
+CONDITIONS = ("environments", "seeds", "env_steps", "evaluate_every_env_steps", "num_episodes")
+"""What two meta-tests have in common if their results are comparable, beside the agents."""
 KEPT = ("meta_test.csv", "metrics.csv", "objective.safetensors", "objective.json", "config.yaml")
-
-
-class Planned(NamedTuple):
-    """A run of `train.py`.
-
-    Args:
-        folder: of the run.
-        overrides: of the default run.
-        settings: the configuration that they compose.
-        without: further overrides, which say what is not tested beside the learned objective.
-    """
-
-    folder: Path
-    overrides: list[str]
-    settings: str = ""
-    without: list[str] = []
-
-    @property
-    def note(self) -> Path:
-        """Where its settings are written down."""
-        return self.folder.with_suffix(".settings.yaml")
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether there is something to go on from, or nothing more to do."""
-        return _is_begun(self.folder)
 
 
 def planned(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
     """A run for each variant and seed. What does not depend on meta-training is tested once, dealt to the runs that have not begun.
 
     Raises:
-        ValueError: if overrides compose no configuration, or if all runs have begun, and something that none of them tests is tested
-            nowhere else in `out`.
+        ValueError: if overrides compose no configuration or one without meta-tests, or if all runs that could test something have begun,
+            and nothing in `out` tests it under the same conditions.
     """
     runs: list[Planned] = []
     for name, overrides in variants.items():
         for seed in seeds:
             every = ["experiment=protocol", f"seed={seed}", *overrides, *extra]
             runs.append(Planned(out / name / f"seed_{seed}", every, composed(every)))
-    tested = {method for folder in out.glob("*/seed_*/") if _is_begun(folder) for method in _tested_in(folder)}
-    missing = [method for method in WITHOUT if method not in tested]
-    free = [plan for plan in runs if not plan.is_begun]
-    if missing and not free:
+    tested = {
+        test for folder in out.glob("*/seed_*/") if is_begun(folder) for test in _tests(load_config(folder / "config.yaml"))
+    }
+    wanted: dict[tuple[str, Hashable], list[Planned]] = {}
+    for plan in runs:
+        for test in _tests(OmegaConf.create(plan.settings)):
+            wanted.setdefault(test, []).append(plan)
+    dealt: dict[Path, list[str]] = {plan.folder: [] for plan in runs if not plan.is_begun}
+    missing = []
+    for test, plans in wanted.items():
+        if test in tested:
+            continue
+        if free := [plan.folder for plan in plans if plan.folder in dealt]:
+            dealt[min(free, key=lambda folder: len(dealt[folder]))].append(test[0])
+        else:
+            missing.append(test[0])
+    if missing:
         raise ValueError(f"no run in {out} tests {', '.join(missing)}; valid are more --seeds, or another --out")
-    dealt = {plan.folder: missing[i :: len(free)] for i, plan in enumerate(free)}
     return [
         plan._replace(without=[option for method, option in WITHOUT.items() if method not in dealt.get(plan.folder, [])])
         for plan in runs
     ]
 
 
+def _tests(config: Any) -> list[tuple[str, Hashable]]:
+    """What a run tests beside its learned objective: the method, and all else that the result depends on.
+
+    Raises:
+        ValueError: if it makes no meta-tests.
+    """
+    test = meta_test_of(config)
+    conditions = [config.agent, *(test[key] for key in CONDITIONS)]
+    own: dict[str, Any] = dict(test["baselines"] or {})
+    if test["untrained"]:
+        own["untrained"] = {key: value for key, value in config.objective.items() if key != "seed"}
+    if test["random"]:
+        own["random"] = {}
+    return [(method, _frozen([*conditions, own[method]])) for method in WITHOUT if own.get(method) is not None]
+
+
+def _frozen(value: Any) -> Hashable:
+    """A configuration's value such that equal ones are equal; 1 is 1.0."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
+    return tuple(map(_frozen, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def meta_test_of(config: Any) -> dict[str, Any]:
+    """What a configuration says of meta-tests, resolved.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if (test := config.callbacks.meta_test) is None:
+        raise ValueError("callbacks.meta_test is null; valid are tests, which are what this is about")
+    keys = (*CONDITIONS, "untrained", "random", "baselines")
+    return {key: OmegaConf.to_container(test[key], resolve=True) if OmegaConf.is_config(test[key]) else test[key] for key in keys}
+
+
+def frozen_runs(folders: Sequence[Path], out: Path, extra: Sequence[str]) -> list[Planned]:
+    """A run for each objective in or below the folders, whose agents are those that meta-tests under these overrides would have.
+
+    Args:
+        folders: run folders with an `objective.safetensors`, or folders that hold some.
+        out: folder of all runs.
+        extra: overrides of `experiment=protocol`.
+
+    Raises:
+        ValueError: no such folder, no objective in any, two with the same place below `out`, or overrides that compose no configuration.
+    """
+    if wrong := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise ValueError(f"--objectives {wrong[0]}: no such folder; valid are folders, and then other options before overrides")
+    files = sorted({file.resolve(): file for folder in folders for file in folder.rglob("objective.safetensors")}.values())
+    if not files:
+        raise ValueError(f"--objectives {' '.join(map(str, folders))}: no objective.safetensors there or below")
+    places = [out / file.absolute().parent.parent.name / file.absolute().parent.name for file in files]
+    if twice := {str(place) for place in places if places.count(place) > 1}:
+        raise ValueError(f"--objectives: several would be tested in {', '.join(sorted(twice))}; valid is another --out for each")
+    return [
+        _run_of_fresh_agents(place, ["experiment=meta_test", f"objective.path={file}"], 0, extra)
+        for place, file in zip(places, files, strict=True)
+    ]
+
+
 def baselines(seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
     """Runs of REINFORCE and DDPG/TD3 whose agents are further ones of those that the meta-tests have, in the same environments.
 
-    Meta-tests have agents 0, 1 and 2 in each environment, seed 1 here those from 3 on, and so forth.
+    Of three agents in each environment, meta-tests have 0, 1 and 2, as has seed 0 here; seed 1 has those from 3 on, and so forth.
 
     Args:
         seeds: one run of each method for each.
         out: folder of all runs.
-        extra: overrides of the meta-tests' runs; what shapes agents holds here as well.
+        extra: overrides of `experiment=protocol`.
 
     Raises:
         ValueError: if overrides compose no configuration.
     """
-    test = OmegaConf.create(composed(["experiment=protocol", *extra])).callbacks.meta_test
-    shaping = ("agent", "replay", "compile", "env.test", "env_workers", "updates_per_batch", "logger")
-    own = [override for override in extra if override.startswith(shaping)]
-    runs = []
-    for method, experiment in (("critic", "ddpg"), ("reinforce", "off_policy_reinforce")):
-        for seed in seeds:
-            overrides = [
-                *(f"experiment=baseline/{experiment}", "env=protocol", "env.train=${env.test}", "compile=true", f"seed={seed}"),
-                *(f"population.size={len(test.environments) * len(test.seeds)}", f"env_steps={test.env_steps}"),
-                f"callbacks.evaluation.every_env_steps={test.evaluate_every_env_steps}",
-                f"callbacks.evaluation.num_episodes={test.num_episodes}",
-                *own,
-            ]
-            runs.append(Planned(out / "baselines" / f"{method}_seed_{seed}", overrides, composed(overrides)))
-    return runs
+    return [
+        _run_of_fresh_agents(out / "baselines" / f"{method}_seed_{seed}", [f"experiment=baseline/{experiment}"], seed, extra)
+        for method, experiment in (("critic", "ddpg"), ("reinforce", "off_policy_reinforce"))
+        for seed in seeds
+    ]
 
 
-def _is_begun(folder: Path) -> bool:
-    return (folder / "ended").exists() or any((folder / "checkpoints").glob("*.ckpt"))
+def random_actions(out: Path, extra: Sequence[str]) -> Planned:
+    """Write returns of random actions into a `meta_test.csv` below `out`, unless they are there; their folder, as of a run."""
+    config = OmegaConf.create(composed(["experiment=protocol", *extra]))
+    test, file = meta_test_of(config), out / "baselines" / "random" / "meta_test.csv"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        specs = [EnvironmentSpec.parse(entry) for entry in test["environments"]]
+        append_rows(file, random_returns(specs, test["seeds"], test["num_episodes"]))
+    return Planned(file.parent, [])
 
 
-def _tested_in(folder: Path) -> set[str]:
-    """Of `WITHOUT`, what a run tests."""
-    test: Any = OmegaConf.to_container(load_config(folder / "config.yaml").callbacks.meta_test)
-    wanted = {**(test["baselines"] or {}), "untrained": test["untrained"], "random": test["random"]}
-    return {method for method in WITHOUT if wanted.get(method)}
+def _run_of_fresh_agents(folder: Path, objective: Sequence[str], seed: int, extra: Sequence[str]) -> Planned:
+    """A run without meta-training whose population is the fresh agents of `experiment=protocol`'s meta-tests under these overrides."""
+    test = meta_test_of(OmegaConf.create(composed(["experiment=protocol", *extra])))
+    if test["seeds"] != list(range(len(test["seeds"]))):
+        raise ValueError(f"callbacks.meta_test.seeds={test['seeds']}: valid are 0, 1, 2 and so on for runs of fresh agents")
+    own = [override for override in extra if not _is_about(override, OF_META_TRAINING)]
+    if not any(override.startswith("env=") for override in own):
+        own.insert(0, "env=protocol")
+    overrides = [
+        *(*objective, "compile=true", *own, "env.train=${env.test}", f"seed={seed}"),
+        *(f"population.size={len(test['environments']) * len(test['seeds'])}", f"env_steps={test['env_steps']}"),
+        f"callbacks.evaluation.every_env_steps={test['evaluate_every_env_steps']}",
+        f"callbacks.evaluation.num_episodes={test['num_episodes']}",
+    ]
+    return Planned(folder, overrides, composed(overrides))
 
 
-def composed(overrides: Sequence[str]) -> str:
-    """The configuration of a run with these overrides, as YAML.
-
-    Raises:
-        ValueError: if they compose none.
-    """
-    try:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return OmegaConf.to_yaml(compose("config", list(overrides)))
-    except HydraException as error:
-        raise ValueError(one_line(error)) from error
-
-
-def check_folders(runs: Sequence[Planned]) -> None:
-    """Refuse to go on with runs of other settings.
-
-    Raises:
-        ValueError: if a folder holds a run that was made with other ones.
-    """
-    for plan in runs:
-        if plan.is_begun:
-            before, now = (text.splitlines() for text in (plan.note.read_text() if plan.note.exists() else "", plan.settings))
-            differing = [line for line in before if line not in now] + [line for line in now if line not in before]
-            if differing:
-                raise ValueError(
-                    f"{plan.folder} holds a run of other settings ({differing[0].strip()}); valid is another --out, or to remove it"
-                )
-
-
-class Runner:
-    """Runs what is planned, each in a process of its own; told to stop, the running ones save and end, and no other begins."""
-
-    def __init__(self) -> None:
-        self._is_stopped = Event()
-        self._running: set[subprocess.Popen[bytes]] = set()
-
-    def stop(self, signum: int, frame: FrameType | None) -> None:
-        """A signal handler."""
-        self._is_stopped.set()
-        for process in list(self._running):
-            process.terminate()
-
-    def run(self, plan: Planned) -> int:
-        """Begin a run, go on with it, or leave it if it has ended; its exit code."""
-        folder, ended = plan.folder, plan.folder / "ended"
-        if ended.exists():
-            return 0
-        if self._is_stopped.is_set():
-            return 1
-        checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
-        if checkpoints:
-            arguments = [f"ckpt_path={checkpoints[-1]}"]
-        else:
-            shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
-            arguments = [f"run_dir={folder}", *plan.overrides, *plan.without]
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            plan.note.write_text(plan.settings)
-        paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        print(f"{folder}: {' '.join(arguments)}", flush=True)
-        with folder.with_suffix(".log").open("a") as log:
-            command = [sys.executable, str(ROOT / "train.py"), *arguments]
-            process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=log, stderr=subprocess.STDOUT)
-            self._running.add(process)
-            code = process.wait()
-            self._running.discard(process)
-        if code == 0:
-            ended.touch()
-        print(f"{folder}: exit code {code}", flush=True)
-        return code
+def _is_about(override: str, keys: Iterable[str]) -> bool:
+    """Whether an override sets one of the keys or something below."""
+    key = override.lstrip("+~").partition("=")[0].replace("/", ".")
+    return any(f"{key}.".startswith(f"{one}.") for one in keys)
 
 
 def keep(runs: Sequence[Planned], out: Path, results: Path) -> None:
@@ -243,6 +233,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levers", action="store_true", help="compare the variants of levers.yaml on validation environments")
     parser.add_argument(
+        "--objectives", nargs="+", type=Path, metavar="DIR", help="test those of these run folders, instead of meta-training any"
+    )
+    parser.add_argument(
         "--variants", nargs="+", metavar="NAME", help="of levers.yaml; with --levers all by default, else protocol"
     )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of meta-training; by default 0 1 2, of --levers 0 1")
@@ -250,44 +243,65 @@ def main() -> None:
         "--baseline-seeds",
         nargs="+",
         type=int,
-        default=[],
         metavar="N",
-        help="from 1 on: further agents of REINFORCE and DDPG/TD3",
+        help="from 1 on: further agents of REINFORCE and DDPG/TD3; with --objectives from 0 on, and 0 by default",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on a core of its own")
+    parser.add_argument("--jobs", type=_positive, default=1, help="runs side by side, each on a core of its own")
     parser.add_argument("--out", type=Path, help="folder of the runs; by default runs/protocol or runs/levers")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy CSV files, configurations and objectives there in the end")
     parser.add_argument("overrides", nargs="*", help="for every run, such as env_steps=1000")
     options = parser.parse_args()
+    try:
+        runs, out = _planned_by(options)
+        run_all(runs, out, options.jobs)
+    except ValueError as error:
+        parser.error(str(error))
+    kept = list(runs)
+    if options.objectives:
+        kept.append(random_actions(out, options.overrides))
+    if options.keep is not None:
+        keep(kept, out, options.keep)
+    report([str(out), "--out", str(out / "report.html")])
+    every = find_runs([out])[0]
+    of_variants: dict[str, list[Run]] = {}
+    for run in every:
+        if run.origin is not None and run.folder in {plan.folder.resolve() for plan in runs}:
+            of_variants.setdefault(run.folder.parent.name, []).append(run)
+    print(comparison(of_variants, every))
 
+
+def _planned_by(options: argparse.Namespace) -> tuple[list[Planned], Path]:
+    """What the command line asks for, and the folder of all runs.
+
+    Raises:
+        ValueError: if that cannot be.
+    """
     file: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("levers.yaml")))
     if unknown := set(options.variants or []) - file["variants"].keys():
-        parser.error(f"--variants {' '.join(sorted(unknown))}: not in levers.yaml; valid are {', '.join(file['variants'])}")
+        raise ValueError(f"--variants {' '.join(sorted(unknown))}: not in levers.yaml; valid are {', '.join(file['variants'])}")
+    extra, baseline_seeds = list(options.overrides), options.baseline_seeds or []
+    if len(set(options.seeds or [])) < len(options.seeds or []) or len(set(baseline_seeds)) < len(baseline_seeds):
+        raise ValueError("--seeds and --baseline-seeds: valid are seeds that differ")
+    if options.objectives:
+        if options.levers or options.variants or options.seeds or options.out is None:
+            raise ValueError("--objectives needs an --out of its own, and goes without --levers, --variants and --seeds")
+        tests = frozen_runs(options.objectives, options.out, extra)
+        return [*tests, *baselines(options.baseline_seeds or [0], options.out, extra)], options.out
     names = options.variants or (list(file["variants"]) if options.levers else ["protocol"])
     variants: dict[str, list[str]] = {name: file["variants"][name] for name in names}
-    seeds, extra = options.seeds or ([0, 1] if options.levers else [0, 1, 2]), list(options.overrides)
-    if options.baseline_seeds and (options.levers or min(options.baseline_seeds) < 1):
-        parser.error("--baseline-seeds go from 1 on, and not with --levers")
+    if baseline_seeds and (options.levers or min(baseline_seeds) < 1):
+        raise ValueError("--baseline-seeds go from 1 on, and not with --levers")
     if options.levers:
         extra = ["env=protocol_validation", *file["every"], *extra]
     out = options.out or Path("runs", "levers" if options.levers else "protocol")
-    try:
-        runs = [*planned(variants, seeds, out, extra), *baselines(options.baseline_seeds, out, extra)]
-        check_folders(runs)
-    except ValueError as error:
-        parser.error(str(error))
-    runner = Runner()
-    signal.signal(signal.SIGTERM, runner.stop)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(runner.run, runs))
-    if failed := [str(plan.folder.with_suffix(".log")) for plan, code in zip(runs, codes, strict=True) if code]:
-        sys.exit(f"error: {len(failed)} of {len(runs)} runs did not end; see {', '.join(failed)}")
-    if options.keep is not None:
-        keep(runs, out, options.keep)
-    report([str(out), "--out", str(out / "report.html")])
-    every = find_runs([out])[0]
-    folders = {name: {plan.folder.resolve() for plan in runs if plan.folder.parent.name == name} for name in variants}
-    print(comparison({name: [run for run in every if run.folder in folders[name]] for name in variants}, every))
+    runs = planned(variants, options.seeds or ([0, 1] if options.levers else [0, 1, 2]), out, extra)
+    return [*runs, *baselines(baseline_seeds, out, extra)], out
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
 
 
 if __name__ == "__main__":

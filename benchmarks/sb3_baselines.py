@@ -29,7 +29,7 @@ from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.messages import one_line
 from metagenrl_pl.meta_test import Evaluator, fresh_seed
 from metagenrl_pl.results import MetaTestRow, append_rows, read_rows
-from protocol import composed
+from side_by_side import composed
 
 METHODS = ("ppo", "td3")
 

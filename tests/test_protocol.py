@@ -16,7 +16,8 @@ from metagenrl_pl.config import build
 from metagenrl_pl.meta_test import numbered
 from metagenrl_pl.results import read_rows
 from metagenrl_pl.run_folders import find_runs, regimes_of
-from protocol import Planned, Runner, baselines, keep
+from protocol import WITHOUT, baselines, frozen_runs, keep, main, planned
+from side_by_side import Planned, Runner, alone_in
 
 ROOT = Path(__file__).parents[1]
 PATHS = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -70,6 +71,16 @@ def test_protocol(tmp_path: Path) -> None:
     assert {row.method for row in read_rows(clip / "meta_test.csv")} == {"learned"}
     shutil.rmtree(clip)
 
+    longer = ["--out", "runs/longer", "--keep", "longer", *SMALL, "callbacks.meta_test.env_steps=60"]
+    tested = protocol(tmp_path, "--objectives", "kept/protocol/seed_0", *longer)  # the same objective and agents, for longer
+    assert tested.returncode == 0 and "| protocol | 1 |" in tested.stdout, tested.stdout + tested.stderr
+    (regime,) = regimes_of(find_runs([tmp_path / "longer"])[0])
+    (run,) = regime.runs
+    assert run.origin and run.origin.seed == 0 and {row.env_steps for row in run.rows} == {20, 40, 60}
+    assert {row.method for run in regime.others for row in run.rows} == {"critic", "reinforce", "random"}
+    before, now = ({row[:4]: row.episode_return for row in rows if row.method == "learned"} for rows in (first, run.rows))
+    assert len(before) == 12 and {key: now[key] for key in before} == pytest.approx(before, rel=1e-4)
+
     folder = tmp_path / "runs" / "protocol" / "protocol"
     assert "num_windows: 3" in (folder / "seed_0.settings.yaml").read_text()
     shutil.rmtree(folder / "seed_0")
@@ -78,10 +89,11 @@ def test_protocol(tmp_path: Path) -> None:
 
 
 def test_further_agents_of_the_baselines_are_others_than_those_of_the_meta_tests(tmp_path: Path) -> None:
-    runs = baselines([1, 2], tmp_path, SMALL)
+    runs = baselines([1, 2], tmp_path, [*SMALL, "num_threads=2"])
     assert [run.folder.name for run in runs] == ["critic_seed_1", "critic_seed_2", "reinforce_seed_1", "reinforce_seed_2"]
     config = OmegaConf.create(runs[3].settings)
     assert (config.seed, config.env_steps, config.agent.num_windows, config.compile) == (2, 40, 3, False)
+    assert config.num_threads == 2
     assert config.callbacks.evaluation.every_env_steps == 20 and config.callbacks.evaluation.num_episodes == 1
     specs = build(config.env).dealt(config.population.size)
     assert {spec.name for spec in specs} == {"Pendulum-v1", "InvertedPendulum-v5", "Hopper-v5"}
@@ -92,10 +104,72 @@ def test_further_agents_of_the_baselines_are_others_than_those_of_the_meta_tests
     assert {(row.method, row.seed, row.env_steps) for row in rows} == {("reinforce", n, s) for n in (2, 3) for s in (20, 40)}
 
 
-def test_what_cannot_be_composed_is_told_before_anything_runs(tmp_path: Path) -> None:
-    done = protocol(tmp_path, *SMALL, "agent.num_window=4")
-    assert done.returncode == 2 and "agent.num_window" in done.stderr and "Traceback" not in done.stderr
+def test_what_was_tested_under_other_conditions_is_tested_again(tmp_path: Path) -> None:
+    """An untrained objective also depends on what kind of objective it is."""
+
+    def without(variants: dict[str, list[str]], *extra: str) -> list[set[str]]:
+        plans = planned(variants, [0], tmp_path, [*SMALL, *extra])
+        return [{method for method, option in WITHOUT.items() if option in plan.without} for plan in plans]
+
+    every = set(WITHOUT)
+    both = {"protocol": [], "paper": ["objective=learned"]}
+    assert without(both) == [{"reinforce", "random"}, {"critic"}]  # each tests its own untrained objective
+    (plan,) = planned({"protocol": []}, [0], tmp_path, SMALL)
+    begun = tmp_path / "before" / "seed_0"
+    begun.mkdir(parents=True)
+    (begun / "ended").touch()
+    OmegaConf.save(OmegaConf.create(plan.settings), begun / "config.yaml")
+    assert without(both) == [every, every - {"untrained"}]
+    assert without({"protocol": ["meta.gradient=clip"]}) == [every]
+    assert without({"protocol": []}, "agent.num_windows=4") == [set()]
+    assert without({"protocol": []}, "callbacks.meta_test.env_steps=60") == [set()]
+    assert without({"protocol": []}, "callbacks.meta_test.seeds=[0]") == [set()]
+    assert without({"protocol": []}, "callbacks.meta_test.baselines.reinforce.discount=0.5") == [every - {"reinforce"}]
+
+
+def test_objectives_that_cannot_be_tested_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"--objectives {tmp_path}: no objective.safetensors there or below"):
+        frozen_runs([tmp_path], tmp_path, SMALL)
+    for folder in ("a", "b"):
+        (tmp_path / folder / "protocol" / "seed_0").mkdir(parents=True)
+        (tmp_path / folder / "protocol" / "seed_0" / "objective.safetensors").touch()
+    assert [plan.folder for plan in frozen_runs([tmp_path / "a"], tmp_path, SMALL)] == [tmp_path / "protocol" / "seed_0"]
+    with pytest.raises(ValueError, match=f"several would be tested in {tmp_path / 'protocol' / 'seed_0'}"):
+        frozen_runs([tmp_path], tmp_path, SMALL)
+    with pytest.raises(ValueError, match=r"callbacks.meta_test.seeds=\[1, 2\]: valid are 0, 1, 2"):
+        frozen_runs([tmp_path / "a"], tmp_path, [*SMALL, "callbacks.meta_test.seeds=[1,2]"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variants", "nothing"], "--variants nothing: not in levers.yaml; valid are protocol"),
+        (["--levers", "--variants", "nothing"], "--variants nothing: "),
+        (["agent.num_window=4"], "Could not override 'agent.num_window'"),
+        (["--jobs", "0"], "argument --jobs: must be at least 1, got 0"),
+        (["--seeds", "1", "1"], "--seeds and --baseline-seeds: valid are seeds that differ"),
+        (["callbacks.meta_test=null"], "callbacks.meta_test is null"),
+        (["--objectives", "."], "--objectives needs an --out of its own"),
+        (["--objectives", ".", "a=1", "--out", "x"], "--objectives a=1: no such folder"),
+        (["--levers", "--baseline-seeds", "1"], "--baseline-seeds go from 1 on, and not with --levers"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused_in_a_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["protocol.py", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2 and f"error: {message}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(ValueError, match=f"{tmp_path}: another command is running there"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
 
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
@@ -117,20 +191,15 @@ def test_the_kept_results_of_two_variants_are_two_regimes(tmp_path: Path) -> Non
     assert len(titles) == 2 and any("meta.gradient=clip" in title for title in titles)
 
 
-@pytest.mark.parametrize("arguments", [["--variants", "nothing"], ["--levers", "--variants", "nothing"]])
-def test_variants_are_those_of_the_levers(arguments: list[str], tmp_path: Path) -> None:
-    done = protocol(tmp_path, *arguments)
-    assert done.returncode == 2 and "--variants nothing: " in done.stderr
-
-
-def test_told_to_stop_it_lets_the_run_save_and_goes_on_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_lets_the_run_save_and_begins_no_other(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "protocol.py"), *SMALL, "env_steps=6000", "--seeds", "0", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **PATHS}, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "runs" / "protocol" / "protocol" / "seed_0.log"
     while not (log.exists() and "/6,000 env steps" in log.read_text()):
         assert process.poll() is None
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "2 of 2 runs did not end" in errors
     assert list((log.parent / "seed_0" / "checkpoints").glob("*.ckpt")) and not (log.parent / "seed_1").exists()

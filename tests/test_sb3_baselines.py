@@ -12,8 +12,8 @@ from metagenrl_pl.collector import episode_seed
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.meta_test import fresh_seed
 from metagenrl_pl.results import read_rows
-from protocol import composed
 from sb3_baselines import Episodes, trained
+from side_by_side import composed
 
 PENDULUM = EnvironmentSpec("Pendulum-v1")
 SMALL = [

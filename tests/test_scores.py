@@ -79,6 +79,27 @@ def test_all_are_judged_at_the_same_env_steps(tmp_path: Path) -> None:
     assert notes == ["A: judged at 400 env steps, where all curves are; some go on to 800."]
 
 
+def test_baselines_of_a_test_of_another_length_do_not_cut_the_curves(tmp_path: Path) -> None:
+    """They serve where a reference is missing, and are told of where nothing else has their method."""
+    own = read_run(_folder(tmp_path / "own", BASELINES + _learned(10.0)))
+    short = _curve("A", "critic", 2, {100: 9.0, 200: 9.0}) + _curve("A", "ppo", 0, {100: 9.0, 200: 9.0})
+    long = _curve("A", "critic", 3, {50: 0.0, 100: 1.0, 200: 2.0, 400: 3.0, 800: 4.0})
+    others = [
+        read_run(_folder(tmp_path / name, rows, meta=None))
+        for name, rows in (("short", short), ("long", long), ("own_again", BASELINES[:-3]))
+    ]
+    curves, notes = learning_curves([own], others)
+    assert sorted(curve.seed for curve in curves if curve.method == "critic") == [0, 1, 3]
+    assert notes == [
+        "ppo on A of short is left out: it lacks evaluations that the learned objective has (its last is at 200 env steps)."
+    ]
+    assert {score.env_steps for score in scores_of(curves)[0]} == {400}
+
+    alone = read_run(_folder(tmp_path / "alone", BASELINES[:2] + _learned(10.0)))
+    curves, _ = learning_curves([alone], others[:1])
+    assert {score.env_steps for score in scores_of(curves)[0]} == {200}  # nothing else to normalise by
+
+
 def test_baselines_count_once_and_learned_objectives_by_their_seed(tmp_path: Path) -> None:
     runs = [
         read_run(_folder(tmp_path / "one", BASELINES + _learned(10.0), seed=1)),

@@ -68,13 +68,14 @@ _Key = tuple[str, str, int | None, int]
 
 
 def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[list[LearningCurve], list[str]]:
-    """A curve for each fresh agent, of each method's newest objective, and notes on what contradicts.
+    """A curve for each fresh agent, of each method's newest objective, and notes on what contradicts or is left out.
 
     Methods that need no meta-training count once, however many runs repeat them: the first run that has a curve gives it.
 
     Args:
         runs: whose curves all count.
-        others: give what the runs lack of the methods that need no meta-training.
+        others: give what the runs lack of the methods that need no meta-training. A curve without the evaluations that the learned
+            objectives have belongs to a test of another kind: it serves only as a reference that is missing otherwise.
 
     Raises:
         ValueError: two runs have different results of one learned objective (same meta-training seed) in one test.
@@ -91,13 +92,32 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
                 f"meta-training seed {curve.meta_training_seed} and seed {curve.seed}: valid is one of them"
             )
         contradictions[curve.method, curve.environment, first.folder, curve.folder] += 1
-    for curve in (curve for run in others for curve in _curves_of(run)):
-        if curve.meta_training_seed is None:
-            curves.setdefault(curve[:4], curve)
-    names = {run.folder: run.name for run in runs}
+    names = {run.folder: run.name for run in (*runs, *others)}
     notes = [
         f"{method} on {environment} differs between {names[first]} and {names[second]} ({count} runs); the former counts."
         for (method, environment, first, second), count in contradictions.items()
+    ]
+    learned = _by_environment(curve for curve in curves.values() if curve.method == "learned")
+    left_out: dict[tuple[str, str, Path], LearningCurve] = {}
+    references: list[LearningCurve] = []
+    for curve in (curve for run in others for curve in _curves_of(run) if curve.meta_training_seed is None):
+        if curve.method == "random" or all(
+            set(own.env_steps) <= set(curve.env_steps) for own in learned.get(curve.environment, ())
+        ):
+            curves.setdefault(curve[:4], curve)
+        elif curve.method in REFERENCES:
+            references.append(curve)
+        else:
+            left_out.setdefault((curve.method, curve.environment, curve.folder), curve)
+    present = {curve[:2] for curve in curves.values()}
+    for curve in references:
+        if curve[:2] not in present:
+            curves.setdefault(curve[:4], curve)
+    notes += [
+        f"{method} on {environment} of {names[folder]} is left out: it lacks evaluations that the learned objective has (its last is at "
+        f"{curve.env_steps[-1]:,} env steps)."
+        for (method, environment, folder), curve in left_out.items()
+        if (environment, method) not in present
     ]
     return list(curves.values()), notes
 

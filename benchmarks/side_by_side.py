@@ -1,0 +1,177 @@
+"""Runs of `train.py` side by side, each in a process of its own, that may be stopped and gone on with."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from types import FrameType
+from typing import NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from metagenrl_pl.messages import one_line
+
+ROOT = Path(__file__).parents[1]
+
+
+class Planned(NamedTuple):
+    """A run of `train.py`.
+
+    Args:
+        folder: of the run.
+        overrides: of the default run.
+        settings: the configuration that they compose.
+        without: further overrides, which say what is not tested beside the learned objective.
+    """
+
+    folder: Path
+    overrides: list[str]
+    settings: str = ""
+    without: list[str] = []
+
+    @property
+    def note(self) -> Path:
+        """Where its settings are written down."""
+        return self.folder.with_suffix(".settings.yaml")
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something to go on from, or nothing more to do."""
+        return is_begun(self.folder)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a run has a checkpoint to go on from, or has ended."""
+    return (folder / "ended").exists() or any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def composed(overrides: Sequence[str]) -> str:
+    """The configuration of a run with these overrides, as YAML.
+
+    Raises:
+        ValueError: if they compose none.
+    """
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return OmegaConf.to_yaml(compose("config", list(overrides)))
+    except HydraException as error:
+        raise ValueError(one_line(error)) from error
+
+
+def run_all(runs: Sequence[Planned], out: Path, num_jobs: int) -> None:
+    """Run what is planned, some of it side by side; SIGTERM and SIGINT make the running ones save and end.
+
+    Args:
+        runs: in folders in `out`.
+        out: where no other command may be at work.
+        num_jobs: at a time.
+
+    Raises:
+        ValueError: if another command is at work in `out`, or if a folder holds a run of other settings.
+        SystemExit: with a line that names the logs, if some did not end.
+    """
+    with alone_in(out):
+        check_folders(runs)
+        runner = Runner()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, runner.stop)
+        with ThreadPoolExecutor(num_jobs) as pool:
+            codes = list(pool.map(runner.run, runs))
+    if failed := [str(plan.folder.with_suffix(".log")) for plan, code in zip(runs, codes, strict=True) if code]:
+        sys.exit(f"error: {len(failed)} of {len(runs)} runs did not end; see {', '.join(failed)}")
+
+
+def check_folders(runs: Sequence[Planned]) -> None:
+    """Refuse to go on with runs of other settings.
+
+    Raises:
+        ValueError: if a folder holds a run that was made with other ones.
+    """
+    for plan in runs:
+        if plan.is_begun:
+            before, now = (text.splitlines() for text in (plan.note.read_text() if plan.note.exists() else "", plan.settings))
+            differing = [line for line in before if line not in now] + [line for line in now if line not in before]
+            if differing:
+                raise ValueError(
+                    f"{plan.folder} holds a run of other settings ({differing[0].strip()}); valid is another --out, or to remove it"
+                )
+
+
+class Runner:
+    """Runs what is planned, each in a process of its own; told to stop, the running ones save and end, and no other begins."""
+
+    def __init__(self) -> None:
+        self._is_stopped = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = Lock()
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:
+        """A signal handler, of a thread that runs nothing itself."""
+        with self._lock:
+            self._is_stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def run(self, plan: Planned) -> int:
+        """Begin a run, go on with it, or leave it if it has ended; its exit code."""
+        folder, ended = plan.folder, plan.folder / "ended"
+        if ended.exists():
+            return 0
+        with self._lock:
+            if self._is_stopped:
+                return 1
+            process = self._begun(plan)
+            self._running.add(process)
+        code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        if code == 0:
+            ended.touch()
+        print(f"{folder}: exit code {code}", flush=True)
+        return code
+
+    def _begun(self, plan: Planned) -> "subprocess.Popen[bytes]":
+        folder = plan.folder
+        checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
+        if checkpoints:
+            arguments = [f"ckpt_path={checkpoints[-1]}"]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+            arguments = [f"run_dir={folder}", *plan.overrides, *plan.without]
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            plan.note.write_text(plan.settings)
+        paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        print(f"{folder}: {' '.join(arguments)}", flush=True)
+        with folder.with_suffix(".log").open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *arguments],
+                env={**os.environ, "PYTHONPATH": paths},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C is for this command, which tells the runs once
+            )
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Keep other commands out of a folder of runs, where they would take what is under way for unfinished.
+
+    Raises:
+        ValueError: if another one is there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{out}: another command is running there; valid is another --out") from error
+        yield
