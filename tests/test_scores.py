@@ -210,12 +210,40 @@ def test_runs_that_differ_in_their_seed_alone_are_one_regime(tmp_path: Path) -> 
     regimes = regimes_of(find_runs([tmp_path])[0])
 
     assert {regime.title: [run.name for run in regime.runs] for regime in regimes} == {
-        "Meta-trained on A, T (meta.gradient=clip, for 1,000 env steps per agent)": ["clip_0", "clip_1"],
-        "Meta-trained on A, T (meta.gradient=normalize, for 1,000 env steps per agent)": ["norm_0", "norm_1"],
-        "Meta-trained on A, T (meta.gradient=clip, for 2,000 env steps per agent)": ["longer"],
+        "Meta-trained on A, T": ["clip_0", "clip_1"],
+        "Meta-trained on A, T (meta.gradient=normalize)": ["norm_0", "norm_1"],  # not as most
+        "Meta-trained on A, T (for 2,000 env steps per agent)": ["longer"],
         "Meta-trained on A[max_episode_steps=5], B": ["other"],
     }
     assert all("baseline" in [run.name for run in regime.others] for regime in regimes)
+
+
+def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
+    target = {"_target_": "metagenrl_pl.learner.MetaSettings"}
+    _folder(tmp_path / "old", BASELINES + _learned(1.0), meta=target, objective={"_target_": "gone.Objective"})
+    _folder(
+        tmp_path / "new",
+        BASELINES + _learned(2.0),
+        meta={**target, "critic": "first"},
+        seed=1,
+        objective={"_target_": "gone.Objective"},
+    )
+    _folder(
+        tmp_path / "second",
+        BASELINES + _learned(3.0),
+        meta={**target, "critic": "second"},
+        objective={"_target_": "gone.Objective"},
+    )
+    agent = {"_target_": "metagenrl_pl.population.AgentSettings"}
+    for name, settings in (
+        ("agent", agent),
+        ("same_agent", {**agent, "hidden_units": 350}),
+        ("other_agent", {**agent, "hidden_units": 3}),
+    ):
+        _folder(tmp_path / name, BASELINES + _learned(1.0), train=["B"], agent=settings, seed=len(name))
+    regimes = {tuple(sorted(run.name for run in regime.runs)): regime for regime in regimes_of(find_runs([tmp_path])[0])}
+    assert regimes.keys() == {("new", "old"), ("second",), ("agent", "same_agent"), ("other_agent",)}
+    assert regimes["agent", "same_agent"].strangers == {"other_agent": ["agent.hidden_units"]}
 
 
 def test_tests_of_another_length_in_the_same_environment_are_another_regime(tmp_path: Path) -> None:

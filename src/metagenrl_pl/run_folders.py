@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from metagenrl_pl.config import load_config
+from metagenrl_pl.config import ConfigError, load_config, located, parameters_of
 from metagenrl_pl.envs import EnvironmentSpec
-from metagenrl_pl.messages import one_line
+from metagenrl_pl.messages import one_line, shown
 from metagenrl_pl.objectives.learned import pretrained_path
 from metagenrl_pl.results import MetaTestRow, read_rows
 
@@ -153,7 +153,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             tried = ", ".join(map(str, [folder / "config.yaml", *card_paths]))
             raise ValueError(f"{folder}: nothing tells how its learned objective was meta-trained; looked for {tried}")
     window_length = card.get("window_length", (config.get("agent") or {}).get("window_length"))
-    return Run(folder, name or folder.name, rows, origin, meta_trains, window_length, config.get("agent") or {})
+    return Run(folder, name or folder.name, rows, origin, meta_trains, window_length, _completed(config.get("agent") or {}))
 
 
 def regimes_of(runs: Sequence[Run]) -> list[Regime]:
@@ -215,20 +215,30 @@ def _tested_alike(one: Run, other: Run) -> bool:
 
 
 def _title(first: tuple[Run, Origin], groups: Sequence[Sequence[tuple[Run, Origin]]]) -> str:
+    """The environments, and what is not as in most of the regimes that share them."""
     run, origin = first
     title = f"Meta-trained on {', '.join(origin.training_environments)}"
-    twins = [
-        group[0]
-        for group in groups
-        if group[0] is not first and group[0][1].training_environments == origin.training_environments
+    alike = [group[0] for group in groups if group[0][1].training_environments == origin.training_environments]
+    settings = [other.settings for _, other in alike]
+    distinct = {key for _, one in alike for _, other in alike for key in _differences(one, other)}
+    details = [
+        f"{key}={shown(origin.settings[key], quote='')}"
+        for key in sorted(distinct & origin.settings.keys())
+        if _is_unusual(origin.settings[key], [other[key] for other in settings if key in other])
     ]
-    distinct = sorted({key for _, other in twins for key in _differences(origin, other)})
-    details = [f"{key}={origin.settings.get(key)}" for key in distinct]
-    if any(other.stage != run.stage for other, _ in twins):
+    if _is_unusual(run.stage, [other.stage for other, _ in alike]):
         details.append(f"for {run.stage:,} env steps per agent")
-    if any(other.stage == run.stage and not _differences(origin, other_origin) for other, other_origin in twins):
+    twins = [other for other, made in alike if other.stage == run.stage and not _differences(origin, made)]
+    if len(twins) > 1:
         details.append(f"tested for {max(row.env_steps for row in run.rows):,}")
     return title + (f" ({', '.join(details)})" if details else "")
+
+
+def _is_unusual(value: Any, values: Sequence[Any]) -> bool:
+    """Whether a value is not the one that most have."""
+    return any(2 * values.count(other) >= len(values) for other in values if other != value) or 2 * values.count(value) < len(
+        values
+    )
 
 
 def _differences(one: Origin, other: Origin) -> list[str]:
@@ -252,8 +262,27 @@ def _origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, 
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no config of a run: it lacks seed or env.train") from error
     names = {EnvironmentSpec.parse(entry).name for entry in entries}
-    settings = meta_training_settings(config)
+    settings = _all_completed(meta_training_settings(config))
     return Origin(seed, tuple(sorted(names)), settings, str(card.get("commit") or ""), is_whole=True)
+
+
+def _all_completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`_completed` for the groups of settings by dotted key."""
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in settings.items():
+        group, _, name = key.partition(".")
+        groups[group][name] = value
+    return {f"{group}.{name}": value for group, node in groups.items() for name, value in _completed(node).items()}
+
+
+def _completed(node: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of its class, for a run that is older than some of its keys is one that has their defaults."""
+    try:
+        parameters = parameters_of(located(node["_target_"], "")) if "_target_" in node else None
+    except ConfigError:  # a component that is not here
+        parameters = None
+    defaults = {name: one.default for name, one in (parameters or {}).items() if one.default is not one.empty}
+    return {**defaults, **node}
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -273,6 +302,8 @@ def _origin_in_card(card: Mapping[str, Any]) -> Origin | None:
         settings = {f"objective.{key}": value for key, value in card.get("architecture", {}).items()}
         for key, name in (("num_agents", "population.size"), ("window_length", "agent.window_length")):
             settings |= {name: card[key]} if key in card else {}
+    else:
+        settings = _all_completed(settings)
     return Origin(card["seed"], tuple(sorted(card["training_environments"])), settings, str(card.get("commit") or ""), is_whole)
 
 
