@@ -59,7 +59,7 @@ class MetaTest(pl.Callback):
         baselines: objectives by the name of their method; null for one that is not tested.
 
     Raises:
-        ValueError: if a number is not positive, there is no seed, or an environment cannot serve.
+        ValueError: if a number is not positive, there is no seed, seeds or environments repeat, or an environment cannot serve.
     """
 
     def __init__(
@@ -84,11 +84,16 @@ class MetaTest(pl.Callback):
         check_interval("every_env_steps", every_env_steps)
         if not seeds:
             raise ValueError("seeds must name at least one seed, got []")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds must differ, got {list(seeds)}")
         for method, baseline in (baselines or {}).items():
             if not (baseline is None or isinstance(baseline, Objective)):
                 raise ValueError(f"baselines.{method} must be an objective, or null for none, got {baseline!r}")
         self._path = Path(run_dir) / "meta_test.csv"
         self._specs = [EnvironmentSpec.parse(entry) for entry in environments]
+        names = [spec.name for spec in self._specs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"environments must differ, got {', '.join(names)}")
         for spec in self._specs:  # refuse now what would fail after hours of training
             Environment(spec).close()
         self._seeds, self._env_steps, self._evaluate_every = list(seeds), env_steps, evaluate_every_env_steps

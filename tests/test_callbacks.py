@@ -101,6 +101,8 @@ def meta_test(**changes: Any) -> MetaTest:
         (lambda: meta_test(num_episodes=0), "num_episodes must be at least 1"),
         (lambda: meta_test(every_env_steps=0), "every_env_steps must be at least 1"),
         (lambda: meta_test(seeds=[]), "seeds must name at least one seed"),
+        (lambda: meta_test(seeds=[1, 0, 1]), r"seeds must differ, got \[1, 0, 1\]"),
+        (lambda: meta_test(environments=["Pendulum-v1"] * 2), "environments must differ, got Pendulum-v1, Pendulum-v1"),
         (lambda: meta_test(environments=["CartPole-v1"]), "environment CartPole-v1: its actions are Discrete"),
         (lambda: meta_test(environments=["Nowhere-v0"]), "environment Nowhere-v0: "),
     ],

@@ -217,7 +217,7 @@ def test_refusals(make_it: Callable[[], Any], message: str) -> None:
 def test_specs_are_read_from_ids_and_mappings() -> None:
     sets = EnvironmentSets(["Pendulum-v1", {"id": "Hopper-v5", "kwargs": {"a": 1}}], [{"id": "X-v0", "max_episode_steps": 5}])
     assert sets.train_specs == [EnvironmentSpec("Pendulum-v1"), EnvironmentSpec("Hopper-v5", {"a": 1})]
-    assert [spec.name for spec in sets.train_specs + sets.test_specs] == [
+    assert [EnvironmentSpec.parse(entry).name for entry in (*sets.train, *sets.test)] == [
         "Pendulum-v1",
         "Hopper-v5[a=1]",
         "X-v0[max_episode_steps=5]",

@@ -425,6 +425,8 @@ def test_a_resume_is_not_shorter_than_its_checkpoint(debug: tuple[Path, str], in
             "meta.critic=eldest needs agents of different ages in an environment; valid is a number for population.lifetime_env_",
         ),
         ("+trainer.max_steps=20", "trainer.max_steps=20 would end the run unsaved; valid is env_steps=... for its length"),
+        ("trainer.devices=two", "trainer.devices=two: valid are auto, a number of devices, or a list of their indices"),
+        ("callbacks.meta_test.seeds=[0,0]", "callbacks.meta_test: seeds must differ, got [0, 0]"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: a run is one epoch, as long as env_steps; valid is 1"),
         ("+trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed: agents compute in 32 bits; valid is 32-true"),
         ("callbacks.meta_test.baselines.critic=false", "baselines.critic must be an objective, or null for none, got False"),

@@ -98,11 +98,6 @@ class EnvironmentSets:
         specs = self.train_specs
         return [specs[i % len(specs)] for i in range(num_agents)]
 
-    @property
-    def test_specs(self) -> list[EnvironmentSpec]:
-        """The test environments."""
-        return [EnvironmentSpec.parse(entry) for entry in self.test]
-
 
 class Environment:
     """One environment.

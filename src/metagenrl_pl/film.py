@@ -126,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, value in (("height", given.height), ("seconds", given.seconds)):
             if not value > 0:
                 raise ValueError(f"--{name} {value}: valid is a positive number")
+        if given.seed < 0:
+            raise ValueError(f"--seed {given.seed}: valid is 0 or more")
         specs, population = trained_agents(given.checkpoint)
         for agent in given.agents or _first_ones(specs):
             if not 0 <= agent < len(specs):

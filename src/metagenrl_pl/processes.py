@@ -1,6 +1,7 @@
 """The processes of a run: what strategy joins them, where they agree, and what they leave behind."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def strategy_for(trainer: DictConfig) -> Strategy | str:
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """Refuse what would end a run before its time, unsaved, or compute a part of it in another precision.
+    """Refuse what would end a run before its time, unsaved, or compute a part of it in another precision, and devices that are none.
 
     Raises:
         ConfigError: names the key.
@@ -52,6 +53,9 @@ def check_trainer(trainer: DictConfig) -> None:
             raise ConfigError(f"trainer.{key}={trainer[key]} would end the run unsaved; valid is env_steps=... for its length")
     if trainer.get("max_epochs", 1) != 1:
         raise ConfigError(f"trainer.max_epochs={trainer.max_epochs}: a run is one epoch, as long as env_steps; valid is 1")
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"\s*-?\d+(\s*,\s*\d+)*\s*,?\s*", devices):
+        raise ConfigError(f"trainer.devices={devices}: valid are auto, a number of devices, or a list of their indices")
     if trainer.get("precision") not in (None, 32, "32", "32-true"):
         raise ConfigError(
             f"trainer.precision={trainer.precision}: agents compute in 32 bits; valid is 32-true, and float32_matmul_precision=high"
