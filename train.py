@@ -21,12 +21,13 @@ from metagenrl_pl.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import ReplayDataModule
 from metagenrl_pl.lifetimes import Lifetimes
+from metagenrl_pl.messages import shown
 from metagenrl_pl.meta_test import fresh_seed, numbered
 from metagenrl_pl.module import MetaGenRL
-from metagenrl_pl.objectives import Objective
+from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import PopulationSettings
-from metagenrl_pl.processes import agreed_run_dir, check_trainer, check_world_size, launching, strategy_for
+from metagenrl_pl.processes import agreed_run_dir, check_accelerator, check_trainer, check_world_size, launching, strategy_for
 from metagenrl_pl.resume import adding, moved, resumed_config
 from metagenrl_pl.run import open_run_folder, prepare_process, run_folder
 from metagenrl_pl.streams import derive_seed
@@ -77,7 +78,9 @@ def main(config: DictConfig) -> None:
     objective = build(config.objective)
     if not objective.learns:
         config.meta = None
-    check_meta_training(config, objective, population)
+    check_objective(config, objective, population)
+    if differing := unlike_meta_training(config, objective):
+        rank_zero_only(warnings.warn)(f"the objective was meta-trained with other agents: {', '.join(differing)}")
     check_trainer(config.trainer)
     inner, meta = build(config.inner), build(config.meta) if config.meta else None
     if meta is None:  # the agents are tested themselves
@@ -95,6 +98,7 @@ def main(config: DictConfig) -> None:
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # Lightning would add its own
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
+    check_accelerator(trainer)
     check_world_size(trainer.world_size, num_agents)
     placement = Placement(num_agents, trainer.global_rank, trainer.world_size)
     tell = rank_zero_only(partial(print, flush=True))
@@ -125,12 +129,24 @@ def main(config: DictConfig) -> None:
         fit(trainer, module, datamodule, config)
 
 
-def check_meta_training(config: DictConfig, objective: Objective, population: PopulationSettings) -> None:
-    """Refuse what has a meaning with meta-training alone, and what has none without.
+def check_objective(config: DictConfig, objective: Objective, population: PopulationSettings) -> None:
+    """Refuse an objective that cannot be kept or goes by the name of another, and what belongs to meta-training in a run without.
 
     Raises:
         ConfigError: names the key.
     """
+    if objective.learns and not isinstance(objective, ParametricObjective):
+        raise ConfigError(
+            f"objective={config.objective._target_} has parameters that no file could keep; valid is a subclass of "
+            "metagenrl_pl.objectives.ParametricObjective"
+        )
+    method = OmegaConf.select(config, "callbacks.evaluation.method")
+    kind: type = {"learned": ParametricObjective, "critic": CriticObjective, "reinforce": Reinforce}.get(method, Objective)
+    if not isinstance(objective, kind):
+        raise ConfigError(
+            f"callbacks.evaluation.method={method} is the name of {kind.__name__}, the run's objective is {type(objective).__name__}; "
+            "valid is the experiment of that objective, or a name of your own"
+        )
     if config.meta is None and objective.learns:
         raise ConfigError(
             f"objective={config.objective._target_} has not been meta-trained, and meta=null does not do so; "
@@ -140,6 +156,16 @@ def check_meta_training(config: DictConfig, objective: Objective, population: Po
         raise ConfigError(
             f"population.lifetime_env_steps={population.lifetime_env_steps} belongs to meta-training; valid is null where meta=null"
         )
+
+
+def unlike_meta_training(config: DictConfig, objective: Objective) -> list[str]:
+    """Settings of the agents that are not those with which a finished objective was meta-trained, as its card tells."""
+    card = objective.card if config.meta is None and isinstance(objective, ParametricObjective) else {}
+    before = {key: value for key, value in card.get("settings", {}).items() if key.startswith("agent.")}
+    if "window_length" in card:
+        before["agent.window_length"] = card["window_length"]
+    now = {key: OmegaConf.select(config, key) for key in before}
+    return [f"{key}={shown(now[key])}, not {shown(value)}" for key, value in sorted(before.items()) if now[key] != value]
 
 
 def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, config: DictConfig) -> None:

@@ -115,11 +115,12 @@ def meta_test_of(config: Any) -> dict[str, Any]:
     return {key: OmegaConf.to_container(test[key], resolve=True) if OmegaConf.is_config(test[key]) else test[key] for key in keys}
 
 
-def frozen_runs(folders: Sequence[Path], out: Path, extra: Sequence[str]) -> list[Planned]:
-    """A run for each objective in or below the folders, whose agents are those that meta-tests under these overrides would have.
+def frozen_runs(folders: Sequence[Path], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
+    """A run for each seed and each objective in or below the folders, whose agents are those that meta-tests would have, or further ones.
 
     Args:
         folders: run folders with an `objective.safetensors`, or folders that hold some.
+        seeds: as of `baselines`.
         out: folder of all runs.
         extra: overrides of `experiment=protocol`.
 
@@ -135,7 +136,10 @@ def frozen_runs(folders: Sequence[Path], out: Path, extra: Sequence[str]) -> lis
     if twice := {str(place) for place in places if places.count(place) > 1}:
         raise ValueError(f"--objectives: several would be tested in {', '.join(sorted(twice))}; valid is another --out for each")
     return [
-        _run_of_fresh_agents(place, ["experiment=meta_test", f"objective.path={file}"], 0, extra)
+        _run_of_fresh_agents(
+            place.with_name(f"{place.name}_agents_{seed}"), ["experiment=meta_test", f"objective.path={file}"], seed, extra
+        )
+        for seed in seeds
         for place, file in zip(places, files, strict=True)
     ]
 
@@ -195,12 +199,13 @@ def _is_about(override: str, keys: Iterable[str]) -> bool:
 
 
 def keep(runs: Sequence[Planned], out: Path, results: Path) -> None:
-    """Copy what a result is made of."""
+    """Copy what a result is made of; of an objective that was only tested its card alone, since it has a place already."""
     for plan in runs:
         target = results / plan.folder.relative_to(out)
         target.mkdir(parents=True, exist_ok=True)
+        is_made_here = not any(override.startswith("objective.path=") for override in plan.overrides)
         for name in KEPT:
-            if (plan.folder / name).exists():
+            if (plan.folder / name).exists() and (is_made_here or name != "objective.safetensors"):
                 shutil.copyfile(plan.folder / name, target / name)
 
 
@@ -238,13 +243,19 @@ def main() -> None:
     parser.add_argument(
         "--variants", nargs="+", metavar="NAME", help="of levers.yaml; with --levers all by default, else protocol"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of meta-training; by default 0 1 2, of --levers 0 1")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="of meta-training, by default 0 1 2, of --levers 0 1; with --objectives of fresh agents, by default 0",
+    )
     parser.add_argument(
         "--baseline-seeds",
         nargs="+",
         type=int,
         metavar="N",
-        help="from 1 on: further agents of REINFORCE and DDPG/TD3; with --objectives from 0 on, and 0 by default",
+        help="from 1 on: further agents of REINFORCE and DDPG/TD3; with --objectives from 0 on",
     )
     parser.add_argument("--jobs", type=_positive, default=1, help="runs side by side, each on a core of its own")
     parser.add_argument("--out", type=Path, help="folder of the runs; by default runs/protocol or runs/levers")
@@ -277,18 +288,19 @@ def _planned_by(options: argparse.Namespace) -> tuple[list[Planned], Path]:
         ValueError: if that cannot be.
     """
     file: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("levers.yaml")))
-    if unknown := set(options.variants or []) - file["variants"].keys():
-        raise ValueError(f"--variants {' '.join(sorted(unknown))}: not in levers.yaml; valid are {', '.join(file['variants'])}")
+    known: dict[str, list[str]] = file["variants"] if options.levers else {**file["variants"], **file["of_the_protocol"]}
+    if unknown := set(options.variants or []) - known.keys():
+        raise ValueError(f"--variants {' '.join(sorted(unknown))}: valid are {', '.join(known)} (levers.yaml)")
     extra, baseline_seeds = list(options.overrides), options.baseline_seeds or []
     if len(set(options.seeds or [])) < len(options.seeds or []) or len(set(baseline_seeds)) < len(baseline_seeds):
         raise ValueError("--seeds and --baseline-seeds: valid are seeds that differ")
     if options.objectives:
-        if options.levers or options.variants or options.seeds or options.out is None:
-            raise ValueError("--objectives needs an --out of its own, and goes without --levers, --variants and --seeds")
-        tests = frozen_runs(options.objectives, options.out, extra)
-        return [*tests, *baselines(options.baseline_seeds or [0], options.out, extra)], options.out
-    names = options.variants or (list(file["variants"]) if options.levers else ["protocol"])
-    variants: dict[str, list[str]] = {name: file["variants"][name] for name in names}
+        if options.levers or options.variants or options.out is None:
+            raise ValueError("--objectives needs an --out of its own, and goes without --levers and --variants")
+        tests = frozen_runs(options.objectives, options.seeds or [0], options.out, extra)
+        return [*tests, *baselines(baseline_seeds, options.out, extra)], options.out
+    names = options.variants or (list(known) if options.levers else ["protocol"])
+    variants = {name: known[name] for name in names}
     if baseline_seeds and (options.levers or min(baseline_seeds) < 1):
         raise ValueError("--baseline-seeds go from 1 on, and not with --levers")
     if options.levers:

@@ -37,13 +37,17 @@ def best_on_training_environments(runs: Sequence[Run], others: Sequence[Run] = (
     for run in regimes[0].runs:
         assert run.origin is not None  # or it were in no regime
         curves, _ = learning_curves([run], [*runs, *others])
-        scores = [score for score in scores_of(curves)[0] if score.method == "learned"]
+        every, notes = scores_of(curves)
+        scores = [score for score in every if score.method == "learned"]
         trained_on = [score for score in normalised(scores) if score.environment in run.origin.training_environments]
         value = aggregate(trained_on, "learned", lambda score: score.normalised_final)
         if value is not None and math.isfinite(value.mean) and (best is None or value.mean > best[0]):  # NaN: an agent diverged
             best = value.mean, run, scores
     if best is None:
-        raise ValueError("no run was tested on an environment that it was meta-trained on, without an agent that diverged")
+        reasons = "".join(f"; {note}" for note in notes)
+        raise ValueError(
+            f"no run was tested on an environment that it was meta-trained on, without an agent that diverged{reasons}"
+        )
     return best[1:]
 
 

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from metagenrl_pl.messages import one_line
+from metagenrl_pl.messages import joined, one_line, shown
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +41,12 @@ class Planned(NamedTuple):
     @property
     def note(self) -> Path:
         """Where its settings are written down."""
-        return self.folder.with_suffix(".settings.yaml")
+        return self.folder.with_name(f"{self.folder.name}.settings.yaml")
+
+    @property
+    def log(self) -> Path:
+        """What it has printed."""
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def is_begun(self) -> bool:
@@ -82,11 +87,14 @@ def run_all(runs: Sequence[Planned], out: Path, num_jobs: int) -> None:
     with alone_in(out):
         check_folders(runs)
         runner = Runner()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, runner.stop)
-        with ThreadPoolExecutor(num_jobs) as pool:
-            codes = list(pool.map(runner.run, runs))
-    if failed := [str(plan.folder.with_suffix(".log")) for plan, code in zip(runs, codes, strict=True) if code]:
+        before = {number: signal.signal(number, runner.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with ThreadPoolExecutor(num_jobs) as pool:
+                codes = list(pool.map(runner.run, runs))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if failed := [str(plan.log) for plan, code in zip(runs, codes, strict=True) if code]:
         sys.exit(f"error: {len(failed)} of {len(runs)} runs did not end; see {', '.join(failed)}")
 
 
@@ -98,12 +106,21 @@ def check_folders(runs: Sequence[Planned]) -> None:
     """
     for plan in runs:
         if plan.is_begun:
-            before, now = (text.splitlines() for text in (plan.note.read_text() if plan.note.exists() else "", plan.settings))
-            differing = [line for line in before if line not in now] + [line for line in now if line not in before]
-            if differing:
+            texts = (plan.note.read_text() if plan.note.exists() else "", plan.settings)
+            before, now = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
+            if differing := sorted(key for key in before | now if before.get(key) != now.get(key)):
+                key = differing[0]
                 raise ValueError(
-                    f"{plan.folder} holds a run of other settings ({differing[0].strip()}); valid is another --out, or to remove it"
+                    f"{plan.folder} holds a run of other settings ({key}: {shown(before.get(key))}, not {shown(now.get(key))}); valid is "
+                    "another --out, or to remove it"
                 )
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Values by dotted key."""
+    if not isinstance(value, dict):
+        return {key: value}
+    return {name: leaf for child, below in value.items() for name, leaf in _flat(below, joined(key, child)).items()}
 
 
 class Runner:
@@ -151,7 +168,7 @@ class Runner:
             plan.note.write_text(plan.settings)
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         print(f"{folder}: {' '.join(arguments)}", flush=True)
-        with folder.with_suffix(".log").open("a") as log:
+        with plan.log.open("a") as log:
             return subprocess.Popen(
                 [sys.executable, str(ROOT / "train.py"), *arguments],
                 env={**os.environ, "PYTHONPATH": paths},

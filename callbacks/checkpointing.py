@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from callbacks.schedule import check_interval, crossed, datamodule_of, env_steps_of, is_last, module_of
 from metagenrl_pl.csv_logger import RunCSVLogger
 from metagenrl_pl.datamodule import MacroBatch, replay_folder
-from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.run_folders import meta_training_settings
 
 
@@ -142,7 +142,7 @@ class ObjectiveExport(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write an objective that stays what it is."""
         learner = module_of(trainer).learner
-        if trainer.is_global_zero and learner.meta is None and isinstance(learner.objective, LearnedObjective):
+        if trainer.is_global_zero and learner.meta is None and isinstance(learner.objective, ParametricObjective):
             learner.objective.save(self._run_dir / "objective.safetensors")
 
     def on_train_batch_end(
@@ -151,7 +151,7 @@ class ObjectiveExport(pl.Callback):
         """Write when the interval is crossed and at the end, if the objective is being learned."""
         learner, env_steps = module_of(trainer).learner, env_steps_of(trainer)
         objective = learner.result
-        if learner.meta is None or not isinstance(objective, LearnedObjective):
+        if learner.meta is None or not isinstance(objective, ParametricObjective):
             return
         if trainer.is_global_zero and (crossed(self._every, env_steps, batch) or is_last(trainer)):
             card = self._card(trainer)

@@ -32,7 +32,7 @@ from metagenrl_pl.meta_test import (
     numbered,
     random_returns,
 )
-from metagenrl_pl.objectives import LearnedObjective, Objective
+from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.replay import check_memory, memory_bytes
 from metagenrl_pl.results import MetaTestRow, append_rows, drop_rows_after, method_name, read_rows
@@ -150,7 +150,7 @@ class MetaTest(pl.Callback):
     def _test_so_far(self, trainer: pl.Trainer) -> None:
         """Test the objective in the middle of meta-training, unless told to stop."""
         objective = module_of(trainer).learner.result
-        if not isinstance(objective, LearnedObjective):
+        if not isinstance(objective, ParametricObjective):
             return
         try:
             self._test(trainer, "learned", objective, _stage(trainer, objective), lambda: told_to_stop(trainer))
@@ -164,7 +164,7 @@ class MetaTest(pl.Callback):
             return
         objective = module_of(trainer).learner.result
         tests: list[tuple[str, Objective, int | None]] = []
-        if isinstance(objective, LearnedObjective):
+        if isinstance(objective, ParametricObjective):
             tests.append(("learned", objective, _stage(trainer, objective)))
             if self._untrained:
                 fresh = type(objective)(**objective.architecture, seed=derive_seed(0, "untrained objective"))
@@ -222,7 +222,7 @@ class MetaTest(pl.Callback):
         log_metrics(trainer, metrics)
 
 
-def _stage(trainer: pl.Trainer, objective: LearnedObjective) -> int:
+def _stage(trainer: pl.Trainer, objective: ParametricObjective) -> int:
     """Env steps that the objective was meta-trained for: in this run, or as its card says."""
     return env_steps_of(trainer) if module_of(trainer).learner.meta else int(objective.card.get("env_steps", 0))
 
@@ -269,7 +269,7 @@ class PolicyEvaluation(pl.Callback):
         )
         if trainer.is_global_zero and self._method is not None:
             objective = module_of(trainer).objective
-            stage = int(objective.card.get("env_steps", 0)) if isinstance(objective, LearnedObjective) else None
+            stage = int(objective.card.get("env_steps", 0)) if isinstance(objective, ParametricObjective) else None
             numbers = numbered(datamodule.specs, module_of(trainer).run_config.get("seed", 0))
             rows = [
                 MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), stage)

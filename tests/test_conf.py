@@ -213,6 +213,13 @@ def test_a_given_objective_is_not_learned(composed: Any) -> None:
 LEVERS: Any = OmegaConf.to_container(OmegaConf.load(CONF.parent / "benchmarks" / "levers.yaml"))
 
 
+@pytest.mark.parametrize("name", LEVERS["of_the_protocol"])
+def test_variants_of_the_protocol_leave_its_unseen_environments_unseen(name: str, composed: Any) -> None:
+    plain, config = composed("experiment=protocol"), composed("experiment=protocol", *LEVERS["of_the_protocol"][name])
+    assert config.env.test == plain.env.test and set(config.env.train) > set(plain.env.train)
+    assert len(set(config.env.test) - set(config.env.train)) == 4
+
+
 @pytest.mark.parametrize("name", LEVERS["variants"])
 def test_every_lever_is_a_variant_of_the_protocol(name: str, composed: Any) -> None:
     plain = composed("experiment=protocol", "env=protocol_validation", *LEVERS["every"])

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from metagenrl_pl.networks import first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, ObjectiveInputs, Reinforce
 from metagenrl_pl.objectives.learned import normalise, pretrained_path
+from metagenrl_pl.objectives.parametric import UnknownObjectiveError
 from metagenrl_pl.objectives.reinforce import generalised_advantage
 from metagenrl_pl.updates import policy_gradients
 from metagenrl_pl.updates.policy import objective_inputs
@@ -245,6 +247,22 @@ def test_use_critic_gradient() -> None:
     assert objective.action_transform.get_parameter("hidden.0.weight").shape == (3, 4)
 
 
+def test_alone_it_takes_what_an_environment_gives() -> None:
+    """Ends as booleans, and no values where they are not looked at."""
+    batch = [torch.zeros(2, 3, 1), torch.ones(2, 3, 1), torch.arange(6.0).view(2, 3)]
+    ended = torch.tensor([[0, 0, 1], [0, 0, 0]])
+    value = torch.arange(8.0).view(2, 4)
+    objective = small()
+    assert torch.equal(
+        objective(*batch, value, ended.bool(), ended.bool().logical_not()), objective(*batch, value, ended * 1.0, 1.0 - ended)
+    )
+    assert small(use_value=False)(*batch, None, ended.bool()).shape == (2, 3)
+    with pytest.raises(ValueError, match="looks at value, and it is not given"):
+        objective(*batch, None, ended)
+    with pytest.raises(ValueError, match=r"value: expected \(2, 4\) beside actions of \(2, 3, 1\), got \(2, 3\)"):
+        objective(*batch, value[:, 1:], ended)
+
+
 def test_alone_an_objective_asks_for_the_critic_gradient_that_it_looks_at() -> None:
     objective = small(use_critic_gradient=True)
     batch = [torch.zeros(2, 3, 1), torch.ones(2, 3, 1), torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 3)]
@@ -411,12 +429,10 @@ def test_a_class_that_is_not_wanted_or_not_there_is_named(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"is of the class .*\.LearnedObjective; valid is Louder or a subclass"):
         Louder.load(tmp_path / "plain.safetensors")
 
-    class Gone(Louder):
-        """Cannot be imported: local to this function."""
-
-    Gone(hidden_units=8).save(tmp_path / "gone.safetensors")
-    with pytest.raises(ValueError, match=r"gone.safetensors: is of the class .*\.Gone; valid is LearnedObjective or"):
+    Louder(hidden_units=8).save(tmp_path / "gone.safetensors", {"class": "this.Gone"})
+    with pytest.raises(UnknownObjectiveError, match=r"gone.safetensors: is of the class this.Gone; valid is LearnedObjective or"):
         LearnedObjective.load(tmp_path / "gone.safetensors")
+    assert "this" not in sys.modules  # a file makes nothing be imported
 
 
 def test_the_card_is_kept_when_saved_again(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from metagenrl_pl.meta_test import numbered
 from metagenrl_pl.results import read_rows
 from metagenrl_pl.run_folders import find_runs, regimes_of
 from protocol import WITHOUT, baselines, frozen_runs, keep, main, planned
-from side_by_side import Planned, Runner, alone_in
+from side_by_side import Planned, Runner, alone_in, check_folders
 
 ROOT = Path(__file__).parents[1]
 PATHS = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -60,7 +60,8 @@ def test_protocol(tmp_path: Path) -> None:
     assert again.returncode == 0 and "exit code" not in again.stdout and "| protocol | 1 |" in again.stdout
     other = protocol(tmp_path, *SMALL, "agent.num_windows=4")
     assert (
-        other.returncode == 2 and "seed_0 holds a run of other settings (num_windows: 3); valid is another --out" in other.stderr
+        other.returncode == 2
+        and "seed_0 holds a run of other settings (agent.num_windows: 3, not 4); valid is another" in other.stderr
     )
     variant = protocol(
         tmp_path, *SMALL, "--variants", "clip", "--seeds", "0"
@@ -71,11 +72,12 @@ def test_protocol(tmp_path: Path) -> None:
     assert {row.method for row in read_rows(clip / "meta_test.csv")} == {"learned"}
     shutil.rmtree(clip)
 
-    longer = ["--out", "runs/longer", "--keep", "longer", *SMALL, "callbacks.meta_test.env_steps=60"]
+    longer = ["--out", "runs/longer", "--baseline-seeds", "0", "--keep", "longer", *SMALL, "callbacks.meta_test.env_steps=60"]
     tested = protocol(tmp_path, "--objectives", "kept/protocol/seed_0", *longer)  # the same objective and agents, for longer
     assert tested.returncode == 0 and "| protocol | 1 |" in tested.stdout, tested.stdout + tested.stderr
     (regime,) = regimes_of(find_runs([tmp_path / "longer"])[0])
     (run,) = regime.runs
+    assert {file.name for file in run.folder.iterdir()} == {"config.yaml", "meta_test.csv", "metrics.csv", "objective.json"}
     assert run.origin and run.origin.seed == 0 and {row.env_steps for row in run.rows} == {20, 40, 60}
     assert {row.method for run in regime.others for row in run.rows} == {"critic", "reinforce", "random"}
     before, now = ({row[:4]: row.episode_return for row in rows if row.method == "learned"} for rows in (first, run.rows))
@@ -129,22 +131,24 @@ def test_what_was_tested_under_other_conditions_is_tested_again(tmp_path: Path) 
 
 def test_objectives_that_cannot_be_tested_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"--objectives {tmp_path}: no objective.safetensors there or below"):
-        frozen_runs([tmp_path], tmp_path, SMALL)
+        frozen_runs([tmp_path], [0], tmp_path, SMALL)
     for folder in ("a", "b"):
         (tmp_path / folder / "protocol" / "seed_0").mkdir(parents=True)
         (tmp_path / folder / "protocol" / "seed_0" / "objective.safetensors").touch()
-    assert [plan.folder for plan in frozen_runs([tmp_path / "a"], tmp_path, SMALL)] == [tmp_path / "protocol" / "seed_0"]
+    plans = frozen_runs([tmp_path / "a"], [0, 2], tmp_path, SMALL)
+    assert [plan.folder for plan in plans] == [tmp_path / "protocol" / f"seed_0_agents_{seed}" for seed in (0, 2)]
+    assert [OmegaConf.create(plan.settings).seed for plan in plans] == [0, 2]
     with pytest.raises(ValueError, match=f"several would be tested in {tmp_path / 'protocol' / 'seed_0'}"):
-        frozen_runs([tmp_path], tmp_path, SMALL)
+        frozen_runs([tmp_path], [0], tmp_path, SMALL)
     with pytest.raises(ValueError, match=r"callbacks.meta_test.seeds=\[1, 2\]: valid are 0, 1, 2"):
-        frozen_runs([tmp_path / "a"], tmp_path, [*SMALL, "callbacks.meta_test.seeds=[1,2]"])
+        frozen_runs([tmp_path / "a"], [0], tmp_path, [*SMALL, "callbacks.meta_test.seeds=[1,2]"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--variants", "nothing"], "--variants nothing: not in levers.yaml; valid are protocol"),
-        (["--levers", "--variants", "nothing"], "--variants nothing: "),
+        (["--variants", "nothing"], "--variants nothing: valid are protocol, "),
+        (["--levers", "--variants", "falling"], "--variants falling: valid are protocol, "),
         (["agent.num_window=4"], "Could not override 'agent.num_window'"),
         (["--jobs", "0"], "argument --jobs: must be at least 1, got 0"),
         (["--seeds", "1", "1"], "--seeds and --baseline-seeds: valid are seeds that differ"),
@@ -163,6 +167,19 @@ def test_arguments_that_mean_nothing_are_refused_in_a_line(
         main()
     assert exit.value.code == 2 and f"error: {message}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_values_under_other_keys_are_other_settings(tmp_path: Path) -> None:
+    folders = [tmp_path / "size_0.1", tmp_path / "size_0.2"]  # and what belongs to a folder with a dot is its own
+    runs = [Planned(folder, [], f"train: [{name}]\ntest: [B]\n") for folder, name in zip(folders, "AC", strict=True)]
+    for plan in runs:
+        plan.folder.mkdir()
+        (plan.folder / "ended").touch()
+        plan.note.write_text(plan.settings)
+    check_folders(runs)
+    assert len({path for plan in runs for path in (plan.note, plan.log)}) == 4
+    with pytest.raises(ValueError, match=r"size_0.1 holds a run of other settings \(test: \['B'\], not \['A'\]\)"):
+        check_folders([runs[0]._replace(settings="train: [B]\ntest: [A]\n")])
 
 
 def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -181,11 +181,8 @@ def test_the_command_writes_page_and_pictures(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [row for row in _rows("A", 1.0) if row.method != "critic"]
-    append_rows(tmp_path / "lacking" / "meta_test.csv", rows)
-    (tmp_path / "lacking" / "objective.json").write_text(json.dumps({"training_environments": ["A"], "seed": 0}))
     (tmp_path / "empty").mkdir()
-    for folder, words in (("lacking", "has no 'critic'"), ("empty", "no meta_test.csv"), ("gone", "no such folder")):
+    for folder, words in (("empty", "no meta_test.csv"), ("gone", "no such folder")):
         with pytest.raises(SystemExit) as exit:
             main([str(tmp_path / folder), "--out", str(tmp_path / "page.html")])
         error = capsys.readouterr().err
@@ -204,6 +201,14 @@ def test_what_cannot_be_normalised_is_told(tmp_path: Path) -> None:
     assert "scores cannot be normalised" in page.text
     assert page.row("learned objective", "method")[1:] == ["-", "-", "-"]
     assert "No training environment was tested." in page.text
+
+
+def test_a_run_without_references_is_shown_by_its_returns(tmp_path: Path) -> None:
+    append_rows(tmp_path / "meta_test.csv", [row for row in _rows("A", 1.0) if row.method == "learned"])
+    (tmp_path / "objective.json").write_text(json.dumps({"training_environments": ["A"], "seed": 0}))
+    page = Page(render([tmp_path])[0])
+    assert "no run has random or critic there. Name a run folder that has it as well." in page.text
+    assert ["learned objective", "1.00 ± 0.00 (2)"] in page.rows
 
 
 @pytest.mark.parametrize("use_critic_gradient", [False, True])

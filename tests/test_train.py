@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 import train
 from metagenrl_pl.config import build
@@ -29,6 +31,14 @@ ROOT = Path(__file__).parents[1]
 DOUBLE = "InvertedDoublePendulum-v5"
 
 Train = Callable[..., tuple[int, str, str]]
+
+
+class Unkept(CriticObjective):
+    """An objective with something to learn that it cannot save."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
 
 
 def as_a_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -366,6 +376,19 @@ def test_a_resume_is_not_shorter_than_its_checkpoint(debug: tuple[Path, str], in
 # ------------------------------------------------------------------------------------------------------------------ mistakes
 
 
+def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
+    objective = LearnedObjective(hidden_units=8)
+    config = OmegaConf.create({"meta": None, "agent": {"window_length": 20, "discount": 0.9, "hidden_units": 64}})
+    assert train.unlike_meta_training(config, objective) == []
+    objective.card = {
+        "window_length": 10,
+        "settings": {"agent.discount": 0.99, "agent.hidden_units": 64, "meta.gradient": "clip"},
+    }
+    assert train.unlike_meta_training(config, objective) == ["agent.discount=0.9, not 0.99", "agent.window_length=20, not 10"]
+    config.meta = {}
+    assert train.unlike_meta_training(config, objective) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -425,6 +448,15 @@ def test_a_resume_is_not_shorter_than_its_checkpoint(debug: tuple[Path, str], in
             "meta.critic=eldest needs agents of different ages in an environment; valid is a number for population.lifetime_env_",
         ),
         ("+trainer.max_steps=20", "trainer.max_steps=20 would end the run unsaved; valid is env_steps=... for its length"),
+        ("+trainer.logger=false", "trainer.logger=False is set by the run; valid is logger=... or an entry below logger"),
+        (
+            "experiment=debug objective._target_=test_train.Unkept",
+            "objective=test_train.Unkept has parameters that no file could keep; valid is a subclass of metagenrl_pl.objectives.Param",
+        ),
+        (
+            "experiment=baseline/ddpg objective=reinforce",
+            "callbacks.evaluation.method=critic is the name of CriticObjective, the run's objective is Reinforce; valid",
+        ),
         ("trainer.devices=two", "trainer.devices=two: valid are auto, a number of devices, or a list of their indices"),
         ("callbacks.meta_test.seeds=[0,0]", "callbacks.meta_test: seeds must differ, got [0, 0]"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: a run is one epoch, as long as env_steps; valid is 1"),

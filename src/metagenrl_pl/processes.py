@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import pytorch_lightning as pl
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.strategies import Strategy
 
 from metagenrl_pl.config import ConfigError
@@ -19,6 +21,14 @@ from metagenrl_pl.strategy import PopulationStrategy
 STRATEGIES = ("auto", "ddp")
 """What `trainer.strategy` may be."""
 
+_OF_THE_RUN = {
+    "callbacks": "an entry below callbacks",
+    "logger": "logger=... or an entry below logger",
+    "enable_checkpointing": "callbacks.checkpoint=null for none",
+    "enable_progress_bar": "callbacks.display=null for none",
+    "plugins": "trainer.strategy and trainer.devices",
+}
+"""Arguments of Lightning's Trainer that the run gives itself, and where they come from."""
 _RUN_DIR = "METAGENRL_RUN_DIR"
 _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN_DIR)
 
@@ -43,7 +53,7 @@ def strategy_for(trainer: DictConfig) -> Strategy | str:
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """Refuse what would end a run before its time, unsaved, or compute a part of it in another precision, and devices that are none.
+    """Refuse what would end a run unsaved, or in another precision, what the run sets itself, and devices that are none.
 
     Raises:
         ConfigError: names the key.
@@ -53,12 +63,27 @@ def check_trainer(trainer: DictConfig) -> None:
             raise ConfigError(f"trainer.{key}={trainer[key]} would end the run unsaved; valid is env_steps=... for its length")
     if trainer.get("max_epochs", 1) != 1:
         raise ConfigError(f"trainer.max_epochs={trainer.max_epochs}: a run is one epoch, as long as env_steps; valid is 1")
+    for key, valid in _OF_THE_RUN.items():
+        if key in trainer:
+            raise ConfigError(f"trainer.{key}={trainer[key]} is set by the run; valid is {valid}")
     devices = trainer.get("devices", "auto")
     if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"\s*-?\d+(\s*,\s*\d+)*\s*,?\s*", devices):
         raise ConfigError(f"trainer.devices={devices}: valid are auto, a number of devices, or a list of their indices")
     if trainer.get("precision") not in (None, 32, "32", "32-true"):
         raise ConfigError(
             f"trainer.precision={trainer.precision}: agents compute in 32 bits; valid is 32-true, and float32_matmul_precision=high"
+        )
+
+
+def check_accelerator(trainer: pl.Trainer) -> None:
+    """Refuse a device that lacks the 64-bit numbers that windows are drawn with.
+
+    Raises:
+        ConfigError: on Apple's GPUs.
+    """
+    if isinstance(trainer.accelerator, MPSAccelerator):
+        raise ConfigError(
+            "trainer.accelerator: Apple's GPUs (mps) have no 64-bit floats, which replay needs; valid is trainer.accelerator=cpu"
         )
 
 

@@ -44,7 +44,7 @@ def write_report(paths: Sequence[Path], out: Path, figures: Path | None = None) 
         figures: folder for the pictures as PNG files; None for none.
 
     Raises:
-        ValueError: what `find_runs`, `learning_curves` and `scores_of` refuse.
+        ValueError: what `find_runs` and `scores_of` refuse.
     """
     page, gallery = render(paths)
     with atomic_write(out) as file:
@@ -146,7 +146,7 @@ def _headline(regime: Regime, scores: Sequence[Score]) -> str:
         sentence = f"On {name} environments ({escape(', '.join(environments))}) "
         reached = aggregate(normalised(part), "learned", lambda score: score.normalised_final)
         if reached is None:
-            sentence += "scores cannot be normalised, since DDPG/TD3 is not above random actions; "
+            sentence += "scores cannot be normalised; "
         else:
             sentence += f"the learned objective scores {interval_text(reached)}, where random actions are 0 and DDPG/TD3 is 1; "
         verdicts: dict[str, list[str]] = {}

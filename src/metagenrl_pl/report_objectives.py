@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from html import escape
 
 from metagenrl_pl.figures import (
     PROBES,
@@ -12,7 +13,9 @@ from metagenrl_pl.figures import (
     gradient_figure,
     similarity,
 )
-from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
+from metagenrl_pl.messages import one_line
+from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
+from metagenrl_pl.objectives.parametric import UnknownObjectiveError
 from metagenrl_pl.plots import METHOD_COLOURS, RUN_COLOURS
 from metagenrl_pl.report_parts import Gallery, number, table
 from metagenrl_pl.run_folders import Regime
@@ -45,7 +48,10 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
     }
     if not paths:
         return ""
-    learned = {name: LearnedObjective.load(path) for name, path in list(paths.items())[:_MOST]}
+    try:
+        learned = {name: ParametricObjective.load(path) for name, path in list(paths.items())[:_MOST]}
+    except UnknownObjectiveError as error:
+        return f'<p class="dim">Objectives are not drawn: {escape(one_line(error))}</p>'
     settings = next(run.origin.settings for run in regime.runs if run.origin is not None)
     first = next(iter(learned.values()))
     objectives: dict[str, Objective] = {

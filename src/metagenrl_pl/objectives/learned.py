@@ -1,28 +1,22 @@
 """The learned objective L_alpha: an LSTM that reads windows of experience backwards in time (paper section 3.2, figure 2)."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from pydoc import ErrorDuringImport, locate
-from typing import Any, Self
+from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from metagenrl_pl.batch import valid_states
-from metagenrl_pl.files import atomic_write
 from metagenrl_pl.nn import ALIGNMENT, Parameters, StackedMLP, glorot_uniform, mixed, stacked_linear
-from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
+from metagenrl_pl.objectives.contract import ObjectiveInputs
+from metagenrl_pl.objectives.parametric import ParametricObjective
 
 _NORMALISATION_EPS = 1e-8
-_FORMAT = "metagenrl_pl.objective.1"
 _PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
-class LearnedObjective(Objective):
+class LearnedObjective(ParametricObjective):
     """L_alpha(trajectory, pi(s), V): the mean over action dimensions of a small network, rewards, values and time, through an LSTM.
 
     It never sees an observation, so it fits any environment. 15,497 parameters at the default sizes. The options are the alternative
@@ -57,26 +51,24 @@ class LearnedObjective(Objective):
         layer_norm_eps: float = 1e-5,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         if hidden_units < 2 or hidden_units % 2:
             raise ValueError(f"hidden_units must be even and at least 2, got {hidden_units}")
         if context_units < 1:
             raise ValueError(f"context_units must be at least 1, got {context_units}")
-        self.architecture: dict[str, Any] = {
-            "hidden_units": hidden_units,
-            "context_units": context_units,
-            "use_time": use_time,
-            "use_value": use_value,
-            "use_lstm": use_lstm,
-            "bounded_head": bounded_head,
-            "use_critic_gradient": use_critic_gradient,
-            "layer_norm_eps": layer_norm_eps,
-        }
+        super().__init__(
+            hidden_units=hidden_units,
+            context_units=context_units,
+            use_time=use_time,
+            use_value=use_value,
+            use_lstm=use_lstm,
+            bounded_head=bounded_head,
+            use_critic_gradient=use_critic_gradient,
+            layer_norm_eps=layer_norm_eps,
+        )
         self.needs_value = use_value
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
         self.needs_critic_gradient = use_critic_gradient
         self.hidden_units = hidden_units
-        self.card: dict[str, Any] = {}
         self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
         self._context_transform = StackedMLP(2, mixed, None, prefix="context_transform.")
         self._head = StackedMLP(2, mixed, layer_norm_eps, prefix="head.")
@@ -93,44 +85,6 @@ class LearnedObjective(Objective):
         parameters |= self._head.init(hidden_units if use_lstm else num_features, hidden_units, 1, generator)
         for name, value in parameters.items():
             _register(self, name, nn.Parameter(value.clone()))
-
-    def forward(
-        self,
-        policy_action: Tensor,
-        replay_action: Tensor,
-        reward: Tensor,
-        value: Tensor,
-        terminated: Tensor,
-        valid: Tensor | None = None,
-        critic_gradient: Tensor | None = None,
-    ) -> Tensor:
-        """Per-step loss of an ordinary, single policy; descend its mean over valid steps.
-
-        Args:
-            policy_action: what the policy would do now, in [-1, 1], [B, T, A]; the gradient flows through this alone.
-            replay_action: what was done, [B, T, A].
-            reward: [B, T].
-            value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]; entry `length` belongs to the state after the last valid step.
-            terminated: 1 where the episode ended for good (not by a time limit), [B, T].
-            valid: 1 on real steps, ones first, [B, T]; all by default.
-            critic_gradient: dQ1/da at `policy_action`, [B, T, A]; if the objective was made with `use_critic_gradient`.
-
-        Returns:
-            L_alpha, [B, T], 0 where padded.
-
-        Raises:
-            ValueError: if the objective looks at the critic's gradient and it is not given.
-        """
-        if self.needs_critic_gradient and critic_gradient is None:
-            raise ValueError("this objective looks at critic_gradient, dQ1/da at policy_action, and it is not given")
-        valid = torch.ones_like(reward) if valid is None else valid
-        num_actions = policy_action.shape[-1]
-        weight = policy_action.new_full((num_actions,), 1 / num_actions)
-        constants = (x.detach() for x in (replay_action, reward, value, terminated, valid, weight))  # the contract's constants
-        inputs = ObjectiveInputs(policy_action[None], *(x[None] for x in constants))
-        if critic_gradient is not None:
-            inputs = inputs._replace(critic_gradient=critic_gradient.detach()[None])
-        return self.loss(self.stacked_parameters(1), inputs)[0]
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """L_alpha of every step, [P, B, T], 0 where padded."""
@@ -192,23 +146,6 @@ class LearnedObjective(Objective):
             outputs.append(hidden)
         return torch.stack(outputs[::-1], 2)[:, :num_windows].reshape(num_agents, num_windows * num_steps, self.hidden_units)
 
-    def save(self, path: Path | str, card: Mapping[str, Any] | None = None) -> None:
-        """Write the weights as safetensors and, beside it with the ending `.json`, the card.
-
-        Args:
-            path: of the `.safetensors` file.
-            card: how the objective was made (training environments, env steps, commit, seed); the architecture is added.
-        """
-        path, kind = Path(path), type(self)
-        own_class = {} if kind is LearnedObjective else {"class": f"{kind.__module__}.{kind.__qualname__}"}
-        card = {"format": _FORMAT, **own_class, "architecture": self.architecture, **{**self.card, **(card or {})}}
-        text = json.dumps(card, indent=2)
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
-        with atomic_write(path) as file:
-            file.write(save(tensors, metadata={"card": text}))
-        with atomic_write(path.with_suffix(".json")) as file:
-            file.write(f"{text}\n".encode())
-
     @classmethod
     def pretrained(cls, name: str = "light") -> Self:
         """One of the objectives that come with this package, frozen; what it was meta-trained on is in `.card`.
@@ -220,44 +157,6 @@ class LearnedObjective(Objective):
             ValueError: if there is none of this name.
         """
         return cls.load(pretrained_path(name))
-
-    @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read an objective that `save` wrote, frozen; its card is in `.card`. It is of the class that was saved.
-
-        Raises:
-            ValueError: if the file is missing, damaged, not an objective of this project, or one of a class or with options that are
-                not known here.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"objective.path={path}: no such file; valid is an objective.safetensors of a meta-training run")
-        try:
-            with safe_open(path, framework="pt") as file:
-                card = json.loads((file.metadata() or {}).get("card", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"objective.path={path}: not a readable safetensors file ({error})") from error
-        if card.get("format") != _FORMAT:
-            raise ValueError(f"objective.path={path}: no objective of this project (its card names no format {_FORMAT!r})")
-        name = str(card.pop("class", f"{__name__}.{LearnedObjective.__qualname__}"))
-        try:
-            kind = locate(name)
-        except ErrorDuringImport as error:
-            raise ValueError(f"objective.path={path}: its class cannot be imported ({error})") from error
-        if not (isinstance(kind, type) and issubclass(kind, cls)):
-            raise ValueError(
-                f"objective.path={path}: is of the class {name}; valid is {cls.__name__} or a subclass that is importable"
-            )
-        try:
-            objective = kind(**card.pop("architecture"))
-            objective.load_state_dict(tensors)
-        except (KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"objective.path={path}: its weights do not fit its card ({reason})") from error
-        card.pop("format")
-        objective.card = card
-        return objective.requires_grad_(False)  # frozen: it is there to teach
 
 
 def pretrained_path(name: str) -> Path:

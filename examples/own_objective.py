@@ -1,0 +1,37 @@
+"""An objective of one's own, with two parameters to meta-learn: how much to follow the critic, and how much REINFORCE.
+
+    python train.py --config-dir examples/conf objective=blend
+
+meta-trains it as it does the package's LSTM, and writes `objective.safetensors`. Its YAML file is `examples/conf/objective/blend.yaml`.
+To train fresh agents with the result, elsewhere:
+
+    python train.py experiment=meta_test objective=frozen objective._target_=examples.own_objective.Blend.load objective.path=...
+"""
+
+import torch
+from torch import Tensor, nn
+
+from metagenrl_pl.nn import Parameters
+from metagenrl_pl.objectives import CriticObjective, ObjectiveInputs, ParametricObjective, Reinforce
+
+
+class Blend(ParametricObjective):
+    """w_0 L_critic + w_1 L_REINFORCE, with weights that stay positive.
+
+    Args:
+        discount: of REINFORCE's advantage.
+        seed: of the initial weights, which are 1 give or take a little.
+    """
+
+    needs_value, needs_critic_gradient = True, True  # what `loss` looks at
+
+    def __init__(self, discount: float = 0.99, seed: int = 0) -> None:
+        super().__init__(discount=discount)  # what files keep beside the parameters
+        self.log_weights = nn.Parameter(0.1 * torch.randn(2, generator=torch.Generator().manual_seed(seed)))
+        self._critic, self._reinforce = CriticObjective(), Reinforce(discount)
+
+    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """Loss of every step, [P, B, T]."""
+        # Stacked: one differentiation gives the gradient of every agent, so each has a copy of the parameters, here [P, 2].
+        critic, reinforce = parameters["log_weights"].exp()[..., None, None].unbind(1)  # [P, 1, 1] each
+        return critic * self._critic.loss({}, inputs) + reinforce * self._reinforce.loss({}, inputs)

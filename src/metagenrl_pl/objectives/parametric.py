@@ -1,0 +1,165 @@
+"""Objectives with parameters of their own: what meta-learning trains, files keep and users call."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from metagenrl_pl.files import atomic_write
+from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
+
+_FORMAT = "metagenrl_pl.objective.1"
+_WITHOUT_A_NAME = "metagenrl_pl.objectives.learned.LearnedObjective"  # the class of a file whose card names none
+
+
+class UnknownObjectiveError(ValueError):
+    """A file holds an objective of a class that has not been imported."""
+
+
+class ParametricObjective(Objective):
+    """An objective whose `nn.Parameter`s are meta-learned (`LearnedObjective` is the paper's).
+
+    A subclass makes its parameters in its constructor and reads them in `loss` from the stacked ones that it is given. Its constructor
+    takes options and the `seed` of its parameters by keyword.
+
+    Args:
+        architecture: all arguments of the subclass's constructor but the seed, as JSON can hold them; files keep them.
+    """
+
+    def __init__(self, **architecture: Any) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.card: dict[str, Any] = {}
+
+    def forward(
+        self,
+        policy_action: Tensor,
+        replay_action: Tensor,
+        reward: Tensor,
+        value: Tensor | None,
+        terminated: Tensor,
+        valid: Tensor | None = None,
+        critic_gradient: Tensor | None = None,
+    ) -> Tensor:
+        """Per-step loss of an ordinary, single policy; descend its mean over valid steps.
+
+        What an objective normalises (a learned one: rewards, values, the critic's gradient) it does over the windows that it is given
+        together, so a step's loss depends on the others: give it batches of the size that it was meta-trained with, not one window.
+
+        Args:
+            policy_action: what the policy would do now, in [-1, 1], [B, T, A]; the gradient flows through this alone.
+            replay_action: what was done, [B, T, A].
+            reward: [B, T].
+            value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]; entry `length` belongs to the state after the last valid step. None for an
+                objective that does not look at it.
+            terminated: 1 or true where the episode ended for good (not by a time limit), [B, T].
+            valid: 1 or true on real steps, those first, [B, T]; all by default.
+            critic_gradient: dQ1/da at `policy_action`, [B, T, A]; for an objective that looks at it.
+
+        Returns:
+            The loss, [B, T], 0 where padded.
+
+        Raises:
+            ValueError: if something that the objective looks at is not given, or has another shape.
+        """
+        steps = policy_action.shape[:-1]
+        expected = {
+            "replay_action": (replay_action, policy_action.shape),
+            "reward": (reward, steps),
+            "value": (value, (*steps[:-1], steps[-1] + 1)),
+            "terminated": (terminated, steps),
+            "valid": (valid, steps),
+            "critic_gradient": (critic_gradient, policy_action.shape),
+        }
+        for name, (tensor, shape) in expected.items():
+            if tensor is None and getattr(self, f"needs_{name}", False):
+                raise ValueError(f"this objective looks at {name}, and it is not given")
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(
+                    f"{name}: expected {tuple(shape)} beside actions of {tuple(policy_action.shape)}, got {tuple(tensor.shape)}"
+                )
+
+        def constant(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(policy_action.dtype)[None]
+
+        num_actions = policy_action.shape[-1]
+        inputs = ObjectiveInputs(
+            policy_action[None],
+            replay_action=constant(replay_action),
+            reward=constant(reward),
+            value=None if value is None else constant(value),
+            terminated=constant(terminated),
+            valid=constant(torch.ones_like(reward) if valid is None else valid),
+            action_weight=policy_action.new_full((1, num_actions), 1 / num_actions),
+            critic_gradient=None if critic_gradient is None else constant(critic_gradient),
+        )
+        return self.loss(self.stacked_parameters(1), inputs)[0]
+
+    def save(self, path: Path | str, card: Mapping[str, Any] | None = None) -> None:
+        """Write the weights as safetensors and, beside it with the ending `.json`, the card.
+
+        Args:
+            path: of the `.safetensors` file.
+            card: how the objective was made (training environments, env steps, commit, seed); the architecture is added.
+        """
+        path, name = Path(path), _name(type(self))
+        own_class = {} if name == _WITHOUT_A_NAME else {"class": name}
+        card = {"format": _FORMAT, **own_class, "architecture": self.architecture, **{**self.card, **(card or {})}}
+        text = json.dumps(card, indent=2)
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
+        with atomic_write(path) as file:
+            file.write(save(tensors, metadata={"card": text}))
+        with atomic_write(path.with_suffix(".json")) as file:
+            file.write(f"{text}\n".encode())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read an objective that `save` wrote, frozen; its card is in `.card`. It is of the class that was saved.
+
+        Raises:
+            ValueError: if the file is missing, damaged, not an objective of this project, or one of a class that has not been imported
+                (nothing is imported that a file names) or with options that are not known here.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"objective.path={path}: no such file; valid is an objective.safetensors of a meta-training run")
+        try:
+            with safe_open(path, framework="pt") as file:
+                card = json.loads((file.metadata() or {}).get("card", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"objective.path={path}: not a readable safetensors file ({error})") from error
+        if card.get("format") != _FORMAT:
+            raise ValueError(f"objective.path={path}: no objective of this project (its card names no format {_FORMAT!r})")
+        name = str(card.pop("class", _WITHOUT_A_NAME))
+        known = _with_subclasses(ParametricObjective)  # type: ignore[type-abstract]
+        kind = next((one for one in known if _name(one) == name), None)
+        if kind is None or not issubclass(kind, cls):
+            raise UnknownObjectiveError(
+                f"objective.path={path}: is of the class {name}; valid is {cls.__name__} or a subclass that has been imported, as "
+                "objective._target_=<module>.<class>.load does"
+            )
+        try:
+            objective = kind(**card.pop("architecture"))
+            objective.load_state_dict(tensors)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"objective.path={path}: its weights do not fit its card ({reason})") from error
+        card.pop("format")
+        objective.card = card
+        return objective.requires_grad_(False)  # frozen: it is there to teach
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _with_subclasses(kind: type[ParametricObjective]) -> Iterator[type[ParametricObjective]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _with_subclasses(below)
