@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
@@ -123,10 +124,17 @@ def main(config: DictConfig) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if trainer.is_global_zero:
-        open_run_folder(config)
+        open_run_folder(config, device_of(trainer))
     tell(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB), {chosen}")
     with launching(config.run_dir):
         fit(trainer, module, datamodule, config)
+
+
+def device_of(trainer: pl.Trainer) -> str:
+    """What the run computes on: `cpu`, or the GPU's name, and the number of processes."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name} x {trainer.world_size}"
 
 
 def check_objective(config: DictConfig, objective: Objective, population: PopulationSettings) -> None:

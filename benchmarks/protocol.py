@@ -41,7 +41,7 @@ OF_META_TRAINING = (
 """What an override of meta-training may be about that a run of fresh agents leaves out, or sets itself."""
 CONDITIONS = ("environments", "seeds", "env_steps", "evaluate_every_env_steps", "num_episodes")
 """What two meta-tests have in common if their results are comparable, beside the agents."""
-KEPT = ("meta_test.csv", "metrics.csv", "objective.safetensors", "objective.json", "config.yaml")
+KEPT = ("meta_test.csv", "metrics.csv", "objective.safetensors", "objective.json", "config.yaml", "provenance.json")
 
 
 def planned(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:

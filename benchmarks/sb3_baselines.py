@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from metagenrl_pl.collector import episode_seed
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.messages import one_line
 from metagenrl_pl.meta_test import Evaluator, fresh_seed
+from metagenrl_pl.provenance import add_provenance
 from metagenrl_pl.results import MetaTestRow, append_rows, read_rows
 from side_by_side import composed
 
@@ -128,6 +130,8 @@ def run(method: str, seeds: Sequence[int], settings: Any, file: Path, num_jobs: 
         Environment(spec).close()  # refuse a wrong one now
     left = [(method, spec, seed) for seed in seeds for spec in specs if (spec.name, seed) not in done]
     file.parent.mkdir(parents=True, exist_ok=True)
+    if left:
+        add_provenance(file.parent, stable_baselines3=version("stable-baselines3"))
     with ProcessPoolExecutor(num_jobs, get_context("spawn")) as pool:
         for rows in pool.map(partial(trained, settings=settings), left):
             append_rows(file, rows)

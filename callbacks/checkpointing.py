@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from callbacks.schedule import check_interval, crossed, datamodule_of, env_steps
 from metagenrl_pl.csv_logger import RunCSVLogger
 from metagenrl_pl.datamodule import MacroBatch, replay_folder
 from metagenrl_pl.objectives import ParametricObjective
+from metagenrl_pl.provenance import commit
 from metagenrl_pl.run_folders import meta_training_settings
 
 
@@ -171,15 +171,6 @@ class ObjectiveExport(pl.Callback):
             "env_steps": env_steps_of(trainer),
             "window_length": module_of(trainer).agent.window_length,
             "seed": config.get("seed"),
-            "commit": _commit(),
+            "commit": commit(),
             "settings": meta_training_settings(config),
         }
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with a mark if there are changes on top; None outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -77,7 +77,13 @@ def test_protocol(tmp_path: Path) -> None:
     assert tested.returncode == 0 and "| protocol | 1 |" in tested.stdout, tested.stdout + tested.stderr
     (regime,) = regimes_of(find_runs([tmp_path / "longer"])[0])
     (run,) = regime.runs
-    assert {file.name for file in run.folder.iterdir()} == {"config.yaml", "meta_test.csv", "metrics.csv", "objective.json"}
+    assert {file.name for file in run.folder.iterdir()} == {
+        "config.yaml",
+        "meta_test.csv",
+        "metrics.csv",
+        "objective.json",
+        "provenance.json",
+    }
     assert run.origin and run.origin.seed == 0 and {row.env_steps for row in run.rows} == {20, 40, 60}
     assert {row.method for run in regime.others for row in run.rows} == {"critic", "reinforce", "random"}
     before, now = ({row[:4]: row.episode_return for row in rows if row.method == "learned"} for rows in (first, run.rows))

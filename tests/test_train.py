@@ -1,5 +1,6 @@
 """train.py from outside: what a run leaves behind, what goes on from it, and how mistakes are answered."""
 
+import json
 import os
 import re
 import shutil
@@ -88,6 +89,8 @@ def env_steps_of(run_dir: Path) -> list[int]:
 
 def test_the_configuration_is_kept_resolved(debug: tuple[Path, str]) -> None:
     text = (debug[0] / "config.yaml").read_text()
+    (made_with,) = json.loads((debug[0] / "provenance.json").read_text())
+    assert made_with["device"] == "cpu x 1" and made_with["torch"] == torch.__version__
     assert "${" not in text
     config = OmegaConf.create(text)
     assert (config.env_steps, config.population.size, config.objective.seed) == (400, 3, 0)
@@ -266,6 +269,7 @@ def test_a_sweep_gives_every_job_a_folder(in_process: Train) -> None:
             "metrics.csv",
             "objective.json",
             "objective.safetensors",
+            "provenance.json",
         ]
         assert OmegaConf.load(sweep / job / "config.yaml").seed == int(job) + 1
         assert LearnedObjective.load(sweep / job / "objective.safetensors").card["seed"] == int(job) + 1

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from metagenrl_pl.compiling import keep_compiled_in
 from metagenrl_pl.config import ConfigError, resolved_yaml
+from metagenrl_pl.provenance import add_provenance
 from metagenrl_pl.resume import folder_of
 
 
@@ -74,8 +75,12 @@ def keep_freed_memory() -> None:
         mallopt(m_top_pad, 64 * 2**20)
 
 
-def open_run_folder(config: DictConfig) -> None:
-    """Make the run's folder and write its configuration.
+def open_run_folder(config: DictConfig, device: str) -> None:
+    """Make the run's folder and write its configuration and what it is made with.
+
+    Args:
+        config: of the run.
+        device: that it computes on, in words.
 
     Raises:
         ConfigError: if the folder holds another run or cannot be made.
@@ -86,6 +91,7 @@ def open_run_folder(config: DictConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "config.yaml").open(mode) as file:
             file.write(resolved_yaml(config))
+        add_provenance(folder, device=device)
     except FileExistsError as error:
         raise ConfigError(
             f"run_dir={folder} holds a run already; valid is a new folder (in a sweep one for each job, run_dir={folder}/'${{seed}}'), "
