@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from metagenrl_pl.objectives import LearnedObjective
-from metagenrl_pl.run_folders import Run, find_runs, regimes_of
+from metagenrl_pl.regimes import regimes_of
+from metagenrl_pl.run_folders import Run, find_runs
 from metagenrl_pl.scores import Score, aggregate, learning_curves, normalised, scores_of
 
 PRETRAINED = Path(__file__).parents[1] / "src" / "metagenrl_pl" / "pretrained"

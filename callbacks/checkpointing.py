@@ -16,8 +16,8 @@ from callbacks.schedule import check_interval, crossed, datamodule_of, env_steps
 from metagenrl_pl.csv_logger import RunCSVLogger
 from metagenrl_pl.datamodule import MacroBatch, replay_folder
 from metagenrl_pl.objectives import ParametricObjective
+from metagenrl_pl.origin import meta_training_settings
 from metagenrl_pl.provenance import commit
-from metagenrl_pl.run_folders import meta_training_settings
 
 
 class RunCheckpoint(Checkpoint):

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.config import build
 from metagenrl_pl.meta_test import numbered
+from metagenrl_pl.regimes import regimes_of
 from metagenrl_pl.results import read_rows
-from metagenrl_pl.run_folders import find_runs, regimes_of
+from metagenrl_pl.run_folders import find_runs
 from protocol import WITHOUT, baselines, frozen_runs, keep, main, planned
 from side_by_side import Planned, Runner, alone_in, check_folders
 

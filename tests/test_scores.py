@@ -10,8 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from metagenrl_pl.config import load_config
+from metagenrl_pl.origin import meta_training_settings
+from metagenrl_pl.regimes import regimes_of
 from metagenrl_pl.results import MetaTestRow, append_rows
-from metagenrl_pl.run_folders import Run, find_runs, meta_training_settings, read_run, regimes_of
+from metagenrl_pl.run_folders import Run, find_runs, read_run
 from metagenrl_pl.scores import Score, aggregate, improvement, learning_curves, normalised, regime_curves, scores_of
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.origin import Origin
 from metagenrl_pl.results import MetaTestRow, append_rows
-from metagenrl_pl.run_folders import Origin, Run
+from metagenrl_pl.run_folders import Run
 from ship import best_on_training_environments, scores_by_environment
 
 

@@ -14,10 +14,11 @@ from string import Template
 from metagenrl_pl.files import atomic_write
 from metagenrl_pl.messages import one_line
 from metagenrl_pl.plots import Curve, agent_curves, meta_test_figure, stages_figure, training_figure
+from metagenrl_pl.regimes import Regime, regimes_of
 from metagenrl_pl.report_objectives import objectives_section
 from metagenrl_pl.report_parts import Gallery, bullet_list, interval_text, number, table
 from metagenrl_pl.results import MetaTestRow, method_name, methods_in_order
-from metagenrl_pl.run_folders import Regime, Run, find_runs, regimes_of
+from metagenrl_pl.run_folders import Run, find_runs
 from metagenrl_pl.scores import (
     LearningCurve,
     Score,

@@ -17,8 +17,8 @@ from metagenrl_pl.messages import one_line
 from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
 from metagenrl_pl.objectives.parametric import UnknownObjectiveError
 from metagenrl_pl.plots import METHOD_COLOURS, RUN_COLOURS
+from metagenrl_pl.regimes import Regime
 from metagenrl_pl.report_parts import Gallery, number, table
-from metagenrl_pl.run_folders import Regime
 from metagenrl_pl.streams import derive_seed
 
 _MOST = 4  # learned objectives that are drawn

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metagenrl_pl.regimes import Regime
 from metagenrl_pl.results import newest_stage
-from metagenrl_pl.run_folders import Regime, Run, depends_on_meta_training
+from metagenrl_pl.run_folders import Run, depends_on_meta_training
 from metagenrl_pl.stats import Interval, interquartile_mean, probability_of_improvement
 
 REFERENCES = ("random", "critic")
