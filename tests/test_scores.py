@@ -93,7 +93,7 @@ def test_baselines_of_a_test_of_another_length_do_not_cut_the_curves(tmp_path: P
     curves, notes = learning_curves([own], others)
     assert sorted(curve.seed for curve in curves if curve.method == "critic") == [0, 1, 3]
     assert notes == [
-        "ppo on A of short is left out: it lacks evaluations that the learned objective has (its last is at 200 env steps)."
+        "ppo of short is left out where it ends before the learned objective or was evaluated elsewhere: A (ends at 200)."
     ]
     assert {score.env_steps for score in scores_of(curves)[0]} == {400}
 

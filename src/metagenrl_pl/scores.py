@@ -90,27 +90,28 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
         for (method, environment, first, second), count in contradictions.items()
     ]
     learned = _by_environment(curve for curve in curves.values() if curve.method == "learned")
-    left_out: dict[tuple[str, str, Path], LearningCurve] = {}
+    left_out: dict[tuple[str, Path], dict[str, int]] = defaultdict(dict)
     references: list[LearningCurve] = []
     for curve in (curve for run in others for curve in _curves_of(run) if curve.meta_training_seed is None):
-        if curve.method == "random" or all(
-            set(own.env_steps) <= set(curve.env_steps) for own in learned.get(curve.environment, ())
-        ):
+        is_whole = all(set(own.env_steps) <= set(curve.env_steps) for own in learned.get(curve.environment, ()))
+        if is_whole or curve.method == "random":
             curves.setdefault(curve[:4], curve)
         elif curve.method in REFERENCES:
             references.append(curve)
         else:
-            left_out.setdefault((curve.method, curve.environment, curve.folder), curve)
+            left_out[curve.method, curve.folder][curve.environment] = curve.env_steps[-1]
     present = {curve[:2] for curve in curves.values()}
     for curve in references:
         if curve[:2] not in present:
             curves.setdefault(curve[:4], curve)
-    notes += [
-        f"{method} on {environment} of {names[folder]} is left out: it lacks evaluations that the learned objective has (its last is at "
-        f"{curve.env_steps[-1]:,} env steps)."
-        for (method, environment, folder), curve in left_out.items()
-        if (environment, method) not in present
-    ]
+    for (method, folder), ends in left_out.items():
+        if missing := [
+            f"{environment} (ends at {end:,})" for environment, end in ends.items() if (environment, method) not in present
+        ]:
+            notes.append(
+                f"{method} of {names[folder]} is left out where it ends before the learned objective or was evaluated elsewhere: "
+                f"{', '.join(missing)}."
+            )
     return list(curves.values()), notes
 
 
