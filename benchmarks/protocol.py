@@ -56,9 +56,8 @@ def planned(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path, 
         for seed in seeds:
             every = ["experiment=protocol", f"seed={seed}", *overrides, *extra]
             runs.append(Planned(out / name / f"seed_{seed}", every, composed(every)))
-    tested = {
-        test for folder in out.glob("*/seed_*/") if is_begun(folder) for test in _tests(load_config(folder / "config.yaml"))
-    }
+    begun = [load_config(folder / "config.yaml") for folder in out.glob("*/seed_*/") if is_begun(folder)]
+    tested = {test for config in begun if config.callbacks.meta_test is not None for test in _tests(config)}
     wanted: dict[tuple[str, Hashable], list[Planned]] = {}
     for plan in runs:
         for test in _tests(OmegaConf.create(plan.settings)):

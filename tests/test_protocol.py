@@ -128,6 +128,10 @@ def test_what_was_tested_under_other_conditions_is_tested_again(tmp_path: Path) 
     begun.mkdir(parents=True)
     (begun / "ended").touch()
     OmegaConf.save(OmegaConf.create(plan.settings), begun / "config.yaml")
+    frozen = tmp_path / "before" / "seed_0_agents_1"  # tests nothing beside its own agents
+    frozen.mkdir()
+    (frozen / "ended").touch()
+    OmegaConf.save({"callbacks": {"meta_test": None}}, frozen / "config.yaml")
     assert without(both) == [every, every - {"untrained"}]
     assert without({"protocol": ["meta.gradient=clip"]}) == [every]
     assert without({"protocol": []}, "agent.num_windows=4") == [set()]
