@@ -239,13 +239,15 @@ def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
         objective={"_target_": "gone.Objective"},
     )
     agent = {"_target_": "metagenrl_pl.population.AgentSettings"}
+    own = {"_target_": "metagenrl_pl.objectives.LearnedObjective", "seed": 3}
     for name, settings in (
         ("agent", agent),
         ("same_agent", {**agent, "hidden_units": 350}),
         ("other_agent", {**agent, "hidden_units": 3}),
     ):
-        _folder(tmp_path / name, BASELINES + _learned(1.0), train=["B"], agent=settings, seed=len(name))
+        _folder(tmp_path / name, BASELINES + _learned(1.0), train=["B"], agent=settings, seed=len(name), objective=own)
     regimes = {tuple(sorted(run.name for run in regime.runs)): regime for regime in regimes_of(find_runs([tmp_path])[0])}
+    assert all("objective.seed" not in run.origin.settings for regime in regimes.values() for run in regime.runs if run.origin)
     assert regimes.keys() == {("new", "old"), ("second",), ("agent", "same_agent"), ("other_agent",)}
     assert regimes["agent", "same_agent"].strangers == {"other_agent": ["agent.hidden_units"]}
 

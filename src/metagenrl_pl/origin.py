@@ -110,4 +110,5 @@ def _all_completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         group, _, name = key.partition(".")
         groups[group][name] = value
-    return {f"{group}.{name}": value for group, node in groups.items() for name, value in completed(node).items()}
+    every = {f"{group}.{name}": value for group, node in groups.items() for name, value in completed(node).items()}
+    return {key: value for key, value in every.items() if key in settings or key != "objective.seed"}  # its own, not a setting
