@@ -407,7 +407,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "objective=learnt is not a choice; did you mean 'learned'? valid: critic, frozen, learned, ",
         ),
         ("objective=pretrained objective.name=heavy", "objective.name=heavy: no pretrained objective of this name; valid is "),
-        ("experiment=paper/nothing", "experiment/paper=nothing is not a choice; "),
+        (
+            "experiment=baseline/dpg",
+            "experiment=baseline/dpg is not a choice; did you mean 'baseline/ddpg'? valid: baseline/ddpg, baseline/off_",
+        ),
         ("meta.gradient=clipp", "meta.gradient=clipp is not a choice; did you mean 'clip'? valid: clip, normalize"),
         ("env.train=[CartPole-v1]", "environment CartPole-v1: its actions are Discrete(2); valid is a continuous Box"),
         ("env.train=[Pendulum-v2]", "environment Pendulum-v2: "),

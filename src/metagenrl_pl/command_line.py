@@ -95,12 +95,12 @@ def overridden_keys() -> list[str]:
 def _composition_error(error: Exception, config_path: Path, schema: type) -> str:
     """The line for an error that Hydra raised before the job started."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return choice_message(group, choice, error.options)
+        group, choice = _group_and_choice(error.missing_cfg_file)
+        return choice_message(group, choice, sorted({*error.options, *_choices(config_path, group)}))
     if "Config group override must be" in str(error):
         for group, _, choice in (argument.lstrip("+").partition("=") for argument in sys.argv[1:]):
             if choice in ("null", "") and (config_path / group).is_dir():
-                return choice_message(group, choice, sorted(path.stem for path in (config_path / group).glob("*.yaml")))
+                return choice_message(group, choice, _choices(config_path, group))
     if isinstance(error, OverrideParseException):
         reason = one_line(error).removeprefix(f"Error parsing override '{error.override}' ")
         return f"cannot read the override '{error.override}': {reason}"
@@ -118,3 +118,19 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
         return key_message(parent, key, [*cause.parent_node, *settable, *groups])
     message = one_line(error) + (f": {one_line(cause)}" if isinstance(cause, OmegaConfBaseException) else "")
     return message if isinstance(error, HydraException) else f"cannot compose the config: {message}"
+
+
+def _group_and_choice(config: str) -> tuple[str, str]:
+    """`experiment`, `paper/other` of the config `experiment/paper/other`, as the command line divides it, else at the last slash."""
+    for argument in sys.argv[1:]:
+        group, _, value = argument.lstrip("+").partition("=")
+        if value and config.startswith(f"{group}/"):
+            return group, config.removeprefix(f"{group}/")
+    group, _, choice = config.rpartition("/")
+    return group, choice
+
+
+def _choices(config_path: Path, group: str) -> list[str]:
+    """What the group has to choose from, `paper/lunar_cheetah` of its subfolders as well."""
+    folder = config_path / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))

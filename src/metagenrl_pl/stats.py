@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,12 +62,7 @@ def interquartile_mean(strata: Strata, confidence: float = 0.95, num_resamples: 
         ValueError: no environment, one without runs, a number that is NaN or infinite, or a confidence outside (0, 1).
     """
     samples = _checked(strata, confidence)
-    estimate = float(_trimmed_mean(np.concatenate(samples)[None])[0])
-    if all(len(sample) == 1 for sample in samples):
-        return Interval(estimate, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    resampled = [_resampled(sample, num_resamples, rng) for sample in samples]
-    return Interval(estimate, *_percentiles(_trimmed_mean(np.concatenate(resampled, 1)), confidence))
+    return _bootstrapped(lambda *drawn: _trimmed_mean(np.concatenate(drawn, -1)), samples, confidence, num_resamples, seed)
 
 
 def probability_of_improvement(
@@ -93,14 +88,8 @@ def probability_of_improvement(
     xs, ys = _checked(strata, confidence), _checked(other, confidence)
     if len(xs) != len(ys):
         raise ValueError(f"{len(xs)} environments are compared with {len(ys)}: valid are the same ones on both sides")
-    estimate = float(np.mean([_wins(x[None], y[None])[0] for x, y in zip(xs, ys, strict=True)]))
-    if all(len(sample) == 1 for sample in [*xs, *ys]):
-        return Interval(estimate, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    wins = [
-        _wins(_resampled(x, num_resamples, rng), _resampled(y, num_resamples, rng)) for x, y in zip(xs, ys, strict=True)
-    ]  # environments of [resamples]
-    return Interval(estimate, *_percentiles(np.mean(wins, 0), confidence))
+    pairs = [sample for pair in zip(xs, ys, strict=True) for sample in pair]
+    return _bootstrapped(_mean_wins, pairs, confidence, num_resamples, seed)
 
 
 def _checked(strata: Strata, confidence: float) -> list[np.ndarray]:
@@ -112,24 +101,51 @@ def _checked(strata: Strata, confidence: float) -> list[np.ndarray]:
     return samples
 
 
-def _resampled(sample: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws with replacement, [resamples, runs]."""
-    return sample[rng.integers(len(sample), size=(num_resamples, len(sample)))]
+def _bootstrapped(
+    statistic: Callable[..., np.ndarray], samples: Sequence[np.ndarray], confidence: float, num_resamples: int, seed: int
+) -> Interval:
+    """The statistic of samples [..., runs] with its percentile bootstrap interval, each sample resampled by itself."""
+    from scipy.stats import bootstrap  # takes a second, which a training need not wait for
+
+    estimate = float(statistic(*samples))
+    varying = [i for i, sample in enumerate(samples) if len(sample) > 1]  # scipy refuses to resample a single run
+    if not varying:
+        return Interval(estimate, math.nan, math.nan)
+
+    def of_varying(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        assert axis == -1
+        every = [np.broadcast_to(sample, (*drawn[0].shape[:-1], len(sample))) for sample in samples]
+        for i, sample in zip(varying, drawn, strict=True):
+            every[i] = sample
+        return statistic(*every)
+
+    interval = bootstrap(
+        [samples[i] for i in varying],
+        of_varying,
+        vectorized=True,
+        paired=False,
+        axis=-1,
+        n_resamples=num_resamples,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(estimate, float(interval.low), float(interval.high))
 
 
 def _trimmed_mean(values: np.ndarray) -> np.ndarray:
-    """[resamples, runs] -> [resamples]."""
-    num_runs = values.shape[1]
+    """Mean of the middle half, [..., runs] -> [...]."""
+    num_runs = values.shape[-1]
     cut = num_runs // 4
-    return np.sort(values, 1)[:, cut : num_runs - cut].mean(1)
+    return np.sort(values, -1)[..., cut : num_runs - cut].mean(-1)
+
+
+def _mean_wins(*pairs: np.ndarray) -> np.ndarray:
+    """Mean over environments of the share of the pairs that X wins; X and Y of the first environment, of the second ..., [..., runs]."""
+    return np.mean([_wins(x, y) for x, y in zip(pairs[::2], pairs[1::2], strict=True)], 0)
 
 
 def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Share of the pairs that X wins, [resamples, runs of X], [resamples, runs of Y] -> [resamples]."""
-    x, y = x[:, :, None], y[:, None, :]
-    return ((x > y) + 0.5 * (x == y)).mean((1, 2))
-
-
-def _percentiles(estimates: np.ndarray, confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(estimates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    """[..., runs of X], [..., runs of Y] -> [...]."""
+    x, y = x[..., :, None], y[..., None, :]
+    return ((x > y) + 0.5 * (x == y)).mean((-2, -1))
