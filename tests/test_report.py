@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.report import main, render
-from metagenrl_pl.report_parts import interval_text, number, slug, table
+from metagenrl_pl.report_parts import interval_text, number, slug
 from metagenrl_pl.results import METHOD_NAMES, MetaTestRow, append_rows
 from metagenrl_pl.stats import Interval
 
@@ -122,6 +122,8 @@ def test_the_page_stands_alone(made: tuple[str, dict[str, bytes]]) -> None:
             value = attributes.get(name)
             assert value is None or value.startswith(("data:image/png;base64,", "#")), (tag, name)
     assert not re.search(r"https?://|url\(|@import", made[0])
+    targets = {attributes.get("id") for _, attributes in page.tags}
+    assert {attributes["href"] for tag, attributes in page.tags if tag == "a"} == {"#regime-0"} and "regime-0" in targets
     assert ("meta", "viewport") in {(tag, attributes.get("name")) for tag, attributes in page.tags}
     assert "prefers-color-scheme: dark" in made[0]
 
@@ -229,4 +231,3 @@ def test_numbers_as_text() -> None:
     assert interval_text(Interval(1.0, 0.5, 1.25)) == "1.00 [0.50, 1.25]"
     assert interval_text(Interval(1.0, nan, nan)) == "1.00"
     assert slug("a/b (c)[d=1]-v5") == "a_b_c_d_1_-v5"
-    assert "<th>a&lt;b</th>" in table(["a<b"], [["x"]])

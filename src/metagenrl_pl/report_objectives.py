@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from html import escape
 
 from metagenrl_pl.figures import (
     PROBES,
@@ -18,7 +17,7 @@ from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObject
 from metagenrl_pl.objectives.parametric import UnknownObjectiveError
 from metagenrl_pl.plots import METHOD_COLOURS, RUN_COLOURS
 from metagenrl_pl.regimes import Regime
-from metagenrl_pl.report_parts import Gallery, number, table
+from metagenrl_pl.report_parts import Gallery, Part, Pictures, Table, Words, number
 from metagenrl_pl.streams import derive_seed
 
 _MOST = 4  # learned objectives that are drawn
@@ -35,7 +34,7 @@ _COSINES = (
 _REINFORCE, _DDPG, _UNTRAINED = "REINFORCE (GAE)", "DDPG/TD3", "untrained"
 
 
-def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
+def objectives_parts(regime: Regime, gallery: Gallery, anchor: str) -> list[Part]:
     """Pictures of the objectives in the run folders of a regime; nothing if there is none.
 
     Raises:
@@ -47,11 +46,11 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
         if run.origin is not None and (run.folder / "objective.safetensors").exists()
     }
     if not paths:
-        return ""
+        return []
     try:
         learned = {name: ParametricObjective.load(path) for name, path in list(paths.items())[:_MOST]}
     except UnknownObjectiveError as error:
-        return f'<p class="dim">Objectives are not drawn: {escape(one_line(error))}</p>'
+        return [Words(f"Objectives are not drawn: {one_line(error)}")]
     settings = next(run.origin.settings for run in regime.runs if run.origin is not None)
     first = next(iter(learned.values()))
     objectives: dict[str, Objective] = {
@@ -61,12 +60,15 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
     }
     num_steps = next((run.window_length for run in regime.runs if run.window_length), _PAPERS_WINDOW_LENGTH)
     left_out = f" The first {_MOST} of {len(paths)} are drawn." if len(paths) > _MOST else ""
-    parts = [
-        "<h3>What the objective has learned</h3>",
-        f"<p>Every objective is asked about the same windows of {num_steps} steps with one action dimension, made by hand: standardised "
-        "noise as rewards and values, in which one thing at a time is varied; dQ/da is 0 but where it is varied. Policies step against "
-        "dL/da: where it is positive (red) the action is pushed down, where it is negative (blue) up. So REINFORCE pulls the policy "
-        f"to replayed actions of high reward and away from those of low. Every picture has its own scale.{left_out}</p>",
+    parts: list[Part] = [
+        Words(
+            f"Every objective is asked about the same windows of {num_steps} steps with one action dimension, made by hand: standardised "
+            "noise as rewards and values, in which one thing at a time is varied; dQ/da is 0 but where it is varied. Policies step against "
+            "dL/da: where it is positive (red) the action is pushed down, where it is negative (blue) up. So REINFORCE pulls the policy "
+            f"to replayed actions of high reward and away from those of low. Every picture has its own scale.{left_out}",
+            title="What the objective has learned",
+            is_dim=False,
+        )
     ]
     cosines: dict[str, list[str]] = {name: [] for name in objectives}
     probes = {probe: meaning for probe, meaning in PROBES.items() if probe != "critic_gradient" or first.needs_critic_gradient}
@@ -84,7 +86,7 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
             pictures.append(
                 gallery.add(f"{anchor}_gradient_{probe}_{name}", figure, f"dL/da of {name} by {meaning} and distance")
             )
-        parts += [f"<h4>dL/da by the {meaning}, mean over windows</h4>", gallery.grid(pictures, small=True)]
+        parts.append(Pictures(pictures, f"dL/da by the {meaning}, mean over windows", is_small=True))
     matrices = {name: credit_matrix(objective, num_steps) for name, objective in objectives.items()}
     pictures = []
     for name, matrix in matrices.items():
@@ -97,13 +99,9 @@ def objectives_section(regime: Regime, gallery: Gallery, anchor: str) -> str:
     pictures.append(gallery.add(f"{anchor}_credit_by_delay", credit_by_delay_figure(matrices, colours), "Credit by delay"))
     header = ["cosine with REINFORCE's picture", *probes.values(), "credit over time", "credit with other noise"]
     rows = [[_title(name, learned), *cells] for name, cells in cosines.items() if name != _REINFORCE]
-    parts += [
-        "<h4>Credit over time</h4>",
-        f'<p class="dim">{_CREDIT}</p>',
-        gallery.grid(pictures, small=True),
-        table(header, rows, _COSINES),
-    ]
-    return "\n".join(parts)
+    parts.append(Pictures(pictures, "Credit over time", _CREDIT, is_small=True))
+    parts.append(Table(header, rows, caption=_COSINES))
+    return parts
 
 
 def _title(name: str, learned: Mapping[str, Objective]) -> str:

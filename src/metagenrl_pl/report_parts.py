@@ -1,17 +1,97 @@
-"""Pieces of an HTML page: tables, numbers, pictures. Text comes in escaped unless a function says otherwise."""
+"""What a report is made of: tables, pictures, lists and words, as data. The template `report.html` makes them HTML and escapes them."""
 
 import base64
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from matplotlib.figure import Figure
 
 from metagenrl_pl.files import atomic_write
 from metagenrl_pl.stats import Interval
+
+
+@dataclass(frozen=True)
+class Words:
+    """A paragraph."""
+
+    kind: ClassVar = "words"
+    text: str
+    title: str = ""
+    is_dim: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that scrolls sideways where it is too wide, with a caption below it.
+
+    Args:
+        header: of the columns.
+        rows: of cells.
+        title: above the table.
+        caption: below it.
+        own: the first cell of the row to stress.
+        is_text: whether cells hold words, which may be broken into lines.
+    """
+
+    kind: ClassVar = "table"
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    caption: str = ""
+    own: str | None = None
+    is_text: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and its description, for readers who do not see it."""
+
+    png: bytes
+    description: str
+
+    @property
+    def source(self) -> str:
+        """The picture as an address that holds all of it."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures side by side, as many as the reader's screen is wide, with a caption above them.
+
+    Small ones belong to the part before them and have a smaller title.
+    """
+
+    kind: ClassVar = "pictures"
+    pictures: Sequence[Picture]
+    title: str = ""
+    caption: str = ""
+    is_small: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Lines of code that are shown when asked for."""
+
+    kind: ClassVar = "settings"
+    lines: Sequence[str]
+
+
+Part = Words | Table | Pictures | Settings
+
+
+@dataclass(frozen=True)
+class Section:
+    """Parts under a title, which links lead to by `anchor`."""
+
+    title: str
+    anchor: str
+    parts: Sequence[Part]
 
 
 class Gallery:
@@ -20,27 +100,13 @@ class Gallery:
     def __init__(self) -> None:
         self.pictures: dict[str, bytes] = {}
 
-    def add(self, name: str, figure: Figure, description: str) -> str:
-        """Draw a figure.
-
-        Args:
-            name: becomes a file name; unique.
-            figure: to draw.
-            description: for readers who do not see it; not escaped yet.
-
-        Returns:
-            The HTML of the picture, with the picture in it.
-        """
+    def add(self, name: str, figure: Figure, description: str) -> Picture:
+        """Draw a figure; `name` becomes a file name and is unique."""
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=130, metadata={"Software": None})  # the same bytes from every version
         assert slug(name) not in self.pictures
         self.pictures[slug(name)] = png.getvalue()
-        data = base64.b64encode(png.getvalue()).decode()
-        return f'<figure><img alt="{escape(description)}" src="data:image/png;base64,{data}"></figure>'
-
-    def grid(self, pictures: Iterable[str], small: bool = False) -> str:
-        """Pictures side by side, as many as the reader's screen is wide."""
-        return f'<div class="figures{" small" if small else ""}">\n' + "\n".join(pictures) + "\n</div>"
+        return Picture(png.getvalue(), description)
 
     def save(self, folder: Path) -> None:
         """Write every picture as `<folder>/<name>.png`."""
@@ -52,32 +118,6 @@ class Gallery:
 def slug(name: str) -> str:
     """`name` with letters, digits, dots and dashes alone, as a file name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_")
-
-
-def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", own: str | None = None, is_text: bool = False
-) -> str:
-    """An HTML table that scrolls sideways where it is too wide.
-
-    Args:
-        header: not escaped yet.
-        rows: of cells.
-        caption: below the table.
-        own: the first cell of the row to stress.
-        is_text: whether cells hold words, which may be broken into lines.
-    """
-    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in header) + "</tr>"]
-    for row in rows:
-        stressed = ' class="own"' if row[0] == own else ""
-        lines.append(f"<tr{stressed}>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
-    kind = ' class="text"' if is_text else ""
-    below = f'\n<p class="dim">{caption}</p>' if caption else ""  # outside of what scrolls, so that a phone shows all of it
-    return f'<div class="scroll"><table{kind}>\n' + "\n".join(lines) + f"\n</table></div>{below}"
-
-
-def bullet_list(items: Iterable[str]) -> str:
-    """An HTML list."""
-    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
 
 
 def number(value: float, decimals: int = 2) -> str:
