@@ -418,6 +418,21 @@ def test_the_eldest_critic_needs_lives() -> None:
         learner_of(small_objective(), SGD(), MetaSettings(critic="eldest"))
 
 
+def test_returns_judge_by_the_share_that_the_setting_gives_them() -> None:
+    """Rewards 3 higher at every step raise all advantages, so that nearness to replayed actions is worth more; to a critic nothing."""
+    changes = []
+    for share in (0.0, 1.0):
+        losses = []
+        for shift in (0.0, 3.0):
+            learner = learner_of(small_objective(), SGD(step_size=1e-9), MetaSettings(advantage_share=share))
+            windows = random_windows(2 * B)
+            learner._update_objective(windows._replace(reward=windows.reward + shift * windows.valid), env_steps=0)
+            losses.append(learner.metrics["meta_loss"])
+        changes.append(losses[1] - losses[0])
+    torch.testing.assert_close(changes[0], torch.zeros(3), rtol=0, atol=1e-5)
+    assert (changes[1].abs() > 0.05).all()
+
+
 def test_the_objective_is_updated_as_often_as_asked() -> None:
     drawn: list[int] = []
 
@@ -442,6 +457,7 @@ def test_the_objective_is_updated_as_often_as_asked() -> None:
     ("options", "words"),
     [
         ({"critic": "third"}, "critic must be first, second, twin_minimum, target_minimum or eldest, got 'third'"),
+        ({"advantage_share": 1.5}, "advantage_share must be between 0 and 1, got 1.5"),
         ({"updates_per_cycle": 0}, "updates_per_cycle must be at least 1, got 0"),
     ],
 )

@@ -12,10 +12,11 @@ from metagenrl_pl.inner import SGD, Adam, AdamMoments, InnerStep
 from metagenrl_pl.learner import Learner, MetaSettings
 from metagenrl_pl.networks import Networks, first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent, scale_per_agent
-from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
 from metagenrl_pl.population import Population
 from metagenrl_pl.updates import MetaTask, combine_meta_gradients, meta_gradients, policy_and_meta_gradients, policy_gradients
 from metagenrl_pl.updates.meta import factored_meta_gradients, general_meta_gradients, inner_stepped, meta_loss
+from metagenrl_pl.updates.policy import objective_inputs
 
 NUM_WINDOWS = 3  # B
 
@@ -36,7 +37,7 @@ def inner_step(kind: str, num_steps: int = 1) -> InnerStep:
     return SGD(step_size=0.02, num_steps=num_steps) if kind == "sgd" else Adam(learning_rate=0.01, num_steps=num_steps)
 
 
-def task_of(population: Population, inner: InnerStep, judges: Parameters | None = None) -> MetaTask:
+def task_of(population: Population, inner: InnerStep, judges: Parameters | None = None, advantage_share: float = 0.0) -> MetaTask:
     """Agents of three sizes, so padded, with windows of 1 to 4 steps."""
     windows = random_windows((inner.num_steps + 1) * NUM_WINDOWS)
     assert windows.length.unique().tolist() == [1, 2, 3, 4]
@@ -47,29 +48,32 @@ def task_of(population: Population, inner: InnerStep, judges: Parameters | None 
         first = {name: 0.1 * x * real[name] for name, x in random_like(population.policy, 1).items()}
         second = {name: 0.01 * x**2 * real[name] for name, x in random_like(population.policy, 2).items()}
         moments = AdamMoments(first, second, torch.full((3,), 7.0))
-    return MetaTask(population.policy, first_critic(population.critics), windows, moments, judges)
+    advantage = Reinforce() if advantage_share else None
+    return MetaTask(population.policy, first_critic(population.critics), windows, moments, judges, advantage, advantage_share)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 @pytest.mark.parametrize(
-    ("num_steps", "options"),
+    ("num_steps", "options", "advantage_share"),
     [
-        (1, {}),
-        (1, {"use_critic_gradient": True}),
-        (1, {"use_lstm": False, "use_time": False}),
-        (1, {"bounded_head": False}),
-        (2, {"use_value": False}),
+        (1, {}, 0),
+        (1, {"use_critic_gradient": True}, 0),
+        (1, {"use_lstm": False, "use_time": False}, 0),
+        (1, {"bounded_head": False}, 0),
+        (1, {}, 0.4),
+        (2, {"use_value": False}, 0),
+        (2, {"use_value": False}, 0.4),
     ],
-    ids=["one", "one_critic_gradient", "one_no_lstm", "one_unbounded", "two"],
+    ids=["one", "one_critic_gradient", "one_no_lstm", "one_unbounded", "one_advantage", "two", "two_advantage"],
 )
-def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool]) -> None:
+def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool], advantage_share: float) -> None:
     """Along one random direction in each parameter, for all agents at once: an agent's copy of alpha concerns its own loss alone.
 
     With several inner steps the values that later steps see are constants by definition, though the policy that they belong to
     depends on alpha; so finite differences are of an objective that does not read values.
     """
     population, objective, inner = small_population(), small_objective(**options), inner_step(kind, num_steps)
-    task, alpha = task_of(population, inner), objective.stacked_parameters(3)
+    task, alpha = task_of(population, inner, advantage_share=advantage_share), objective.stacked_parameters(3)
     gradients, loss = meta_gradients(population.networks, objective, inner, alpha, task)
 
     def losses(alpha: Parameters) -> Tensor:
@@ -89,12 +93,13 @@ def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool])
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("advantage_share", [0.0, 0.4])
 @pytest.mark.parametrize(
     "options", [{}, {"use_critic_gradient": True}, {"use_lstm": False}, {"use_value": False, "bounded_head": False}], ids=str
 )
-def test_two_paths_one_gradient(kind: str, options: dict[str, bool]) -> None:
+def test_two_paths_one_gradient(kind: str, options: dict[str, bool], advantage_share: float) -> None:
     population, objective, inner = small_population(), small_objective(**options), inner_step(kind)
-    task, alpha = task_of(population, inner), objective.stacked_parameters(3)
+    task, alpha = task_of(population, inner, advantage_share=advantage_share), objective.stacked_parameters(3)
     factored, loss = factored_meta_gradients(population.networks, objective, inner, alpha, task)
     general, same_loss = general_meta_gradients(population.networks, objective, inner, alpha, task)
     torch.testing.assert_close(loss, same_loss, rtol=1e-12, atol=0)
@@ -157,6 +162,30 @@ def test_meta_loss_is_the_mean_over_valid_steps() -> None:
         observation = windows.observation[:, windows.valid[agent] > 0]  # [P, valid, O]
         value = population.networks.q(critic, observation, population.networks.action(population.policy, observation))
         torch.testing.assert_close(loss[agent], -value[agent].mean())
+
+
+def test_returns_judge_beside_the_critic() -> None:
+    """Slopes of the meta-loss in the action: those of the critic and of REINFORCE, each with root mean square 1, by their shares."""
+    population, windows = small_population(), random_windows(NUM_WINDOWS)
+    networks, policy, critic = population.networks, population.policy, first_critic(population.critics)
+    action = networks.action(policy, windows.observation)
+    inputs = objective_inputs(networks, policy, critic, windows, action, with_critic_gradient=True)
+    slopes = [made.action_gradient({}, inputs) for made in (CriticObjective(), Reinforce())]
+    of_real = (networks.action_mask[:, None, None] * windows.valid[..., None]).bool()  # [P, B, T, A]
+    scaled = torch.stack(slopes)
+    for agent in range(3):
+        scaled[:, agent] /= torch.stack([slope[agent][of_real[agent]].square().mean().sqrt() for slope in slopes]).view(
+            -1, 1, 1, 1
+        )
+
+    for share in (0.3, 1.0):
+        task = MetaTask(policy, critic, windows, advantage=Reinforce(), advantage_share=share)
+        gradients = torch.func.grad(lambda phi, task=task: meta_loss(networks, phi, task).sum())(policy)
+        _, pull_back = torch.func.vjp(lambda phi: networks.action(phi, windows.observation), policy)  # type: ignore[misc]
+        blend = (1 - share) * scaled[0] + share * scaled[1]
+        (expected,) = pull_back(blend / windows.num_valid.view(-1, 1, 1, 1))
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-9)
 
 
 FIGURE_5 = [

@@ -15,7 +15,7 @@ from metagenrl_pl.inner import AdamMoments, InnerStep
 from metagenrl_pl.lifetimes import Lifetimes
 from metagenrl_pl.networks import first_critic, second_critic
 from metagenrl_pl.nn import Parameters, clip_per_agent, norm_per_agent
-from metagenrl_pl.objectives import Objective
+from metagenrl_pl.objectives import Objective, Reinforce
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import AgentSettings, Population
 from metagenrl_pl.streams import AgentStreams, sent
@@ -46,6 +46,9 @@ class MetaSettings:
             critics or of their targets, which overestimate less; or the first critic of the agent of the same environment that has
             learned for longest, which knows more than a beginner's own. The objective's inputs are the agent's own first critic's in
             any case, so that the others do not share the errors that they come from.
+        advantage_share: how much of the judgement is that of returns instead of a critic's: by how much the policy comes nearer to
+            replayed actions whose generalised advantage is positive and away from others (the loss of off-policy REINFORCE). Both are
+            scaled by their action gradients. 0 for the critic alone (the paper).
         updates_per_cycle: of the objective, each from windows of its own, for one policy step.
         average_decay: per update, of a moving average of the objective's parameters, which is what is exported and meta-tested; None for
             the newest parameters. Agents are taught by the newest ones in any case.
@@ -59,6 +62,7 @@ class MetaSettings:
     annealing_env_steps: int = 10_000
     share_windows: bool = False
     critic: Literal["first", "second", "twin_minimum", "target_minimum", "eldest"] = "first"
+    advantage_share: float = 0.0
     updates_per_cycle: int = 1
     average_decay: float | None = None
 
@@ -69,6 +73,8 @@ class MetaSettings:
             raise ValueError(f"gradient must be clip or normalize, got {self.gradient!r}")
         if self.critic not in ("first", "second", "twin_minimum", "target_minimum", "eldest"):
             raise ValueError(f"critic must be first, second, twin_minimum, target_minimum or eldest, got {self.critic!r}")
+        if not 0 <= self.advantage_share <= 1:
+            raise ValueError(f"advantage_share must be between 0 and 1, got {self.advantage_share}")
         if self.updates_per_cycle < 1:
             raise ValueError(f"updates_per_cycle must be at least 1, got {self.updates_per_cycle}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
@@ -246,7 +252,10 @@ class Learner:
         assert self.inner is not None and self.meta is not None
         population = self.population
         moments = self._policy_moments() if self.inner.needs_moments else None
-        task = MetaTask(population.policy, first_critic(population.critics), windows, moments, self._judges(env_steps))
+        share = self.meta.advantage_share
+        advantage = Reinforce(self.settings.discount) if share > 0 else None
+        judges = self._judges(env_steps)
+        task = MetaTask(population.policy, first_critic(population.critics), windows, moments, judges, advantage, share)
         return population.networks, self.objective, self.inner, self.objective.stacked_parameters(population.num_agents), task
 
     def _judges(self, env_steps: int) -> Parameters | None:

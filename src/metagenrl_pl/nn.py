@@ -150,6 +150,12 @@ def scale_per_agent(gradients: Parameters, scale: Tensor) -> Parameters:
     return {name: g * scale.view(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
 
 
+def inverse_root_mean_square(x: Tensor, action_weight: Tensor, valid: Tensor) -> Tensor:
+    """1 / root mean square of [P, B, T, A] over each agent's valid steps and action dimensions, [P]; 1e-8 is added under the root."""
+    mean_square = ((x * x * action_weight[:, None, None]).sum(-1) * valid).sum((1, 2)) / valid.sum((1, 2))
+    return torch.rsqrt(mean_square + 1e-8)
+
+
 def clip_per_agent(gradients: Parameters, max_norm: float) -> Parameters:
     """Scale each agent's gradient down to norm `max_norm` where it is larger; differentiable, also where it is 0."""
     # Clamped before the root, whose infinite slope at 0 would make the derivative of a saturated policy's step NaN.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metagenrl_pl.batch import valid_states
-from metagenrl_pl.nn import ALIGNMENT, Parameters, StackedMLP, glorot_uniform, mixed, stacked_linear
+from metagenrl_pl.nn import ALIGNMENT, Parameters, StackedMLP, glorot_uniform, inverse_root_mean_square, mixed, stacked_linear
 from metagenrl_pl.objectives.contract import ObjectiveInputs
 from metagenrl_pl.objectives.parametric import ParametricObjective
 
@@ -181,9 +181,8 @@ def normalise(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def scaled_to_one(x: Tensor, action_weight: Tensor, valid: Tensor) -> Tensor:
-    """[P, B, T, A] over its root mean square over each agent's valid steps and action dimensions; 1e-8 is added under the root."""
-    mean_square = ((x * x * action_weight[:, None, None]).sum(-1) * valid).sum((1, 2)) / valid.sum((1, 2))
-    return x * torch.rsqrt(mean_square + _NORMALISATION_EPS)[:, None, None, None]
+    """[P, B, T, A] over its root mean square over each agent's valid steps and action dimensions."""
+    return x * inverse_root_mean_square(x, action_weight, valid)[:, None, None, None]
 
 
 def _register(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

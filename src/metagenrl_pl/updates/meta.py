@@ -18,8 +18,8 @@ from torch import Tensor
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.inner import AdamMoments, InnerStep
 from metagenrl_pl.networks import Networks
-from metagenrl_pl.nn import Parameters, norm_per_agent, scale_per_agent
-from metagenrl_pl.objectives import Objective
+from metagenrl_pl.nn import Parameters, inverse_root_mean_square, norm_per_agent, scale_per_agent
+from metagenrl_pl.objectives import Objective, Reinforce
 from metagenrl_pl.updates.policy import objective_inputs
 
 
@@ -31,17 +31,33 @@ class MetaTask(NamedTuple):
     windows: Windows  # (K + 1) B windows: inner step k uses windows k B to (k + 1) B, the meta-loss all of them
     moments: AdamMoments | None = None
     judges: Parameters | None = None  # E critics, [P, E, ...], whose minimum the meta-loss takes; None for `critic`
+    advantage: Reinforce | None = None  # judges as well, by the returns of replayed actions
+    advantage_share: float = 0.0  # of its say
 
 
 def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
-    """-mean over valid steps of Q(s, pi(s)) of the task's critic or of the minimum of its judges, [P]."""
+    """How bad a policy is, [P].
+
+    -mean over valid steps of Q(s, pi(s)) of the task's critic or of the minimum of its judges. With an advantage that judges as well,
+    the same mean of its loss, which is low for actions near to replayed ones that had better returns than the critic expected; both
+    over the root mean square of their action gradients at the policy before its step, and weighted by their shares.
+    """
     windows = task.windows
     action = networks.action(policy, windows.observation)
     if task.judges is None:
         value = networks.q(task.critic, windows.observation, action)
     else:
         value = networks.ensemble_q(task.judges, windows.observation, action).amin(1)
-    return -(value * windows.valid).sum((1, 2)) / windows.num_valid
+    loss = -(value * windows.valid).sum((1, 2)) / windows.num_valid
+    if task.advantage is None:
+        return loss
+    before = networks.action(task.policy, windows.observation)
+    inputs = objective_inputs(networks, task.policy, task.critic, windows, before, with_critic_gradient=True)
+    assert inputs.critic_gradient is not None
+    by_advantage = task.advantage.loss({}, inputs._replace(policy_action=action)).sum((1, 2)) / windows.num_valid
+    slope = task.advantage.action_gradient({}, inputs)
+    scales = [inverse_root_mean_square(x, inputs.action_weight, windows.valid) for x in (inputs.critic_gradient, slope)]
+    return (1 - task.advantage_share) * scales[0] * loss + task.advantage_share * scales[1] * by_advantage
 
 
 def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask) -> Parameters:
