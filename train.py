@@ -1,18 +1,20 @@
 """Meta-train, meta-test or run a baseline: `python train.py [group=choice] [key=value] ...`; see `python train.py --help`."""
 
+import errno
 import signal
 import sys
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -21,19 +23,22 @@ from metagenrl_pl.command_line import hydra_entry
 from metagenrl_pl.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import ReplayDataModule
+from metagenrl_pl.envs import EnvironmentFailure
+from metagenrl_pl.inner import InnerStep
 from metagenrl_pl.lifetimes import Lifetimes
-from metagenrl_pl.messages import shown
+from metagenrl_pl.messages import one_line, shown
 from metagenrl_pl.meta_test import fresh_seed, numbered
 from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
+from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import PopulationSettings
 from metagenrl_pl.processes import agreed_run_dir, check_accelerator, check_trainer, check_world_size, launching, strategy_for
-from metagenrl_pl.resume import adding, moved, resumed_config
+from metagenrl_pl.resume import adding, moved, newest_checkpoint, resumed_config
 from metagenrl_pl.run import open_run_folder, prepare_process, run_folder
 from metagenrl_pl.streams import derive_seed
 
-STOPPED = 3  # exit code of a run that was told to stop and can go on
+STOPPED, INTERRUPTED = 3, 130  # exit codes of a run that was told to stop: one that can go on, one that has saved nothing
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
@@ -65,6 +70,8 @@ class RunConfig:
 
 def main(config: DictConfig) -> None:
     """Assemble the run and let Lightning do it."""
+    if not config.run_dir:
+        raise ConfigError("run_dir is empty; valid is a folder")
     config = moved(config, agreed_run_dir(config.run_dir))
     prepare_process(config)
 
@@ -76,25 +83,25 @@ def main(config: DictConfig) -> None:
             f"population.size={num_agents} leaves environments without an agent; valid is {num_environments} or more"
         )
     specs = environments.dealt(num_agents)
-    objective = build(config.objective)
+    objective = build(config.objective, Objective)
     if not objective.learns:
         config.meta = None
     check_objective(config, objective, population)
     if differing := unlike_meta_training(config, objective):
         rank_zero_only(warnings.warn)(f"the objective was meta-trained with other agents: {', '.join(differing)}")
     check_trainer(config.trainer)
-    inner, meta = build(config.inner), build(config.meta) if config.meta else None
+    inner, meta = build(config.inner, InnerStep), build(config.meta) if config.meta else None
     if meta is None:  # the agents are tested themselves
         seeds = [fresh_seed(spec, number) for spec, number in zip(specs, numbered(specs, config.seed), strict=True)]
     else:
         seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
     eager_seconds = estimated_seconds(agent, num_agents, config.env_steps, is_meta_training=meta is not None)
-    callbacks = [build(node) for node in config.callbacks.values() if node]
+    callbacks = [build(node, pl.Callback) for node in config.callbacks.values() if node]
     trainer = build(
         config.trainer,
         strategy=strategy_for(config.trainer),
         callbacks=callbacks,
-        logger=[build(node) for node in config.logger.values() if node],
+        logger=[build(node, Logger) for node in config.logger.values() if node],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # Lightning would add its own
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -138,11 +145,16 @@ def device_of(trainer: pl.Trainer) -> str:
 
 
 def check_objective(config: DictConfig, objective: Objective, population: PopulationSettings) -> None:
-    """Refuse an objective that cannot be kept or goes by the name of another, and what belongs to meta-training in a run without.
+    """Refuse an objective that teaches nothing, cannot be kept or goes by the name of another, and what belongs to meta-training in a
+    run without.
 
     Raises:
         ConfigError: names the key.
     """
+    try:
+        check_loss(objective)
+    except ValueError as error:
+        raise ConfigError(f"objective={config.objective._target_}: {error}") from error
     if objective.learns and not isinstance(objective, ParametricObjective):
         raise ConfigError(
             f"objective={config.objective._target_} has parameters that no file could keep; valid is a subclass of "
@@ -157,12 +169,12 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
         )
     if config.meta is None and objective.learns:
         raise ConfigError(
-            f"objective={config.objective._target_} has not been meta-trained, and meta=null does not do so; "
+            f"objective={config.objective._target_} has not been meta-trained, and meta=frozen does not do so; "
             "valid is objective=frozen objective.path=..., objective=pretrained, or meta=small"
         )
     if config.meta is None and population.lifetime_env_steps is not None:
         raise ConfigError(
-            f"population.lifetime_env_steps={population.lifetime_env_steps} belongs to meta-training; valid is null where meta=null"
+            f"population.lifetime_env_steps={population.lifetime_env_steps} belongs to meta-training; valid is null where meta=frozen"
         )
 
 
@@ -183,24 +195,68 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
     except (CheckpointError, MisconfigurationException, FloatingPointError) as error:
         if not trainer.is_global_zero:
             sys.exit(0)  # anything else and Lightning would kill the first process before it has told
-        saved = (
-            f"; checkpoints in {config.run_dir}/checkpoints are from before it" if isinstance(error, FloatingPointError) else ""
-        )
-        raise ConfigError(f"{error}{saved}") from error
+        raise ConfigError(f"{error}{saved_before(config)}" if isinstance(error, FloatingPointError) else str(error)) from error
     except SIGTERMException:  # nobody listens to signals without callbacks.checkpoint
         sys.exit("error: told to stop; nothing is saved where callbacks.checkpoint=null" if trainer.is_global_zero else 0)
-    except Exception:
+    except SystemExit:  # Lightning's answer to KeyboardInterrupt: a signal that did not wait for the end of a batch
+        if trainer.is_global_zero:
+            if newest := newest_checkpoint(config.run_dir):
+                print(f"Stopped at once. To go on: python train.py ckpt_path={newest}", flush=True)
+            end_stopped(config)
+        raise
+    except Exception as error:
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may wait for this process
+        if isinstance(error, EnvironmentFailure):
+            raise ConfigError(f"{error}{saved_before(config)}") from error
+        if is_disk_full(error):
+            raise ConfigError(f"run_dir={config.run_dir} cannot be written: {one_line(error)}{saved_before(config)}") from error
         raise
-    if trainer.should_stop and trainer.is_global_zero:  # told to by a signal; the checkpoint is saved
-        sys.exit(STOPPED)
+    if trainer.should_stop and trainer.is_global_zero:  # told to; callbacks.checkpoint has saved and said how to go on
+        end_stopped(config)
+
+
+def end_stopped(config: DictConfig) -> NoReturn:
+    """Exit with a code that tells whether the run can go on."""
+    if newest_checkpoint(config.run_dir) is None:
+        print("Stopped; nothing was saved yet", flush=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(STOPPED)
+
+
+def saved_before(config: DictConfig) -> str:
+    """What is left of a run that a failure has ended."""
+    newest = newest_checkpoint(config.run_dir)
+    return f"; the newest checkpoint is {newest}, from before it" if newest else "; no checkpoint was saved before it"
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether a file could not be written for want of room, whichever library tells it."""
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left on device" in str(error)
+
+
+def prepared(config: DictConfig, overridden: list[str]) -> DictConfig:
+    """The configuration that counts: of a resume, its run's.
+
+    Raises:
+        ConfigError: what `resumed_config` refuses, and environments that nothing is tested in.
+    """
+    if "env.test" in overridden and config.get("meta") is None and OmegaConf.select(config, "callbacks.meta_test") is None:
+        raise ConfigError(
+            "env.test is where a meta-training tests its objective, and this is none (meta=frozen); valid is env.train=..., where "
+            "this run's agents are trained"
+        )
+    return resumed_config(config, overridden)
 
 
 def run_command_line() -> None:
     """Whatever `sys.argv` asks for."""
     sys.argv[1:] = adding(sys.argv[1:])
-    hydra_entry(main, Path(__file__).parent / "conf", "config", RunConfig, resumed_config)
+    try:
+        hydra_entry(main, Path(__file__).parent / "conf", "config", RunConfig, prepared)
+    except KeyboardInterrupt:  # before or after training, which has an answer of its own
+        print("Stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class RunCheckpoint(Checkpoint):
 
     Lightning's ModelCheckpoint misses multiples that a macro batch jumps over. SIGINT (Ctrl-C) and SIGTERM (a cluster that wants its
     machine back) let the macro batch end, then save and stop; a meta-test that is under way is given up, and made when the run goes on.
-    A second signal stops at once.
+    A second signal stops at once. Other callbacks stop a run, saved, by `trainer.should_stop = True`.
 
     Args:
         run_dir: the run's folder.
@@ -64,8 +64,9 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Save when the interval is crossed, at the end of the run and when told to stop."""
-        told_to_stop = any(module_of(trainer).placement.from_all(self.told_to_stop))  # a signal may reach one process alone
+        """Save when the interval is crossed, at the end of the run and when told to stop, also by another callback (a timer)."""
+        # A signal may reach one process alone. Lightning calls checkpoints last, after whoever else may stop the run.
+        told_to_stop = any(module_of(trainer).placement.from_all(self.told_to_stop or trainer.should_stop))
         if told_to_stop or crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             path = self.save(trainer)
             self._is_complete = is_last(trainer)

@@ -139,7 +139,9 @@ def test_multirun_runs_the_other_jobs_after_a_mistake(run: Callable[..., Any], c
     with pytest.raises(SystemExit) as caught:
         run("-m", "seed=4,x,5", work=lambda config: seeds.append(config.seed))
     assert caught.value.code == 2 and seeds == [1, 2, 3, 4, 5]
-    assert capsys.readouterr().err == "error: seed: expected int, got 'x'\n"
+    printed, errors = capsys.readouterr()
+    assert errors == "error: seed: expected int, got 'x' (job 1: seed=x)\n"
+    assert printed.splitlines()[-3:] == ["job 0: seed=4", "job 1: seed=x", "job 2: seed=5"]
 
 
 def test_overridden_keys(run: Callable[..., Any]) -> None:

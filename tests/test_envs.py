@@ -13,7 +13,7 @@ import pytest
 import toy_environments  # noqa: F401  (registers them)
 from gymnasium import spaces
 
-from metagenrl_pl.envs import Environment, EnvironmentSets, EnvironmentSpec
+from metagenrl_pl.envs import Environment, EnvironmentFailure, EnvironmentSets, EnvironmentSpec
 
 
 def make(id: str, max_episode_steps: int | None = None, **kwargs: Any) -> Environment:
@@ -262,3 +262,24 @@ def test_other_warnings_of_mujoco_are_passed_on(monkeypatch: pytest.MonkeyPatch)
         make("Hopper-v5")
     assert [str(warning.message) for warning in caught] == ["MuJoCo: the model is odd"]
     assert handlers[0] is not before and mujoco.get_mju_user_warning() is before
+
+
+@pytest.mark.parametrize(
+    ("observation", "reward", "message"),
+    [
+        ([0.0, 0.0], np.nan, "in step 2 of an episode the reward is nan"),
+        ([0.0, 0.0], -np.inf, "in step 2 of an episode the reward is -inf"),
+        ([0.0, 0.0], 1e39, "in step 2 of an episode the reward is 1e+39"),  # infinite in 32 bits
+        ([0.0, np.inf], 0.0, "at a reset the observation has a number that is inf"),
+        ([0.0, 0.0, 0.0], 0.0, "at a reset the observation has 3 numbers, 2 in its space"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_told(observation: list[float], reward: float, message: str) -> None:
+    environment = make("Showing-v0", observation=np.array(observation))
+    with pytest.raises(EnvironmentFailure) as caught:
+        environment.reset(0)
+        environment._env.unwrapped._reward = 3e38  # type: ignore[attr-defined]
+        assert environment.step(np.zeros(2))[1] == 3e38
+        environment._env.unwrapped._reward = reward  # type: ignore[attr-defined]
+        environment.step(np.zeros(2))
+    assert str(caught.value).startswith("environment Showing-v0") and str(caught.value).endswith(message)

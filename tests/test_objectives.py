@@ -17,6 +17,7 @@ from torch import Tensor
 from metagenrl_pl.networks import first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, ObjectiveInputs, Reinforce
+from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.objectives.learned import normalise, pretrained_path
 from metagenrl_pl.objectives.parametric import UnknownObjectiveError
 from metagenrl_pl.objectives.reinforce import generalised_advantage
@@ -600,3 +601,33 @@ def test_an_agents_gradients_are_the_same_bits_whatever_its_neighbours(
         expected = computed(slice(0, 4))
         for agents in [slice(i, i + 1) for i in range(4)] + [slice(i, i + 2) for i in range(3)]:
             assert all(torch.equal(one, other[agents]) for one, other in zip(computed(agents), expected, strict=True)), agents
+
+
+class Odd(Objective):
+    """Whose loss is what it was given to compute it."""
+
+    def __init__(self, loss: Callable[[ObjectiveInputs], Tensor]) -> None:
+        super().__init__()
+        self._loss = loss
+
+    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        return self._loss(inputs)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda inputs: inputs.policy_action,
+            "its loss has the shape (2, 3, 4, 5) for 2 agents, 3 windows, 4 steps and 5 action dim",
+        ),
+        (lambda inputs: inputs.policy_action.detach().sum(-1), "its loss does not depend on inputs.policy_action"),
+        (lambda inputs: inputs.policy_action.sum(-1) / 0, "the gradient of its loss in the policy's action is not finite"),
+    ],
+)
+def test_a_loss_that_teaches_nothing_is_refused(loss: Callable[[ObjectiveInputs], Tensor], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        check_loss(Odd(loss))
+    assert str(caught.value).startswith(message)
+    check_loss(Odd(lambda inputs: inputs.policy_action.sum(-1)))
+    check_loss(Reinforce())

@@ -195,9 +195,7 @@ def test_an_agent_that_breaks_in_the_second_process_is_named_by_the_first(tmp_pa
     process = start(tmp_path, [*THREE, environments, *one_life, "run_dir=here", TWO])
     code, _, errors = ended(process)
     assert code == 2
-    assert re.fullmatch(
-        r"error: critic_loss of agent 2 is nan after \d+ updates; checkpoints in here/checkpoints are from before it\n", errors
-    )
+    assert re.fullmatch(r"error: critic_loss of agent 2 is (inf|nan) after \d+ updates; .*\n", errors)
     assert not is_anybody_left(process)
 
 

@@ -1,9 +1,11 @@
 """train.py from outside: what a run leaves behind, what goes on from it, and how mistakes are answered."""
 
+import errno
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+import toy_environments  # noqa: F401  (registers them)
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import train
+from metagenrl_pl.checkpoint_io import AtomicCheckpointIO
 from metagenrl_pl.config import build
 from metagenrl_pl.csv_logger import STEP_COLUMN
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.files import read_csv
 from metagenrl_pl.meta_test import meta_test
-from metagenrl_pl.objectives import CriticObjective, LearnedObjective
+from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.learned import pretrained_path
 from metagenrl_pl.results import METHOD_NAMES, read_rows
 from metagenrl_pl.resume import moved
@@ -40,6 +45,27 @@ class Unkept(CriticObjective):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
+
+
+class SignalsAtTheEnd(pl.Callback):
+    """Ctrl-C when training is over and tests are under way."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+class Unasked(CriticObjective):
+    """An objective that does not look at the policy's action."""
+
+    needs_critic_gradient = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+
+    def loss(self, parameters: Any, inputs: ObjectiveInputs) -> torch.Tensor:
+        return inputs.reward
+
+    action_gradient = Objective.action_gradient
 
 
 def as_a_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -432,7 +458,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         *(
             (
                 f"trainer.strategy={name}",
-                f"trainer.strategy={name} cannot serve, since processes share the objective and not their ",
+                f"trainer.strategy={name} is no choice, since processes share the objective and not their ",
             )
             for name in ("fsdp", "deepspeed", "dp")
         ),
@@ -476,11 +502,11 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ),
         (
             "experiment=baseline/ddpg population.lifetime_env_steps=6000",
-            "population.lifetime_env_steps=6000 belongs to meta-training; valid is null where meta=null",
+            "population.lifetime_env_steps=6000 belongs to meta-training; valid is null where meta=frozen",
         ),
         (
             "experiment=meta_test objective=learned",
-            "LearnedObjective has not been meta-trained, and meta=null does not do so; valid",
+            "LearnedObjective has not been meta-trained, and meta=frozen does not do so; valid",
         ),
         ("experiment=meta_test", "missing key 'objective.path'"),
         (
@@ -489,6 +515,26 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ),
         ("experiment=meta_test objective.path=/dev/null", "objective.path=/dev/null: "),
         ("ckpt_path=nothing.ckpt", "ckpt_path=nothing.ckpt: there is no such file; valid is a .ckpt file of a run"),
+        ("ckpt_path=.", "ckpt_path=.: this folder holds no checkpoints/*.ckpt; valid is a .ckpt file, or the folder of a run"),
+        ("ckpt_path=", "ckpt_path is empty; valid is a checkpoint, the folder of a run, or null"),
+        ("run_dir=", "run_dir is empty; valid is a folder"),
+        ("run_dir=/dev/null", "run_dir=/dev/null is no folder; valid is a new one"),
+        ("seed=abc", "error: seed: expected int, got 'abc'"),
+        ("experiment=meta_test objective=pretrained env.test=[Hopper-v5]", "valid is env.train=..., where this run's agents are"),
+        (
+            "+trainer.gradient_clip_val=1",
+            "trainer.gradient_clip_val=1 cannot serve, since updates step by themselves; valid is agent.",
+        ),
+        ("+trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches=4 cannot serve, since updates step by them"),
+        (
+            "objective._target_=torch.nn.Identity",
+            "objective._target_=torch.nn.Identity is no metagenrl_pl.objectives.contract.Obj",
+        ),
+        ("inner._target_=metagenrl_pl.inner.InnerStep ~inner.step_size", "inner: Can't instantiate abstract class InnerStep"),
+        (
+            "objective._target_=test_train.Unasked",
+            "objective=test_train.Unasked: its loss does not depend on inputs.policy_action, so",
+        ),
     ],
 )
 def test_a_mistake_is_answered_by_one_line(arguments: str, named: str, in_process: Train, tmp_path: Path) -> None:
@@ -519,11 +565,89 @@ def test_a_folder_that_holds_a_run_is_left_alone(debug: tuple[Path, str], in_pro
     assert {path: path.read_bytes() for path in debug[0].rglob("*") if path.is_file()} == before
 
 
+def test_a_run_that_has_saved_nothing_is_told_so(in_process: Train) -> None:
+    tiny = ["experiment=debug", "env_steps=20", "callbacks=default", "callbacks.checkpoint=null", "callbacks.meta_test=null"]
+    assert in_process(*tiny, "run_dir=here")[0] == 0
+    code, _, errors = in_process(*tiny, "run_dir=here")
+    assert (
+        code == 2 and "valid is a new folder" in errors and errors.endswith("delete it first, since it has saved no checkpoint\n")
+    )
+
+
+def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(debug: tuple[Path, str], in_process: Train, tmp_path: Path) -> None:
+    shutil.copytree(debug[0], tmp_path / "copy")
+    code, _, errors = in_process("ckpt_path=copy", "env_steps=440", "callbacks.meta_test=null", "callbacks.final_report=null")
+    assert code == 0, errors
+    assert (tmp_path / "copy" / "checkpoints" / "env_steps_000000440.ckpt").is_file()
+    assert len(json.loads((tmp_path / "copy" / "provenance.json").read_text())) == 2
+
+
+def test_a_damaged_provenance_is_named(debug: tuple[Path, str], in_process: Train, tmp_path: Path) -> None:
+    shutil.copytree(debug[0], tmp_path / "copy")
+    (tmp_path / "copy" / "provenance.json").write_text("[")
+    code, _, errors = in_process("ckpt_path=copy", "env_steps=440")
+    assert code == 2 and errors == "error: run_dir=copy: provenance.json is damaged; valid is a list of entries, or no file\n"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "told"),
+    [
+        (
+            "{observation: [0.0, 0.0], reward: nan}",
+            "in step 1 of an episode the reward is nan; no checkpoint was saved before it",
+        ),
+        ("{observation: [0.0]}", "at a reset the observation has 1 numbers, 2 in its space; no checkpoint was saved before it"),
+    ],
+)
+def test_an_environment_that_fails_is_named(kwargs: str, told: str, in_process: Train) -> None:
+    environment = f"env.train=[{{id: 'toy_environments:Showing-v0', kwargs: {kwargs}}}]"
+    code, _, errors = in_process("experiment=debug", environment, "population.size=1", "env_workers=0", "run_dir=here")
+    assert code == 2 and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: environment toy_environments:Showing-v0[")
+    assert errors.splitlines()[-1].endswith(told)
+
+
+def test_a_full_disk_is_named(in_process: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Any] = []
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def second_is_too_much(io: AtomicCheckpointIO, *arguments: Any, **options: Any) -> None:
+        if saved:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+        saved.append(save(io, *arguments, **options))
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", second_is_too_much)
+    arguments = ("env_steps=60", "callbacks.checkpoint.every_env_steps=20", "callbacks.meta_test=null", "run_dir=here")
+    code, _, errors = in_process("experiment=debug", *arguments)
+    assert code == 2 and "Traceback" not in errors
+    (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
+    assert errors.splitlines()[-1].startswith("error: run_dir=here cannot be written: [Errno 28] No space left on device")
+    assert errors.splitlines()[-1].endswith(f"; the newest checkpoint is {checkpoint}, from before it")
+
+
+def test_another_callback_stops_a_run_saved(in_process: Train) -> None:
+    timer = ("+callbacks.timer._target_=pytorch_lightning.callbacks.Timer", "+callbacks.timer.duration=00:00:00:01")
+    code, printed, errors = in_process("experiment=debug", *timer, "env_steps=100000", "callbacks.meta_test=null", "run_dir=here")
+    assert code == train.STOPPED, errors
+    (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
+    assert f"To go on: python train.py ckpt_path={checkpoint.absolute()}" in printed or f"ckpt_path={checkpoint}" in printed
+
+
+def test_a_signal_in_the_final_meta_test_says_how_to_go_on(in_process: Train) -> None:
+    stop = ("+callbacks.stop._target_=test_train.SignalsAtTheEnd", "callbacks.meta_test=null", "run_dir=here")
+    code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop)
+    assert code == train.STOPPED
+    (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
+    assert printed.splitlines()[-1] == f"Stopped at once. To go on: python train.py ckpt_path={checkpoint}"
+    code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop[:2], "callbacks.checkpoint=null", "run_dir=there")
+    assert code == train.INTERRUPTED and printed.splitlines()[-1] == "Stopped; nothing was saved yet"
+
+
 def test_a_diverging_run_names_quantity_and_agent(in_process: Train) -> None:
     code, _, errors = in_process("experiment=debug", "env_steps=120", "agent.critic_learning_rate=1e30", "run_dir=here")
     assert code == 2
     assert re.fullmatch(
-        r"error: \w+ of agent 0 is nan after \d+ updates; checkpoints in here/checkpoints are from before it",
+        r"error: \w+ of agent 0 is nan after \d+ updates; no checkpoint was saved before it",
         errors.splitlines()[-1],
     )
     assert not list(Path("here").glob("checkpoints/*.ckpt"))  # nothing broken to go on from

@@ -25,23 +25,24 @@ class Echo(gym.Env):
 
 
 class Showing(gym.Env):
-    """Observes one given value of a given space, whatever happens."""
+    """Observes one given value of a given space, whatever happens; the reward is given, too."""
 
     def __init__(
         self,
         observation_space: spaces.Space | None = None,
         action_space: spaces.Space | None = None,
         observation: Any = None,
+        reward: float = 0.0,
     ) -> None:
         self.observation_space = observation_space or spaces.Box(-1, 1, (2,))
         self.action_space = action_space or spaces.Box(-1, 1, (2,))
-        self._observation = observation
+        self._observation, self._reward = observation, reward
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return self._observation, {}
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self._observation, 0.0, False, False, {}
+        return self._observation, self._reward, False, False, {}
 
 
 class Counting(gym.Env):
@@ -108,11 +109,11 @@ class Approach(gym.Env):
 
 
 class Breaking(Counting):
-    """Counting whose rewards are no numbers from the 50th step of an episode on."""
+    """Counting whose rewards are so large from the 50th step of an episode on that their squares are infinite."""
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, *rest = super().step(action)
-        return observation, np.nan if self._num_steps >= 50 else reward, *rest
+        return observation, 3e38 if self._num_steps >= 50 else reward, *rest
 
 
 class Signalling(Counting):

@@ -18,6 +18,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -61,6 +62,9 @@ def hydra_entry(
 
     @functools.wraps(main)  # Hydra names the job after the file of the wrapped function
     def job(config: DictConfig) -> Any:
+        name = _name_in_sweep()
+        if name:
+            print(name, flush=True)
         try:
             return main(validated(prepare(config, overridden_keys()), schema))
         except Exception as error:
@@ -69,7 +73,7 @@ def hydra_entry(
                 bugs.append(error)
                 raise
             mistakes.append(explained)
-            print(f"error: {explained}", file=sys.stderr)
+            print(f"error: {explained}" + (f" ({name})" if name else ""), file=sys.stderr)
             log.debug("the mistake was found here", exc_info=True)
 
     try:
@@ -90,6 +94,12 @@ def overridden_keys() -> list[str]:
     """
     overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
     return [override.key_or_group for override in overrides]
+
+
+def _name_in_sweep() -> str:
+    """`job 2: seed=1` of a job of a multirun; nothing elsewhere."""
+    running = HydraConfig.get()
+    return f"job {running.job.num}: {running.job.override_dirname}" if running.mode == RunMode.MULTIRUN else ""
 
 
 def _composition_error(error: Exception, config_path: Path, schema: type) -> str:

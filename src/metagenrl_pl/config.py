@@ -66,28 +66,32 @@ def validated(config: DictConfig, schema: type) -> DictConfig:
     return OmegaConf.create(vars(schema(**arguments)) if is_dataclass(schema) else arguments)
 
 
-def build(node: DictConfig, **late: Any) -> Any:
+def build(node: DictConfig, kind: type = object, **late: Any) -> Any:
     """The object that a `_target_` node describes.
 
     Args:
         node: A node of the config, with a `_target_`. Lists and mappings reach the constructor as plain Python.
+        kind: What it has to be.
         late: Arguments that only code can give, passed as they are. A node whose required arguments come from here says
             `_partial_: true`; that is how `validated` knows.
 
     Raises:
-        ConfigError: There is no `_target_`, or the constructor refused its arguments. The message begins with the key of the
-            node. What counts as a refusal: a `ValueError`, an `OSError` (a file is not there), an `ImportError` (an optional
-            package is not there), or Lightning's `MisconfigurationException`.
+        ConfigError: There is no `_target_`, the object is of another kind, or the constructor refused its arguments. The message
+            begins with the key of the node. What counts as a refusal: a `ValueError`, an `OSError` (a file is not there), an
+            `ImportError` (an optional package is not there), Lightning's `MisconfigurationException`, or a class that is abstract.
     """
     if "_target_" not in node:
         raise ConfigError(f"{node._get_full_key(None)}: nothing says what it is, it needs a _target_")
     try:
-        return instantiate(node, _partial_=True, _convert_="all")(**late)
+        built = instantiate(node, _partial_=True, _convert_="all")(**late)
     except Exception as error:
         explained = explanation(error, node._get_full_key(None), constructing=True)
         if explained is None:
             raise
         raise ConfigError(explained) from error
+    if not isinstance(built, kind):
+        raise ConfigError(f"{node._get_full_key('_target_')}={node._target_} is no {kind.__module__}.{kind.__qualname__}")
+    return built
 
 
 def explanation(error: Exception, key: str = "", constructing: bool = False) -> str | None:
@@ -103,6 +107,7 @@ def explanation(error: Exception, key: str = "", constructing: bool = False) -> 
         return str(error)
     names = {kind.__name__ for kind in type(error).__mro__}
     mistake = isinstance(error, (ValueError, OSError, ImportError, HydraException)) or "MisconfigurationException" in names
+    mistake = mistake or (isinstance(error, TypeError) and str(error).startswith("Can't instantiate abstract class"))
     return f"{key}: {one_line(error)}" if constructing and mistake else None
 
 
@@ -138,8 +143,9 @@ def _arguments(target: Any, values: dict[Any, Any], key: str, complete: bool = T
     for name, parameter in parameters.items():
         if complete and name != "**" and parameter.default is parameter.empty and name not in values:
             raise ConfigError(f"missing key '{joined(key, name)}', which {getattr(target, '__name__', target)} requires")
-    checked = {}
-    for name, value in values.items():
+    checked: dict[Any, Any] = dict.fromkeys(values)  # in their order
+    # Plain values first: a node may repeat one (`seed: ${seed}`), whose mistake is told by its own name.
+    for name, value in sorted(values.items(), key=lambda item: isinstance(item[1], (dict, list))):
         parameter = parameters.get(name) or parameters["**"]
         keep = value is None and parameter.default is None  # `x: int = None`
         checked[name] = None if keep else _converted(value, parameter.annotation, joined(key, name))

@@ -4,7 +4,6 @@ What a step needs lies in shared memory; a byte through a pipe wakes the worker,
 stepped. Everything else, once an episode or less, is pickled.
 """
 
-import builtins
 import contextlib
 import faulthandler
 import mmap
@@ -96,7 +95,6 @@ class _Server:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._environments: dict[int, Environment] = {}
-        self._names: dict[int, str] = {}
         self._index = 0  # of the environment that is at work
 
     def answer(self, request: str, *arguments: Any) -> Any:
@@ -104,12 +102,12 @@ class _Server:
         try:
             return getattr(self, request)(*arguments)
         except Exception as error:
-            return Failure(self._index, _told(error, self._names[self._index]))
+            error.add_note("In the worker process:\n" + "".join(traceback.format_exception(error)))
+            return Failure(self._index, error)
 
     def make(self, specs: dict[int, tuple[str, bytes]]) -> None:
         """Make environments from their names and pickled specs, by index."""
         for self._index, (name, spec) in specs.items():
-            self._names[self._index] = name
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the parent has made one of this kind, and told them
                 self._environments[self._index] = _made(name, spec)
@@ -150,15 +148,6 @@ def _made(name: str, pickled_spec: bytes) -> Environment:
         return Environment(spec)
     except Exception as error:
         told = (str(error) or type(error).__name__).removeprefix(f"environment {name}: ").splitlines()[0]
-        raise ValueError(f"cannot be made in a worker process ({told}); valid is {hint}env_workers=0") from error
-
-
-def _told(error: Exception, name: str) -> Exception:
-    """`error` with the environment's name and, as a note, its traceback; a builtin exception keeps its kind."""
-    kind = type(error)
-    told: Exception = RuntimeError(f"environment {name}: {kind.__module__}.{kind.__qualname__}: {error}")
-    if getattr(builtins, kind.__name__, None) is kind:
-        with contextlib.suppress(TypeError):  # some want more than a message
-            told = kind(f"environment {name}: {error}")
-    told.add_note("In the worker process:\n" + "".join(traceback.format_exception(error)))
-    return told
+        raise ValueError(
+            f"environment {name}: cannot be made in a worker process ({told}); valid is {hint}env_workers=0"
+        ) from error

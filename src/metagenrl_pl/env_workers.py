@@ -22,7 +22,7 @@ import numpy as np
 
 from metagenrl_pl.env_group import EnvironmentGroup, Repeated, SerialGroup, Steps, sizes_of
 from metagenrl_pl.env_worker import DONE, PICKLE, STEP, Failure, Table
-from metagenrl_pl.envs import EnvironmentSpec
+from metagenrl_pl.envs import EnvironmentFailure, EnvironmentSpec
 
 MIN_CORES = 4
 """From how many cores on workers are chosen: with fewer they take turns with the training process."""
@@ -83,8 +83,8 @@ def make_group(specs: Sequence[EnvironmentSpec], num_workers: int | None) -> Env
 class WorkerGroup(EnvironmentGroup):
     """In worker processes.
 
-    What an environment raises in a worker is raised here with the environment's name: the same builtin exception or else a
-    RuntimeError, with the worker's traceback as a note. The death of a worker is a RuntimeError; then the group can only be closed.
+    What an environment raises in a worker is raised here, with the worker's traceback as a note. The death of a worker is an
+    `EnvironmentFailure`, too; then the group can only be closed.
 
     Args:
         specs: what to make.
@@ -231,11 +231,13 @@ class _Worker:
             self.process.kill()
             return self.process.wait()
 
-    def _death(self) -> RuntimeError:
+    def _death(self) -> EnvironmentFailure:
         code = self.end()
         reason = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         hint = ", which the system sends when memory runs out" if -code == signal.SIGKILL else ""
-        return RuntimeError(f"a worker process died, with the environments {', '.join(self.names.values())}: {reason}{hint}")
+        return EnvironmentFailure(
+            f"a worker process died, with the environments {', '.join(self.names.values())}: {reason}{hint}"
+        )
 
 
 def _close(workers: Iterable[_Worker]) -> None:

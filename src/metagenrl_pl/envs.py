@@ -2,9 +2,11 @@
 
 import contextlib
 import difflib
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +14,8 @@ import numpy as np
 from gymnasium import spaces
 
 from metagenrl_pl.messages import one_line
+
+_LARGEST = float(np.finfo(np.float32).max)  # rewards are kept in 32 bits
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,12 @@ class EnvironmentSets:
         return [specs[i % len(specs)] for i in range(num_agents)]
 
 
+class EnvironmentFailure(RuntimeError):
+    """An environment did what no run can go on from; told in one line that names it."""
+
+
 class Environment:
-    """One environment.
+    """One environment. What it raises in a reset or a step becomes an `EnvironmentFailure`, as does a number that is not finite.
 
     Args:
         spec: what to make.
@@ -129,19 +137,40 @@ class Environment:
         self._middle, self._half_range = (high + low) / 2, (high - low) / 2
         self.observation_size = int(spaces.flatdim(observation_space))
         self.action_size = int(self._middle.size)
+        self._num_steps = 0  # of the open episode
 
     def reset(self, seed: int) -> np.ndarray:
-        """Begin the episode that belongs to `seed`; the first observation, [O]."""
-        observation, _ = self._env.reset(seed=seed)
-        return self._flat(observation)
+        """Begin the episode that belongs to `seed`; the first observation, [O].
+
+        Raises:
+            EnvironmentFailure: see the class.
+        """
+        self._num_steps = 0
+        try:
+            observation, _ = self._env.reset(seed=seed)
+            return self._flat(observation)
+        except Exception as error:
+            raise self._failure(error) from error
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-        """Take an action in [-1, 1], [A]: next observation [O], reward, terminated, truncated."""
+        """Take an action in [-1, 1], [A]: next observation [O], reward, terminated, truncated.
+
+        Raises:
+            EnvironmentFailure: see the class.
+        """
         space = self._action_space
         scaled = (self._middle + self._half_range * action).astype(space.dtype).reshape(space.shape)
         scaled = np.clip(scaled, space.low, space.high)  # rounding may pass a bound
-        observation, reward, terminated, truncated, _ = self._env.step(scaled)
-        return self._flat(observation), float(reward), bool(terminated), bool(truncated)
+        self._num_steps += 1
+        is_finite = bool(np.isfinite(scaled).all())  # what follows from a policy that has diverged is not the environment's fault
+        try:
+            observation, reward, terminated, truncated, _ = self._env.step(scaled)
+            flat, reward = self._flat(observation, is_finite), float(reward)
+            if is_finite and not abs(reward) <= _LARGEST:  # nor is NaN
+                raise _Unusable(f"the reward is {reward}")
+        except Exception as error:
+            raise self._failure(error) from error
+        return flat, reward, bool(terminated), bool(truncated)
 
     @property
     def cameras(self) -> list[str]:
@@ -175,8 +204,25 @@ class Environment:
         """Free what the environment holds."""
         self._env.close()
 
-    def _flat(self, observation: Any) -> np.ndarray:
-        return np.asarray(spaces.flatten(self._observation_space, observation), dtype=np.float32)
+    def _flat(self, observation: Any, to_be_finite: bool = True) -> np.ndarray:
+        flat = np.asarray(spaces.flatten(self._observation_space, observation), dtype=np.float32)
+        if flat.shape != (self.observation_size,):
+            raise _Unusable(f"the observation has {flat.size} numbers, {self.observation_size} in its space")
+        if to_be_finite and not np.isfinite(flat).all():
+            raise _Unusable(f"the observation has a number that is {flat[~np.isfinite(flat)][0]}")
+        return flat
+
+    def _failure(self, error: Exception) -> EnvironmentFailure:
+        when = f"in step {self._num_steps} of an episode" if self._num_steps else "at a reset"
+        if isinstance(error, _Unusable):
+            return EnvironmentFailure(f"environment {self.spec.name}: {when} {error}")
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        return EnvironmentFailure(f"environment {self.spec.name}: {when} {type(error).__name__}: {one_line(error)} ({place})")
+
+
+class _Unusable(ValueError):
+    """What an environment has given cannot be learned from."""
 
 
 def _is_flattenable(space: gym.Space) -> bool:

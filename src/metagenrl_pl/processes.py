@@ -42,7 +42,7 @@ def strategy_for(trainer: DictConfig) -> Strategy | str:
     strategy = trainer.get("strategy", "auto")
     if strategy not in STRATEGIES:
         raise ConfigError(
-            f"trainer.strategy={strategy} cannot serve, since processes share the objective and not their agents; "
+            f"trainer.strategy={strategy} is no choice, since processes share the objective and not their agents; "
             f"valid: {', '.join(STRATEGIES)}"
         )
     devices = trainer.get("devices", "auto")
@@ -63,6 +63,12 @@ def check_trainer(trainer: DictConfig) -> None:
             raise ConfigError(f"trainer.{key}={trainer[key]} would end the run unsaved; valid is env_steps=... for its length")
     if trainer.get("max_epochs", 1) != 1:
         raise ConfigError(f"trainer.max_epochs={trainer.max_epochs}: a run is one epoch, as long as env_steps; valid is 1")
+    for key, unset, valid in (
+        ("gradient_clip_val", None, "agent.policy_max_gradient_norm=..."),
+        ("accumulate_grad_batches", 1, "agent.num_windows=..."),
+    ):
+        if trainer.get(key, unset) != unset:
+            raise ConfigError(f"trainer.{key}={trainer[key]} cannot serve, since updates step by themselves; valid is {valid}")
     for key, valid in _OF_THE_RUN.items():
         if key in trainer:
             raise ConfigError(f"trainer.{key}={trainer[key]} is set by the run; valid is {valid}")

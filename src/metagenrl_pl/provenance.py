@@ -38,9 +38,18 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 def add_provenance(folder: Path, **more: Any) -> None:
-    """Append what is at work now to the list in a folder's `provenance.json`, an entry for each time that its run begins or goes on."""
+    """Append what is at work now to the list in a folder's `provenance.json`, an entry for each time that its run begins or goes on.
+
+    Raises:
+        ValueError: if the file is there and holds no list.
+    """
     path = folder / FILE
-    entries = json.loads(path.read_text()) if path.exists() else []
+    try:
+        entries = json.loads(path.read_text()) if path.exists() else []
+    except ValueError:  # no JSON, no text
+        entries = None
+    if not isinstance(entries, list):
+        raise ValueError(f"{FILE} is damaged; valid is a list of entries, or no file")
     with atomic_write(path) as file:
         file.write(f"{json.dumps([*entries, provenance(**more)], indent=2)}\n".encode())
 

@@ -29,20 +29,38 @@ OVERRIDABLE = (
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The run that a checkpoint belongs to: checkpoints lie in `<run_dir>/checkpoints`."""
-    folder, here = checkpoint.absolute().parent.parent, Path.cwd()
+    """The run that a checkpoint belongs to: checkpoints lie in `<run_dir>/checkpoints`. A folder is a run's itself."""
+    folder, here = checkpoint.absolute() if checkpoint.is_dir() else checkpoint.absolute().parent.parent, Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def newest_checkpoint(run_dir: Path | str) -> Path | None:
+    """The checkpoint that a run goes on from; None if it has saved none."""
+    files = [path for path in (Path(run_dir) / "checkpoints").glob("*.ckpt") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
     """The configuration of the run that `config.ckpt_path` was saved by, with what the command line may change; without one, `config`.
+
+    A run's folder as `ckpt_path` stands for its newest checkpoint.
 
     Raises:
         ConfigError: if the checkpoint cannot be read or the command line sets anything else.
     """
     if config.get("ckpt_path") is None:
         return config
+    if not config.ckpt_path:
+        raise ConfigError("ckpt_path is empty; valid is a checkpoint, the folder of a run, or null")
     path = Path(config.ckpt_path)
+    if path.is_dir():
+        newest = newest_checkpoint(path)
+        if newest is None:
+            raise ConfigError(
+                f"ckpt_path={path}: this folder holds no checkpoints/*.ckpt; valid is a .ckpt file, or the folder of a run"
+            )
+        path = newest
+        config.ckpt_path = str(path)
     refused = [key for key in overridden if not any(key == name or key.startswith(name + ".") for name in OVERRIDABLE)]
     if refused:
         raise ConfigError(

@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 from metagenrl_pl.compiling import keep_compiled_in
 from metagenrl_pl.config import ConfigError, resolved_yaml
+from metagenrl_pl.files import atomic_write
 from metagenrl_pl.provenance import add_provenance
-from metagenrl_pl.resume import folder_of
+from metagenrl_pl.resume import folder_of, newest_checkpoint
 
 
 def run_folder(ckpt_path: str | None) -> str:
@@ -31,7 +32,7 @@ def run_folder(ckpt_path: str | None) -> str:
 
 @cache
 def _process_start() -> str:
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]  # milliseconds: a script may start several at a time
 
 
 def prepare_process(config: DictConfig) -> None:
@@ -86,16 +87,26 @@ def open_run_folder(config: DictConfig, device: str) -> None:
         ConfigError: if the folder holds another run or cannot be made.
     """
     folder = Path(config.run_dir)
-    mode = "w" if config.ckpt_path is not None else "x"  # of two runs that begin at the same time one is refused
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "config.yaml").open(mode) as file:
-            file.write(resolved_yaml(config))
-        add_provenance(folder, device=device)
-    except FileExistsError as error:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run_dir={folder} is no folder; valid is a new one")
+    file = folder / "config.yaml"
+    if config.ckpt_path is None and file.exists():
+        newest = newest_checkpoint(folder)
+        go_on = f"or ckpt_path={newest} to go on" if newest else "or to delete it first, since it has saved no checkpoint"
         raise ConfigError(
             f"run_dir={folder} holds a run already; valid is a new folder (in a sweep one for each job, run_dir={folder}/'${{seed}}'), "
-            f"or ckpt_path={folder}/checkpoints/... to go on"
-        ) from error
+            f"{go_on}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if config.ckpt_path is None:
+            file.touch(exist_ok=False)  # of two runs that begin at the same time one is refused
+        with atomic_write(file) as written:
+            written.write(resolved_yaml(config).encode())
+        add_provenance(folder, device=device)
+    except FileExistsError as error:
+        raise ConfigError(f"run_dir={folder}: another run begins there at this moment; valid is a new folder") from error
+    except ValueError as error:
+        raise ConfigError(f"run_dir={folder}: {error}") from error
     except OSError as error:
         raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from error

@@ -58,3 +58,39 @@ class Objective(nn.Module, ABC):
     def learns(self) -> bool:
         """Whether there is anything to meta-learn."""
         return any(p.requires_grad for p in self.parameters())
+
+
+def check_loss(objective: Objective) -> None:
+    """Ask an objective about a few windows of noise.
+
+    Raises:
+        ValueError: if its loss has another shape than [P, B, T], does not depend on the policy's action, or is not finite.
+    """
+    num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different
+    noise = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(num_agents, num_windows, *shape, generator=noise) - 0.5
+
+    inputs = ObjectiveInputs(
+        policy_action=random(num_steps, num_actions),
+        replay_action=random(num_steps, num_actions),
+        reward=random(num_steps),
+        value=random(num_steps + 1) if objective.needs_value else None,
+        terminated=torch.zeros(num_agents, num_windows, num_steps),
+        valid=torch.ones(num_agents, num_windows, num_steps),
+        action_weight=torch.full((num_agents, num_actions), 1 / num_actions),
+        critic_gradient=random(num_steps, num_actions) if objective.needs_critic_gradient else None,
+    )
+    parameters = objective.stacked_parameters(num_agents)
+    loss = objective.loss(parameters, inputs)
+    if loss.shape != inputs.reward.shape:
+        raise ValueError(
+            f"its loss has the shape {tuple(loss.shape)} for {num_agents} agents, {num_windows} windows, {num_steps} steps and "
+            f"{num_actions} action dimensions; valid is {tuple(inputs.reward.shape)}, [P, B, T]"
+        )
+    gradient = objective.action_gradient(parameters, inputs)
+    if not gradient.isfinite().all():
+        raise ValueError("the gradient of its loss in the policy's action is not finite")
+    if not gradient.any():
+        raise ValueError("its loss does not depend on inputs.policy_action, so policies would learn nothing")
