@@ -19,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from metagenrl_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
-from metagenrl_pl.command_line import hydra_entry
+from metagenrl_pl.command_line import MISTAKE, hydra_entry
 from metagenrl_pl.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import ReplayDataModule
@@ -33,7 +33,15 @@ from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObject
 from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import PopulationSettings
-from metagenrl_pl.processes import agreed_run_dir, check_accelerator, check_trainer, check_world_size, launching, strategy_for
+from metagenrl_pl.processes import (
+    agreed_run_dir,
+    check_accelerator,
+    check_trainer,
+    check_world_size,
+    launching,
+    strategy_for,
+    told_by_another,
+)
 from metagenrl_pl.resume import adding, moved, newest_checkpoint, resumed_config
 from metagenrl_pl.run import open_run_folder, prepare_process, run_folder
 from metagenrl_pl.streams import derive_seed
@@ -205,8 +213,11 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
             end_stopped(config)
         raise
     except Exception as error:
+        is_told = told_by_another(trainer)
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may wait for this process
+        if is_told:
+            sys.exit(MISTAKE)
         if isinstance(error, EnvironmentFailure):
             raise ConfigError(f"{error}{saved_before(config)}") from error
         if is_disk_full(error):

@@ -27,6 +27,9 @@ from metagenrl_pl.messages import choice_message, key_message, one_line
 
 log = logging.getLogger(__name__)
 
+MISTAKE = 2
+"""Exit code after a mistake that has been told in a line."""
+
 
 Prepare = Callable[[DictConfig, list[str]], DictConfig]
 
@@ -84,7 +87,7 @@ def hydra_entry(
         mistakes.append(_composition_error(error, Path(config_path), schema))  # before a job: command line or config files
         print(f"error: {mistakes[-1]}", file=sys.stderr)
     if mistakes:
-        sys.exit(2)
+        sys.exit(MISTAKE)
 
 
 def overridden_keys() -> list[str]:

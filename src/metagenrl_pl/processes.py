@@ -1,10 +1,12 @@
 """The processes of a run: what strategy joins them, where they agree, and what they leave behind."""
 
+import contextlib
 import os
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import pytorch_lightning as pl
@@ -15,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.strategies import Strategy
 
+from metagenrl_pl.command_line import MISTAKE
 from metagenrl_pl.config import ConfigError
 from metagenrl_pl.strategy import PopulationStrategy
 
@@ -29,6 +32,8 @@ _OF_THE_RUN = {
     "plugins": "trainer.strategy and trainer.devices",
 }
 """Arguments of Lightning's Trainer that the run gives itself, and where they come from."""
+SECONDS_TO_TELL = 4.0
+"""How long a process waits for another's last words; Lightning looks for dead processes every five seconds."""
 _RUN_DIR = "METAGENRL_RUN_DIR"
 _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN_DIR)
 
@@ -106,6 +111,19 @@ def check_world_size(world_size: int, num_agents: int) -> None:
         )
 
 
+def told_by_another(trainer: pl.Trainer) -> bool:
+    """After an error here: whether it follows from one of a process that this one has started, and that has told it in a line.
+
+    A process that ends takes its connections with it, which the others notice while it still speaks.
+    """
+    started: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
+    until = time.monotonic() + SECONDS_TO_TELL
+    for process in started:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+    return any(process.returncode == MISTAKE for process in started)
+
+
 def agreed_run_dir(run_dir: str) -> str:
     """The run folder that the first process has chosen; every process has to call it.
 
@@ -123,7 +141,7 @@ def agreed_run_dir(run_dir: str) -> str:
     return str(store.get(key).decode())
 
 
-@contextmanager
+@contextlib.contextmanager
 def launching(run_dir: str) -> Iterator[None]:
     """Prepares what further processes inherit, and afterwards takes away what a run leaves in this one, as a sweep goes on in it.
 
