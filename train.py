@@ -252,7 +252,8 @@ def prepared(config: DictConfig, overridden: list[str]) -> DictConfig:
     Raises:
         ConfigError: what `resumed_config` refuses, and environments that nothing is tested in.
     """
-    if "env.test" in overridden and config.get("meta") is None and OmegaConf.select(config, "callbacks.meta_test") is None:
+    is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test") is not None
+    if "env.test" in overridden and "env.train" not in overridden and not is_tested:
         raise ConfigError(
             "env.test is where a meta-training tests its objective, and this is none (meta=frozen); valid is env.train=..., where "
             "this run's agents are trained"

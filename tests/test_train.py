@@ -634,6 +634,7 @@ def test_another_callback_stops_a_run_saved(in_process: Train) -> None:
 
 
 def test_a_signal_in_the_final_meta_test_says_how_to_go_on(in_process: Train) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin deaf to it
     stop = ("+callbacks.stop._target_=test_train.SignalsAtTheEnd", "callbacks.meta_test=null", "run_dir=here")
     code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop)
     assert code == train.STOPPED
