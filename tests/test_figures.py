@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -15,10 +16,13 @@ from metagenrl_pl.figures import (
     credit_by_delay_figure,
     credit_figure,
     credit_matrix,
+    critic_share_by_step,
+    critic_share_figure,
     gradient_figure,
     similarity,
 )
-from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
+from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Reinforce
+from metagenrl_pl.objectives.reinforce import generalised_advantage
 
 
 def test_reinforce_pulls_to_rewarded_actions() -> None:
@@ -85,6 +89,21 @@ def test_similarity() -> None:
     assert similarity(one, -one) == pytest.approx(-1.0)
     assert similarity(one, np.array([[2.0, -1.0], [5.0, 0.0]])) == 0.0
     assert math.isnan(similarity(one, 0 * one))
+
+
+class FollowsTheReturns(LearnedMixture):
+    """Weighs DDPG 1 and REINFORCE 3 where the advantage is positive, and the other way about elsewhere."""
+
+    def weights(self, parameters, inputs):  # type: ignore[no-untyped-def]
+        one_where_better = (generalised_advantage(inputs, 0.9, 0.8) > 0).float()
+        return torch.stack([3 - 2 * one_where_better, 1 + 2 * one_where_better], -1)
+
+
+def test_the_critics_share_of_a_mixture() -> None:
+    shares = critic_share_by_step(FollowsTheReturns(discount=0.9, gae_lambda=0.8, hidden_units=4), num_steps=5, num_windows=8)
+    np.testing.assert_allclose(shares, np.repeat([[0.25], [0.75]], 5, axis=1), rtol=1e-6)
+    drawn = _pixels(critic_share_figure({"a": shares}, {"a": "#ff0000"}))
+    assert not np.array_equal(drawn, _pixels(critic_share_figure({"a": shares[::-1]}, {"a": "#ff0000"})))
 
 
 def _pixels(figure: Figure) -> np.ndarray:

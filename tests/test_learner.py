@@ -433,6 +433,18 @@ def test_returns_judge_by_the_share_that_the_setting_gives_them() -> None:
     assert (changes[1].abs() > 0.05).all()
 
 
+def test_returns_judge_by_the_kind_of_advantage_that_the_setting_names() -> None:
+    """With rewards far below what the critic expects every action was worse than expected: nothing is left to come nearer to."""
+    losses = {}
+    for kind in ("signed", "positive", "indicator"):
+        settings = MetaSettings(advantage_share=1.0, advantage=kind)
+        learner, windows = learner_of(small_objective(), SGD(), settings), random_windows(2 * B)
+        learner._update_objective(windows._replace(reward=windows.reward - 100 * windows.valid), env_steps=0)
+        losses[kind] = learner.metrics["meta_loss"]
+    assert (losses["signed"] < -0.01).all()
+    assert losses["positive"].eq(0).all() and losses["indicator"].eq(0).all()
+
+
 def test_the_objective_is_updated_as_often_as_asked() -> None:
     drawn: list[int] = []
 
@@ -458,6 +470,7 @@ def test_the_objective_is_updated_as_often_as_asked() -> None:
     [
         ({"critic": "third"}, "critic must be first, second, twin_minimum, target_minimum or eldest, got 'third'"),
         ({"advantage_share": 1.5}, "advantage_share must be between 0 and 1, got 1.5"),
+        ({"advantage": "negative"}, "advantage must be signed, positive or indicator, got 'negative'"),
         ({"updates_per_cycle": 0}, "updates_per_cycle must be at least 1, got 0"),
     ],
 )

@@ -12,7 +12,7 @@ from metagenrl_pl.inner import SGD, Adam, AdamMoments, InnerStep
 from metagenrl_pl.learner import Learner, MetaSettings
 from metagenrl_pl.networks import Networks, first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent, scale_per_agent
-from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
+from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Reinforce
 from metagenrl_pl.population import Population
 from metagenrl_pl.updates import MetaTask, combine_meta_gradients, meta_gradients, policy_and_meta_gradients, policy_gradients
 from metagenrl_pl.updates.meta import factored_meta_gradients, general_meta_gradients, inner_stepped, meta_loss
@@ -28,8 +28,8 @@ def float64() -> Any:
     torch.set_default_dtype(torch.float32)
 
 
-def small_objective(**options: Any) -> LearnedObjective:
-    return LearnedObjective(**{"hidden_units": 8, "context_units": 3, **options})
+def small_objective(kind: type[LearnedObjective] = LearnedObjective, **options: Any) -> LearnedObjective:
+    return kind(**{"hidden_units": 8, "context_units": 3, **options})
 
 
 def inner_step(kind: str, num_steps: int = 1) -> InnerStep:
@@ -60,13 +60,14 @@ def task_of(population: Population, inner: InnerStep, judges: Parameters | None 
         (1, {"use_critic_gradient": True}, 0),
         (1, {"use_lstm": False, "use_time": False}, 0),
         (1, {"bounded_head": False}, 0),
+        (1, {"kind": LearnedMixture}, 0),
         (1, {}, 0.4),
         (2, {"use_value": False}, 0),
         (2, {"use_value": False}, 0.4),
     ],
-    ids=["one", "one_critic_gradient", "one_no_lstm", "one_unbounded", "one_advantage", "two", "two_advantage"],
+    ids=["one", "one_critic_gradient", "one_no_lstm", "one_unbounded", "one_mixture", "one_advantage", "two", "two_advantage"],
 )
-def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool], advantage_share: float) -> None:
+def test_finite_differences(kind: str, num_steps: int, options: dict[str, Any], advantage_share: float) -> None:
     """Along one random direction in each parameter, for all agents at once: an agent's copy of alpha concerns its own loss alone.
 
     With several inner steps the values that later steps see are constants by definition, though the policy that they belong to
@@ -95,9 +96,17 @@ def test_finite_differences(kind: str, num_steps: int, options: dict[str, bool],
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 @pytest.mark.parametrize("advantage_share", [0.0, 0.4])
 @pytest.mark.parametrize(
-    "options", [{}, {"use_critic_gradient": True}, {"use_lstm": False}, {"use_value": False, "bounded_head": False}], ids=str
+    "options",
+    [
+        {},
+        {"use_critic_gradient": True},
+        {"use_lstm": False},
+        {"use_value": False, "bounded_head": False},
+        {"kind": LearnedMixture},
+    ],
+    ids=str,
 )
-def test_two_paths_one_gradient(kind: str, options: dict[str, bool], advantage_share: float) -> None:
+def test_two_paths_one_gradient(kind: str, options: dict[str, Any], advantage_share: float) -> None:
     population, objective, inner = small_population(), small_objective(**options), inner_step(kind)
     task, alpha = task_of(population, inner, advantage_share=advantage_share), objective.stacked_parameters(3)
     factored, loss = factored_meta_gradients(population.networks, objective, inner, alpha, task)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from metagenrl_pl.networks import first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent
-from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, ObjectiveInputs, Reinforce
+from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs, Reinforce
 from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.objectives.learned import normalise, pretrained_path
 from metagenrl_pl.objectives.parametric import UnknownObjectiveError
@@ -40,7 +41,15 @@ def small(**options: Any) -> LearnedObjective:
     return LearnedObjective(**{"hidden_units": 4, "context_units": 3, **options})
 
 
-OBJECTIVES: list[Callable[[], Objective]] = [small, Reinforce, CriticObjective]
+def small_mixture(**options: Any) -> LearnedMixture:
+    return LearnedMixture(**{"hidden_units": 4, "context_units": 3, **options})
+
+
+def small_with_advantage() -> LearnedObjective:
+    return small(use_advantage=True)
+
+
+OBJECTIVES: list[Callable[[], Objective]] = [small, Reinforce, CriticObjective, small_mixture, small_with_advantage]
 
 
 def random_inputs(length: Tensor = LENGTH, seed: int = 0) -> ObjectiveInputs:
@@ -123,7 +132,7 @@ def test_agents_do_not_see_each_other(make: Callable[[], Objective]) -> None:
     assert torch.equal(action_gradient_of(objective, mixed)[0], action_gradient_of(objective, inputs)[0])
 
 
-@pytest.mark.parametrize("make", [small, Reinforce])
+@pytest.mark.parametrize("make", [small, Reinforce, small_mixture])
 def test_padded_action_dimensions_are_not_seen(make: Callable[[], Objective]) -> None:
     objective, inputs = make(), random_inputs()
     replay, policy = inputs.replay_action.clone(), inputs.policy_action.clone()
@@ -134,13 +143,25 @@ def test_padded_action_dimensions_are_not_seen(make: Callable[[], Objective]) ->
     # One agent's mean is over its one real dimension: the same as if there were no second.
     alone = ObjectiveInputs(*(None if x is None else x[1:] for x in changed))  # type: ignore[arg-type]
     alone = alone._replace(
-        policy_action=alone.policy_action[..., :1], replay_action=alone.replay_action[..., :1], action_weight=torch.ones(1, 1)
+        action_weight=torch.ones(1, 1),
+        **{name: getattr(alone, name)[..., :1] for name in ("policy_action", "replay_action", "critic_gradient")},
     )
     own = objective.loss(objective.stacked_parameters(1), alone)
     torch.testing.assert_close(own[0], loss_of(objective, inputs)[1], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("make", OBJECTIVES)
+def test_the_loss_has_the_action_gradient(make: Callable[[], Objective]) -> None:
+    """By autograd, as anybody's training loop takes it."""
+    objective, inputs = make(), random_inputs()
+    action = inputs.policy_action.clone().requires_grad_()
+    loss_of(objective, inputs._replace(policy_action=action)).sum().backward()
+    torch.testing.assert_close(action.grad, action_gradient_of(objective, inputs))
+
+
+@pytest.mark.parametrize(
+    "make", [small, Reinforce, CriticObjective, small_with_advantage]
+)  # not those whose loss holds g constant
 def test_action_gradient_is_the_derivative_of_the_sum(make: Callable[[], Objective]) -> None:
     objective, inputs = make(), random_inputs()
     direction, h = random_inputs(seed=2).policy_action, 1e-6
@@ -155,7 +176,7 @@ def test_action_gradient_is_the_derivative_of_the_sum(make: Callable[[], Objecti
 
 def test_only_the_learned_objective_learns() -> None:
     assert LearnedObjective().learns and not Reinforce().learns and not CriticObjective().learns
-    assert [make().needs_critic_gradient for make in OBJECTIVES] == [False, False, True]
+    assert [make().needs_critic_gradient for make in OBJECTIVES] == [False, False, True, True, False]
 
 
 # The learned objective
@@ -246,6 +267,25 @@ def test_use_critic_gradient() -> None:
     padded = critic_gradient + 5 * (inputs.action_weight == 0)[:, None, None]
     assert torch.equal(loss_of(objective, inputs._replace(critic_gradient=padded)), loss)
     assert objective.action_transform.get_parameter("hidden.0.weight").shape == (3, 4)
+
+
+@pytest.mark.parametrize("use_value", [True, False])
+def test_use_advantage(use_value: bool) -> None:
+    """As the last of the context: scaled, its sign kept, at most 2; values are computed for it whether or not they are inputs."""
+    objective, inputs = small(use_advantage=True, use_value=use_value, discount=0.9, gae_lambda=0.7), random_inputs()
+    assert objective.needs_value
+    reward = inputs.reward.clone()
+    reward[0, 0, 0] = 1000.0  # as a fall's, it drowns the others
+    advantage = naive_advantage(inputs._replace(reward=reward), 0.9, 0.7)
+    scaled = advantage / ((advantage**2).sum((1, 2)) / inputs.valid.sum((1, 2))).sqrt()[:, None, None]
+    assert scaled[0, 0, 0] > 2
+    context = objective._context(inputs._replace(reward=reward))
+    assert context.shape[-1] == (5 if use_value else 3)
+    torch.testing.assert_close(context[..., -1], scaled.clamp(-2, 2), rtol=1e-6, atol=1e-9)
+    # Rewards ten times as large, values as before: without this input that cannot be seen.
+    larger = inputs._replace(reward=10 * inputs.reward)
+    assert not torch.allclose(loss_of(objective, larger), loss_of(objective, inputs))
+    torch.testing.assert_close(loss_of(small(), larger), loss_of(small(), inputs), rtol=1e-5, atol=1e-7)
 
 
 def test_alone_it_takes_what_an_environment_gives() -> None:
@@ -425,6 +465,16 @@ def test_a_subclass_is_loaded_as_what_it_is(tmp_path: Path) -> None:
     assert isinstance(Louder.load(tmp_path / "again.safetensors"), Louder)
 
 
+def test_a_mixture_is_saved_with_its_options(tmp_path: Path) -> None:
+    objective, inputs = small_mixture(discount=0.9, gae_lambda=0.5, use_time=False), random_inputs()
+    objective.save(tmp_path / "mixture.safetensors")
+    loaded = LearnedObjective.load(tmp_path / "mixture.safetensors")
+    assert type(loaded) is LearnedMixture and loaded.architecture == objective.architecture
+    assert torch.equal(loss_of(loaded, inputs), loss_of(objective, inputs))
+    assert not torch.equal(loss_of(small_mixture(use_time=False), inputs), loss_of(objective, inputs))
+    assert not torch.equal(loss_of(small_mixture(advantage="indicator"), inputs), loss_of(small_mixture(), inputs))
+
+
 def test_a_class_that_is_not_wanted_or_not_there_is_named(tmp_path: Path) -> None:
     small().save(tmp_path / "plain.safetensors")  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"is of the class .*\.LearnedObjective; valid is Louder or a subclass"):
@@ -542,10 +592,33 @@ def test_reinforce_loss_and_gradient() -> None:
     torch.testing.assert_close(action_gradient_of(objective, inputs), expected)
 
 
-@pytest.mark.parametrize("arguments", [{"discount": 1.1}, {"gae_lambda": -0.1}])
-def test_reinforce_refuses(arguments: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be between 0 and 1"):
+def test_reinforce_may_imitate_those_actions_alone_that_were_better_than_expected() -> None:
+    inputs = random_inputs()
+    signed, positive, indicator = (loss_of(Reinforce(advantage=kind), inputs) for kind in ("signed", "positive", "indicator"))
+    is_better = signed > 0
+    assert is_better.any() and (signed < 0).any()
+    assert torch.equal(positive, torch.where(is_better, signed, 0.0))
+    advantage = generalised_advantage(inputs, 0.99, 0.97)
+    assert indicator[~is_better].eq(0).all()
+    torch.testing.assert_close(indicator[is_better], signed[is_better] / advantage[is_better])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"discount": 1.1}, "discount must be between 0 and 1, got 1.1"),
+        ({"gae_lambda": -0.1}, "gae_lambda must be between 0 and 1"),
+        ({"advantage": "negative"}, "advantage must be signed, positive or indicator, got 'negative'"),
+    ],
+)
+def test_reinforce_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Reinforce(**arguments)
+    with pytest.raises(ValueError, match=message):
+        small_mixture(**arguments)
+    if "advantage" not in arguments:
+        with pytest.raises(ValueError, match=message):
+            small(**arguments)
 
 
 # The critic
@@ -571,6 +644,37 @@ def test_critic_objective_is_the_deterministic_policy_gradient() -> None:
     assert (norm_per_agent(gradients) > 1e-3).all()
     for name, p in policy.items():
         torch.testing.assert_close(gradients[name], p.grad)
+
+
+# ------------------------------------------------------------------------------------------------------------ the mixture
+
+
+def test_the_mixture_weighs_both_gradients_by_what_the_network_says() -> None:
+    """All weights of the head's last layer 0: softplus of its bias everywhere, here of 2 and -1."""
+    objective, inputs = small_mixture(), random_inputs()
+    with torch.no_grad():
+        objective.get_parameter("head.out.weight").zero_()
+        objective.get_parameter("head.out.bias").copy_(torch.tensor([2.0, -1.0]))
+    parts = []
+    for part in (CriticObjective(), Reinforce()):
+        gradient = part.action_gradient({}, inputs)
+        # Root mean square over 9 and 11 valid steps (LENGTH), each the mean over 2 and 1 action dimensions.
+        mean_square = (gradient**2).sum((1, 2, 3)) / torch.tensor([9 * 2, 11 * 1])
+        parts.append(gradient / mean_square.sqrt()[:, None, None, None])
+    expected = math.log(1 + math.exp(2)) * parts[0] + math.log(1 + math.exp(-1)) * parts[1]
+    torch.testing.assert_close(action_gradient_of(objective, inputs), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_mixtures_weights_depend_on_what_comes_later() -> None:
+    """They are positive, differ from step to step, and follow what happens at a later step, not at an earlier one."""
+    objective, inputs = small_mixture(), random_inputs(torch.full((2, 3), NUM_STEPS))
+    later = inputs._replace(terminated=inputs.terminated.clone())
+    later.terminated[:, 0, 3] = 1.0
+    parameters = objective.stacked_parameters(NUM_AGENTS)
+    before, after = (objective.weights(parameters, x) for x in (inputs, later))
+    assert before.shape == (2, 3, NUM_STEPS, 2) and (before > 0).all() and before[:, :, 0].ne(before[:, :, 1]).all()
+    changed = before.ne(after).all(-1)
+    assert changed[:, 0, :4].all() and not changed[:, 0, 4:].any() and not changed[:, 1:].any()
 
 
 # ------------------------------------------------------------------------------------------------------------ neighbours

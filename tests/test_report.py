@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
-from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.objectives import LearnedMixture, LearnedObjective
 from metagenrl_pl.report import main, render
 from metagenrl_pl.report_parts import interval_text, number, slug
 from metagenrl_pl.results import METHOD_NAMES, MetaTestRow, append_rows
@@ -221,6 +221,15 @@ def test_the_critic_is_probed_where_it_is_looked_at(use_critic_gradient: bool, t
     main([str(tmp_path / "run"), "--out", str(tmp_path / "report.html"), "--figures", str(tmp_path / "figures")])
     pictures = [path.name for path in (tmp_path / "figures").iterdir() if "critic_gradient" in path.name]
     assert len(pictures) == (3 if use_critic_gradient else 0)  # DDPG/TD3, untrained, learned; REINFORCE does not look
+
+
+def test_a_mixture_shows_how_it_weighs(tmp_path: Path) -> None:
+    _run(tmp_path / "run", 0, 40.0)
+    LearnedMixture(hidden_units=4, context_units=2).save(tmp_path / "run" / "objective.safetensors", {"window_length": 4})
+    page, gallery = render([tmp_path / "run"])
+    gallery.save(tmp_path / "figures")
+    assert [path.name for path in (tmp_path / "figures").glob("*critic_share*")] == ["regime-0_critic_share.png"]
+    assert "DDPG/TD3's weight over the sum of both" in Page(page).text
 
 
 def test_numbers_as_text() -> None:

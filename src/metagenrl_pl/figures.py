@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metagenrl_pl.objectives import Objective, ObjectiveInputs
+from metagenrl_pl.objectives import LearnedMixture, Objective, ObjectiveInputs
+from metagenrl_pl.objectives.reinforce import generalised_advantage
 
 PROBES = {
     "reward": "reward of the step",
@@ -116,6 +117,25 @@ def credit_matrix(objective: Objective, num_steps: int, num_windows: int = 128, 
     return (gradient[1:] - gradient[:1]).median(1).values.T.numpy()
 
 
+def critic_share_by_step(mixture: LearnedMixture, num_steps: int, num_windows: int = 128, seed: int = 0) -> np.ndarray:
+    """DDPG's part of a mixture's weights at every step where the replayed action was better than expected, and elsewhere, [2, T].
+
+    The mean over windows.
+
+    Args:
+        mixture: that is asked.
+        num_steps: of a window.
+        num_windows: of noise, mirror images not counted.
+        seed: of the noise.
+    """
+    reward, value, critic_gradient, replay_action, policy_action = _noise(num_steps, num_windows, seed)
+    inputs = _inputs(reward, value, critic_gradient, replay_action, policy_action)
+    of_critic, of_returns = mixture.weights(mixture.stacked_parameters(1), inputs)[0].unbind(-1)  # [B, T] each
+    share = of_critic / (of_critic + of_returns)
+    is_better = generalised_advantage(inputs, mixture.reinforce.discount, mixture.reinforce.gae_lambda)[0] > 0
+    return torch.stack([(share * steps).sum(0) / steps.sum(0) for steps in (is_better, ~is_better)]).detach().numpy()
+
+
 def similarity(one: np.ndarray, other: np.ndarray) -> float:
     """Cosine of the angle between two pictures, 1 if they are equal up to a positive factor; NaN if one is zero everywhere."""
     norms = float(np.linalg.norm(one) * np.linalg.norm(other))
@@ -162,6 +182,21 @@ def credit_by_delay_figure(matrices: Mapping[str, np.ndarray], colours: Mapping[
     return figure
 
 
+def critic_share_figure(shares: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> Figure:
+    """A line for each `critic_share_by_step`: where the action was better than expected, and, dashed, elsewhere."""
+    figure, axes = _new_figure("DDPG/TD3's share of the weights")
+    for name, (better, worse) in shares.items():
+        axes.plot(better, color=colours[name], linewidth=1.8, label=name)
+        axes.plot(worse, color=colours[name], linewidth=1.2, linestyle="dashed")
+    axes.plot([], [], color="#555555", linewidth=1.2, linestyle="dashed", label="at advantages below 0")
+    axes.set_ylim(0, 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("step of the window", fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def _noise(num_steps: int, num_windows: int, seed: int) -> tuple[torch.Tensor, ...]:
     """Rewards, values, the critic's gradients, replayed actions and policy actions, [2 windows, T], values [2 windows, T + 1].
 
@@ -191,7 +226,19 @@ def _action_gradient(
     policy_action: torch.Tensor,
 ) -> torch.Tensor:
     """dL/da of windows [B, T] of one agent with one action dimension, [B, T]."""
-    inputs = ObjectiveInputs(
+    inputs = _inputs(reward, value, critic_gradient, replay_action, policy_action)
+    return objective.action_gradient(objective.stacked_parameters(1), inputs)[0, ..., 0].detach()
+
+
+def _inputs(
+    reward: torch.Tensor,
+    value: torch.Tensor,
+    critic_gradient: torch.Tensor,
+    replay_action: torch.Tensor,
+    policy_action: torch.Tensor,
+) -> ObjectiveInputs:
+    """Windows of one agent with one action dimension, whose episodes go on."""
+    return ObjectiveInputs(
         policy_action=policy_action[None, ..., None],
         replay_action=replay_action[None, ..., None],
         reward=reward[None],
@@ -201,7 +248,6 @@ def _action_gradient(
         action_weight=torch.ones(1, 1),
         critic_gradient=critic_gradient[None, ..., None],
     )
-    return objective.action_gradient(objective.stacked_parameters(1), inputs)[0, ..., 0].detach()
 
 
 def _new_figure(title: str) -> tuple[Figure, Axes]:

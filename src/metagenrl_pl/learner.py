@@ -49,6 +49,7 @@ class MetaSettings:
         advantage_share: how much of the judgement is that of returns instead of a critic's: by how much the policy comes nearer to
             replayed actions whose generalised advantage is positive and away from others (the loss of off-policy REINFORCE). Both are
             scaled by their action gradients. 0 for the critic alone (the paper).
+        advantage: what the returns' part of the judgement makes of advantages, see `Reinforce`.
         updates_per_cycle: of the objective, each from windows of its own, for one policy step.
         average_decay: per update, of a moving average of the objective's parameters, which is what is exported and meta-tested; None for
             the newest parameters. Agents are taught by the newest ones in any case.
@@ -63,6 +64,7 @@ class MetaSettings:
     share_windows: bool = False
     critic: Literal["first", "second", "twin_minimum", "target_minimum", "eldest"] = "first"
     advantage_share: float = 0.0
+    advantage: Literal["signed", "positive", "indicator"] = "signed"
     updates_per_cycle: int = 1
     average_decay: float | None = None
 
@@ -75,6 +77,8 @@ class MetaSettings:
             raise ValueError(f"critic must be first, second, twin_minimum, target_minimum or eldest, got {self.critic!r}")
         if not 0 <= self.advantage_share <= 1:
             raise ValueError(f"advantage_share must be between 0 and 1, got {self.advantage_share}")
+        if self.advantage not in ("signed", "positive", "indicator"):
+            raise ValueError(f"advantage must be signed, positive or indicator, got {self.advantage!r}")
         if self.updates_per_cycle < 1:
             raise ValueError(f"updates_per_cycle must be at least 1, got {self.updates_per_cycle}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
@@ -253,7 +257,7 @@ class Learner:
         population = self.population
         moments = self._policy_moments() if self.inner.needs_moments else None
         share = self.meta.advantage_share
-        advantage = Reinforce(self.settings.discount) if share > 0 else None
+        advantage = Reinforce(self.settings.discount, advantage=self.meta.advantage) if share > 0 else None
         judges = self._judges(env_steps)
         task = MetaTask(population.policy, first_critic(population.critics), windows, moments, judges, advantage, share)
         return population.networks, self.objective, self.inner, self.objective.stacked_parameters(population.num_agents), task

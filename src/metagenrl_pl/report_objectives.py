@@ -9,11 +9,13 @@ from metagenrl_pl.figures import (
     credit_by_delay_figure,
     credit_figure,
     credit_matrix,
+    critic_share_by_step,
+    critic_share_figure,
     gradient_figure,
     similarity,
 )
 from metagenrl_pl.messages import one_line
-from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
+from metagenrl_pl.objectives import CriticObjective, LearnedMixture, Objective, ParametricObjective, Reinforce
 from metagenrl_pl.objectives.parametric import UnknownObjectiveError
 from metagenrl_pl.plots import METHOD_COLOURS, RUN_COLOURS
 from metagenrl_pl.regimes import Regime
@@ -26,6 +28,10 @@ _CREDIT = (
     "How dL/da at step t changes (median over windows) when one standard deviation is added to the reward at step k, the policy being "
     "0.5 above the replayed action: red pulls it back to what was done. An objective that looks ahead is coloured above the diagonal. "
     "Below it REINFORCE is zero; a learned objective need not be, since the LSTM carries an action into the losses of earlier steps."
+)
+_SHARE = (
+    "A mixture weighs DDPG/TD3's gradient and REINFORCE's, step by step: DDPG/TD3's weight over the sum of both, mean over windows. "
+    "Above 1/2 it trusts the critic more than the returns."
 )
 _COSINES = (
     "1: the same up to its scale; 0: unrelated; -1: the opposite. By dQ/da the cosine is with DDPG/TD3's picture. The last "
@@ -87,6 +93,13 @@ def objectives_parts(regime: Regime, gallery: Gallery, anchor: str) -> list[Part
                 gallery.add(f"{anchor}_gradient_{probe}_{name}", figure, f"dL/da of {name} by {meaning} and distance")
             )
         parts.append(Pictures(pictures, f"dL/da by the {meaning}, mean over windows", is_small=True))
+    colours = {_REINFORCE: METHOD_COLOURS["reinforce"], _UNTRAINED: METHOD_COLOURS["untrained"]}
+    colours |= dict(zip(learned, RUN_COLOURS, strict=False))
+    mixtures = {name: one for name, one in objectives.items() if isinstance(one, LearnedMixture)}
+    if mixtures:
+        shares = {name: critic_share_by_step(mixture, num_steps) for name, mixture in mixtures.items()}
+        picture = gallery.add(f"{anchor}_critic_share", critic_share_figure(shares, colours), "DDPG/TD3's share of the weights")
+        parts.append(Pictures([picture], "Trust in the critic", _SHARE, is_small=True))
     matrices = {name: credit_matrix(objective, num_steps) for name, objective in objectives.items()}
     pictures = []
     for name, matrix in matrices.items():
@@ -94,8 +107,6 @@ def objectives_parts(regime: Regime, gallery: Gallery, anchor: str) -> list[Part
         cosines[name] += [_cosine_text(similarity(matrix, other)) for other in (matrices[_REINFORCE], again)]
         figure = credit_figure(matrix, _title(name, learned))
         pictures.append(gallery.add(f"{anchor}_credit_{name}", figure, f"Credit over time of {name}"))
-    colours = {_REINFORCE: METHOD_COLOURS["reinforce"], _UNTRAINED: METHOD_COLOURS["untrained"]}
-    colours |= dict(zip(learned, RUN_COLOURS, strict=False))
     pictures.append(gallery.add(f"{anchor}_credit_by_delay", credit_by_delay_figure(matrices, colours), "Credit by delay"))
     header = ["cosine with REINFORCE's picture", *probes.values(), "credit over time", "credit with other noise"]
     rows = [[_title(name, learned), *cells] for name, cells in cosines.items() if name != _REINFORCE]

@@ -60,6 +60,19 @@ class Objective(nn.Module, ABC):
         return any(p.requires_grad for p in self.parameters())
 
 
+class DirectedObjective(Objective):
+    """An objective that is given by its action gradient instead of a loss; a subclass implements `action_gradient`."""
+
+    @abstractmethod
+    def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """g, [P, B, T, A], 0 where padded."""
+
+    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """<g, a> of every step, [P, B, T], with g held constant: linear in the action, with the slope g at the policy's."""
+        here = inputs._replace(policy_action=inputs.policy_action.detach())  # g is the gradient; it has none of its own
+        return (self.action_gradient(parameters, here) * inputs.policy_action).sum(-1)
+
+
 def check_loss(objective: Objective) -> None:
     """Ask an objective about a few windows of noise.
 

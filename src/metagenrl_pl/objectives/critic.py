@@ -3,18 +3,13 @@
 from torch import Tensor
 
 from metagenrl_pl.nn import Parameters
-from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
+from metagenrl_pl.objectives.contract import DirectedObjective, ObjectiveInputs
 
 
-class CriticObjective(Objective):
+class CriticObjective(DirectedObjective):
     """L = -Q1(s, pi(s)), so that dL/da = -dQ1/da (Silver et al. 2014, eq. 9; with the clipped twin critics of TD3)."""
 
     needs_value, needs_critic_gradient = False, True
-
-    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """-<dQ1/da, a> of every step, [P, B, T], 0 where padded: linear in the action, with the slope that -Q1 has at the policy's."""
-        assert inputs.critic_gradient is not None  # promised by needs_critic_gradient
-        return -(inputs.critic_gradient * inputs.policy_action).sum(-1) * inputs.valid
 
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """-dQ1/da, [P, B, T, A], 0 where padded."""

@@ -11,6 +11,7 @@ from metagenrl_pl.batch import valid_states
 from metagenrl_pl.nn import ALIGNMENT, Parameters, StackedMLP, glorot_uniform, inverse_root_mean_square, mixed, stacked_linear
 from metagenrl_pl.objectives.contract import ObjectiveInputs
 from metagenrl_pl.objectives.parametric import ParametricObjective
+from metagenrl_pl.objectives.reinforce import generalised_advantage
 
 _NORMALISATION_EPS = 1e-8
 _PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -32,12 +33,18 @@ class LearnedObjective(ParametricObjective):
         bounded_head: whether the output e becomes tanh(1e-3 e) / 1e-3.
         use_critic_gradient: whether the critic's own action gradient dQ1/da, a constant scaled to root mean square 1, is a third input for
             each action dimension; with it the family of objectives contains DDPG/TD3 as well as REINFORCE. Not in the paper.
+        use_advantage: whether the generalised advantage of the replayed action, scaled to root mean square 1, is an input as well. Rewards
+            and values are normalised apart, so that it cannot be computed from them. Not in the paper.
+        discount, gae_lambda: of that advantage, see `Reinforce`.
         layer_norm_eps: added to the variance of the layer norms.
         seed: of the initial weights.
 
     Raises:
-        ValueError: if a width is odd or not positive.
+        ValueError: if a width is odd or not positive, or `discount` or `gae_lambda` is outside [0, 1].
     """
+
+    #: How many numbers the head gives for each step.
+    num_outputs = 1
 
     def __init__(
         self,
@@ -48,6 +55,9 @@ class LearnedObjective(ParametricObjective):
         use_lstm: bool = True,
         bounded_head: bool = True,
         use_critic_gradient: bool = False,
+        use_advantage: bool = False,
+        discount: float = 0.99,
+        gae_lambda: float = 0.97,
         layer_norm_eps: float = 1e-5,
         seed: int = 0,
     ) -> None:
@@ -55,6 +65,9 @@ class LearnedObjective(ParametricObjective):
             raise ValueError(f"hidden_units must be even and at least 2, got {hidden_units}")
         if context_units < 1:
             raise ValueError(f"context_units must be at least 1, got {context_units}")
+        for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {share}")
         super().__init__(
             hidden_units=hidden_units,
             context_units=context_units,
@@ -63,9 +76,13 @@ class LearnedObjective(ParametricObjective):
             use_lstm=use_lstm,
             bounded_head=bounded_head,
             use_critic_gradient=use_critic_gradient,
+            use_advantage=use_advantage,
+            discount=discount,
+            gae_lambda=gae_lambda,
             layer_norm_eps=layer_norm_eps,
         )
-        self.needs_value = use_value
+        self.use_advantage, self.discount, self.gae_lambda = use_advantage, discount, gae_lambda
+        self.needs_value = use_value or use_advantage
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
         self.needs_critic_gradient = use_critic_gradient
         self.hidden_units = hidden_units
@@ -74,7 +91,7 @@ class LearnedObjective(ParametricObjective):
         self._head = StackedMLP(2, mixed, layer_norm_eps, prefix="head.")
 
         generator = torch.Generator().manual_seed(seed)
-        num_context = 1 + use_time + 2 * use_value
+        num_context = 1 + use_time + 2 * use_value + use_advantage
         num_features = hidden_units + context_units
         parameters = self._action_transform.init(2 + use_critic_gradient, hidden_units, 0, generator)
         parameters |= self._context_transform.init(num_context, hidden_units, context_units, generator)
@@ -82,12 +99,19 @@ class LearnedObjective(ParametricObjective):
             kernel = glorot_uniform(num_features + hidden_units, 4 * hidden_units, generator)
             parameters["lstm.weight_input"], parameters["lstm.weight_hidden"] = kernel.split([num_features, hidden_units])
             parameters["lstm.bias"] = torch.zeros(4 * hidden_units)
-        parameters |= self._head.init(hidden_units if use_lstm else num_features, hidden_units, 1, generator)
+        parameters |= self._head.init(hidden_units if use_lstm else num_features, hidden_units, self.num_outputs, generator)
         for name, value in parameters.items():
             _register(self, name, nn.Parameter(value.clone()))
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """L_alpha of every step, [P, B, T], 0 where padded."""
+        error = self.read(parameters, inputs).squeeze(-1)
+        if self.bounded_head:
+            error = torch.tanh(1e-3 * error) / 1e-3
+        return error * inputs.valid
+
+    def read(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """What the head says of every step, [P, B, T, num_outputs]; anything where padded."""
         num_agents, num_windows, num_steps, num_actions = inputs.policy_action.shape
         num_samples = num_windows * num_steps
 
@@ -102,13 +126,10 @@ class LearnedObjective(ParametricObjective):
         features = torch.cat([features, context], -1)
         if self.use_lstm:
             features = self._backward_lstm(parameters, features, inputs.valid)
-        error = self._head(parameters, features).view(num_agents, num_windows, num_steps)
-        if self.bounded_head:
-            error = torch.tanh(1e-3 * error) / 1e-3
-        return error * inputs.valid
+        return self._head(parameters, features).view(num_agents, num_windows, num_steps, self.num_outputs)
 
     def _context(self, inputs: ObjectiveInputs) -> Tensor:
-        """Normalised reward, t / T, V(s') and V(s) of every step, [P, B, T, 1 to 4]."""
+        """Normalised reward, t / T, V(s') and V(s), and the scaled advantage of every step, [P, B, T, 1 to 5]."""
         num_steps = inputs.reward.shape[-1]
         context = [normalise(inputs.reward, inputs.valid)]
         if self.use_time:
@@ -118,6 +139,11 @@ class LearnedObjective(ParametricObjective):
             assert inputs.value is not None  # promised by needs_value
             value = normalise(inputs.value, valid_states(inputs.valid))
             context += [value[..., 1:] * (1 - inputs.terminated), value[..., :-1]]
+        if self.use_advantage:
+            advantage = generalised_advantage(inputs, self.discount, self.gae_lambda) * inputs.valid
+            mean_square = (advantage * advantage).sum((1, 2), keepdim=True) / inputs.valid.sum((1, 2), keepdim=True)
+            # Not centred, since its sign has a meaning; clamped, since a fall's would drown all others.
+            context.append((advantage * torch.rsqrt(mean_square + _NORMALISATION_EPS)).clamp(-2, 2))
         return torch.stack(context, -1)
 
     def _backward_lstm(self, parameters: Parameters, features: Tensor, valid: Tensor) -> Tensor:
