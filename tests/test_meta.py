@@ -197,6 +197,23 @@ def test_returns_judge_beside_the_critic() -> None:
             torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("path", [factored_meta_gradients, general_meta_gradients])
+def test_a_judge_of_larger_values_has_no_larger_say_than_its_share(path: Any) -> None:
+    population, objective, inner = small_population(), small_objective(), inner_step("sgd")
+    alpha = objective.stacked_parameters(3)
+    gradients = []
+    for factor in (1, 50):
+        judges = {
+            name: factor * p[:, :1] if name.startswith("out.") else p[:, :1].clone() for name, p in population.critics.items()
+        }
+        task = task_of(population, inner, judges, advantage_share=0.4)
+        gradients.append(path(population.networks, objective, inner, alpha, task)[0])
+    own = path(population.networks, objective, inner, alpha, task_of(population, inner, advantage_share=0.4))[0]
+    for name, gradient in own.items():
+        for other in gradients:
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
+
+
 FIGURE_5 = [
     dict(zip(("use_time", "use_value", "use_lstm", "bounded_head"), values, strict=True))
     for values in itertools.product([True, False], repeat=4)

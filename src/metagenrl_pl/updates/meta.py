@@ -44,20 +44,25 @@ def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
     """
     windows = task.windows
     action = networks.action(policy, windows.observation)
-    if task.judges is None:
-        value = networks.q(task.critic, windows.observation, action)
-    else:
-        value = networks.ensemble_q(task.judges, windows.observation, action).amin(1)
-    loss = -(value * windows.valid).sum((1, 2)) / windows.num_valid
+    loss = -(_judged_value(networks, task, action) * windows.valid).sum((1, 2)) / windows.num_valid
     if task.advantage is None:
         return loss
     before = networks.action(task.policy, windows.observation)
-    inputs = objective_inputs(networks, task.policy, task.critic, windows, before, with_critic_gradient=True)
-    assert inputs.critic_gradient is not None
+    inputs = objective_inputs(networks, task.policy, task.critic, windows, before, with_critic_gradient=False)
     by_advantage = task.advantage.loss({}, inputs._replace(policy_action=action)).sum((1, 2)) / windows.num_valid
-    slope = task.advantage.action_gradient({}, inputs)
-    scales = [inverse_root_mean_square(x, inputs.action_weight, windows.valid) for x in (inputs.critic_gradient, slope)]
+    slopes = (
+        torch.func.grad(lambda a: _judged_value(networks, task, a).sum())(before) * networks.action_mask[:, None, None],
+        task.advantage.action_gradient({}, inputs),
+    )
+    scales = [inverse_root_mean_square(x, inputs.action_weight, windows.valid) for x in slopes]
     return (1 - task.advantage_share) * scales[0] * loss + task.advantage_share * scales[1] * by_advantage
+
+
+def _judged_value(networks: Networks, task: MetaTask, action: Tensor) -> Tensor:
+    """Q of the task's critic, or the minimum of its judges', [P, B, T]."""
+    if task.judges is None:
+        return networks.q(task.critic, task.windows.observation, action)
+    return networks.ensemble_q(task.judges, task.windows.observation, action).amin(1)
 
 
 def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask) -> Parameters:
