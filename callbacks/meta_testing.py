@@ -1,5 +1,6 @@
 """Meta-test evaluation during and after meta-training, and noise-free evaluation of the population itself."""
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from metagenrl_pl.config import ConfigError
 from metagenrl_pl.datamodule import MacroBatch
 from metagenrl_pl.env_group import sizes_of
 from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.messages import one_line
 from metagenrl_pl.meta_test import (
     Evaluator,
     MetaTestStopped,
@@ -33,10 +35,14 @@ from metagenrl_pl.meta_test import (
     random_returns,
 )
 from metagenrl_pl.objectives import Objective, ParametricObjective
+from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.replay import check_memory, memory_bytes
 from metagenrl_pl.results import MetaTestRow, append_rows, drop_rows_after, method_name, read_rows
 from metagenrl_pl.streams import derive_seed
+
+_OWN_METHODS = ("learned", "untrained", "random")
+"""What a meta-test names itself, so that no baseline's results may go by it."""
 
 
 class MetaTest(pl.Callback):
@@ -59,7 +65,8 @@ class MetaTest(pl.Callback):
         baselines: objectives by the name of their method; null for one that is not tested.
 
     Raises:
-        ValueError: if a number is not positive, there is no seed, seeds or environments repeat, or an environment cannot serve.
+        ValueError: if a number is not positive, there is no seed, seeds or environments repeat, or an environment or a baseline cannot
+            serve.
     """
 
     def __init__(
@@ -87,8 +94,7 @@ class MetaTest(pl.Callback):
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must differ, got {list(seeds)}")
         for method, baseline in (baselines or {}).items():
-            if not (baseline is None or isinstance(baseline, Objective)):
-                raise ValueError(f"baselines.{method} must be an objective, or null for none, got {baseline!r}")
+            _check_baseline(method, baseline)
         self._path = Path(run_dir) / "meta_test.csv"
         self._specs = [EnvironmentSpec.parse(entry) for entry in environments]
         names = [spec.name for spec in self._specs]
@@ -220,6 +226,34 @@ class MetaTest(pl.Callback):
             returns = [row.episode_return for row in final if row.environment == spec.name]
             metrics[f"meta_test/{spec.name}/{method}"] = sum(returns) / len(returns)
         log_metrics(trainer, metrics)
+
+
+def _check_baseline(method: str, baseline: Objective | None) -> None:
+    """Refuse a baseline that goes by the name of another method or teaches nothing.
+
+    Raises:
+        ValueError: names its key, below `callbacks.meta_test`, and what is valid.
+    """
+    if method in _OWN_METHODS:
+        raise ValueError(
+            f"baselines.{method}: a baseline cannot be called {', '.join(_OWN_METHODS[:-1])} or {_OWN_METHODS[-1]}, which a meta-test "
+            "tests beside it; valid is a name of your own"
+        )
+    if baseline is None:
+        return
+    if not isinstance(baseline, Objective):
+        raise ValueError(f"baselines.{method} must be an objective, or null for none, got {baseline!r}")
+    given = f"baselines.{method}={type(baseline).__module__}.{type(baseline).__qualname__}"
+    try:
+        check_loss(baseline)
+    except ValueError as error:
+        raise ValueError(f"{given}: {one_line(error)}") from error
+    except Exception as error:  # a class of the user's own may raise anything
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        raise ValueError(
+            f"{given}: its loss raises {type(error).__name__}: {one_line(error)} ({place}); valid is a loss of [P, B, T]"
+        ) from error
 
 
 def _stage(trainer: pl.Trainer, objective: ParametricObjective) -> int:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 from tiny_runs import TOYS, tiny_objective, tiny_run, tiny_settings
 
@@ -19,13 +20,14 @@ from callbacks.display import FinalReport, PopulationDisplay, clock, progress_of
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
 from callbacks.schedule import check_interval, crossed, env_steps_of
 from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
-from metagenrl_pl.config import ConfigError
+from metagenrl_pl.config import ConfigError, build
 from metagenrl_pl.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.env_group import sizes_of
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.files import read_csv
 from metagenrl_pl.module import MetaGenRL
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
+from metagenrl_pl.objectives.contract import ObjectiveInputs
 from metagenrl_pl.replay import memory_bytes
 from metagenrl_pl.results import METHOD_NAMES, read_rows
 
@@ -437,3 +439,59 @@ def test_the_final_report_prints_the_table_and_draws(tmp_path: Path, no_terminal
 def test_the_final_report_of_nothing_is_silent(tmp_path: Path, no_terminal: io.StringIO) -> None:
     tiny_run(callbacks=[FinalReport(str(tmp_path))])
     assert no_terminal.getvalue() == "" and list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------- baselines of a meta-test
+
+
+class Unlike(Reinforce):
+    """Whose loss is what it was given to compute it."""
+
+    def __init__(self, loss: Callable[[ObjectiveInputs], torch.Tensor]) -> None:
+        super().__init__()
+        self._loss = loss
+
+    def loss(self, parameters: Any, inputs: ObjectiveInputs) -> torch.Tensor:
+        return self._loss(inputs)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        (
+            Unlike(lambda inputs: inputs.policy_action.mean()),
+            r"its loss has the shape \(\) for 2 agents, .*; valid is \(2, 3, 4\), \[P, B, T\]$",
+        ),
+        (Unlike(lambda inputs: inputs.reward), r"its loss does not depend on inputs\.policy_action"),
+        (
+            Unlike(lambda inputs: inputs.policy_action @ inputs.reward[0, 0, :3]),
+            r"its loss raises RuntimeError: [^\n]* \(test_callbacks\.py, line \d+\); valid is a loss of \[P, B, T\]$",
+        ),
+        (Unlike(lambda inputs: inputs.actions), r"its loss raises AttributeError: .*; valid is a loss of \[P, B, T\]$"),  # type: ignore[attr-defined]
+    ],
+)
+def test_a_baseline_that_teaches_nothing_is_refused_before_a_run_begins(baseline: Unlike, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^baselines\.mine=\w+\.Unlike: {message}"):
+        meta_test(baselines={"critic": CriticObjective(), "mine": baseline})
+    meta_test(baselines={"mine": Unlike(lambda inputs: inputs.policy_action.sum(-1))})
+
+
+@pytest.mark.parametrize("method", ["learned", "untrained", "random"])
+def test_a_baseline_does_not_go_by_the_name_of_another_method(method: str) -> None:
+    with pytest.raises(ValueError, match=rf"^baselines\.{method}: a baseline cannot be called .*; valid is a name of your own$"):
+        meta_test(baselines={method: CriticObjective()})
+
+
+def test_the_refusal_of_a_baseline_names_its_key() -> None:
+    node = {
+        "_target_": "callbacks.meta_testing.MetaTest",
+        "run_dir": "nowhere",
+        "environments": ["Approach-v0"],
+        "seeds": [0],
+        "env_steps": 1,
+        "evaluate_every_env_steps": 1,
+        "baselines": {"random": {"_target_": "metagenrl_pl.objectives.CriticObjective"}},
+    }
+    config = OmegaConf.create({"callbacks": {"meta_test": node}})
+    with pytest.raises(ConfigError, match=r"^callbacks\.meta_test: baselines\.random: "):
+        build(config.callbacks.meta_test, pl.Callback)
