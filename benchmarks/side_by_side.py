@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from metagenrl_pl.messages import joined, one_line, shown
+from metagenrl_pl.resume import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +57,7 @@ class Planned(NamedTuple):
 
 def is_begun(folder: Path) -> bool:
     """Whether a run has a checkpoint to go on from, or has ended."""
-    return (folder / "ended").exists() or any((folder / "checkpoints").glob("*.ckpt"))
+    return (folder / "ended").exists() or newest_checkpoint(folder) is not None
 
 
 def composed(overrides: Sequence[str]) -> str:
@@ -158,9 +159,8 @@ class Runner:
 
     def _begun(self, plan: Planned) -> "subprocess.Popen[bytes]":
         folder = plan.folder
-        checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
-        if checkpoints:
-            arguments = [f"ckpt_path={checkpoints[-1]}"]
+        if newest := newest_checkpoint(folder):
+            arguments = [f"ckpt_path={newest}"]
         else:
             shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
             arguments = [f"run_dir={folder}", *plan.overrides, *plan.without]

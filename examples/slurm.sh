@@ -12,9 +12,8 @@ source .venv/bin/activate
 run_dir=runs/slurm_${SLURM_JOB_ID}
 
 # A job that is started again under its number goes on from its newest checkpoint.
-checkpoint=$(ls -t "$run_dir"/checkpoints/env_steps_*.ckpt 2>/dev/null | head -1)
-if [ -n "$checkpoint" ]; then
-    srun python train.py ckpt_path="$checkpoint" trainer.devices=4 trainer.num_nodes=2 env_workers=11
+if compgen -G "$run_dir/checkpoints/env_steps_*.ckpt" >/dev/null; then
+    srun python train.py ckpt_path="$run_dir" trainer.devices=4 trainer.num_nodes=2 env_workers=11
 else
     srun python train.py experiment=paper/lunar_cheetah population.size=64 run_dir="$run_dir" \
         trainer.accelerator=gpu trainer.devices=4 trainer.num_nodes=2 trainer.strategy=ddp env_workers=11

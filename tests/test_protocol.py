@@ -140,6 +140,25 @@ def test_what_was_tested_under_other_conditions_is_tested_again(tmp_path: Path) 
     assert without({"protocol": []}, "callbacks.meta_test.baselines.reinforce.discount=0.5") == [every - {"reinforce"}]
 
 
+def test_a_run_goes_on_from_the_checkpoint_that_has_its_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Planned(tmp_path / "run", ["env_steps=60"])
+    checkpoints = plan.folder / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "epoch=0-step=10.ckpt").touch()  # of another callback
+    assert not plan.is_begun
+    for name in ("env_steps_000000100", "env_steps_000000020"):  # the run went back, and was stopped again
+        (checkpoints / f"{name}.ckpt").touch()
+    (checkpoints / "env_steps_000000020.replay").mkdir()
+    commands: list[list[str]] = []
+
+    def started(command: list[str], **options: object) -> None:
+        commands.append(command)
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    Runner()._begun(plan)
+    assert plan.is_begun and commands[0][-1] == f"ckpt_path={checkpoints / 'env_steps_000000020.ckpt'}"
+
+
 def test_objectives_that_cannot_be_tested_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"--objectives {tmp_path}: no objective.safetensors there or below"):
         frozen_runs([tmp_path], [0], tmp_path, SMALL)

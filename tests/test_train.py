@@ -515,7 +515,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ),
         ("experiment=meta_test objective.path=/dev/null", "objective.path=/dev/null: "),
         ("ckpt_path=nothing.ckpt", "ckpt_path=nothing.ckpt: there is no such file; valid is a .ckpt file of a run"),
-        ("ckpt_path=.", "ckpt_path=.: this folder holds no checkpoints/*.ckpt; valid is a .ckpt file, or the folder of a run"),
+        (
+            "ckpt_path=.",
+            "ckpt_path=.: this folder holds no checkpoints/env_steps_*.ckpt; valid is a .ckpt file, or the folder of a run",
+        ),
         ("ckpt_path=", "ckpt_path is empty; valid is a checkpoint, the folder of a run, or null"),
         ("run_dir=", "run_dir is empty; valid is a folder"),
         ("run_dir=/dev/null", "run_dir=/dev/null is no folder; valid is a new one"),
@@ -580,6 +583,21 @@ def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(debug: tuple[Path,
     assert code == 0, errors
     assert (tmp_path / "copy" / "checkpoints" / "env_steps_000000440.ckpt").is_file()
     assert len(json.loads((tmp_path / "copy" / "provenance.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("place", ["copy", "copy/checkpoints"])
+def test_a_folder_stands_for_the_checkpoint_with_the_replay(
+    place: str, debug: tuple[Path, str], in_process: Train, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Though a copy has lost the times, and another callback has saved a file later."""
+    shutil.copytree(debug[0], tmp_path / "copy")
+    folder = tmp_path / "copy" / "checkpoints"
+    shutil.copy(folder / "env_steps_000000200.ckpt", folder / "epoch=0-step=10.ckpt")
+    os.utime(folder / "env_steps_000000400.ckpt", (0, 0))
+    code, printed, errors = in_process(f"ckpt_path={place}", "env_steps=401", "callbacks.meta_test=null")
+    assert code == 0 and "Run folder: copy " in printed, errors
+    assert not [told for told in recwarn if "No replay" in str(told.message)]
+    assert [path.name for path in folder.glob("*.replay")] == ["env_steps_000000401.replay"]
 
 
 def test_a_damaged_provenance_is_named(debug: tuple[Path, str], in_process: Train, tmp_path: Path) -> None:

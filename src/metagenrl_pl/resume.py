@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metagenrl_pl.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError
 from metagenrl_pl.config import ConfigError
+from metagenrl_pl.datamodule import replay_folder
 from metagenrl_pl.messages import key_message
 
 OVERRIDABLE = (
@@ -35,15 +36,30 @@ def folder_of(checkpoint: Path) -> Path:
 
 
 def newest_checkpoint(run_dir: Path | str) -> Path | None:
-    """The checkpoint that a run goes on from; None if it has saved none."""
-    files = [path for path in (Path(run_dir) / "checkpoints").glob("*.ckpt") if path.is_file()]
-    return max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+    """The checkpoint that a run goes on from: the one with its replay, else the one that was saved last; None if there is none.
+
+    Other files than `RunCheckpoint`'s do not count, since nothing lies beside them. A copy may have lost the times, not the replay.
+    """
+
+    def order(path: Path) -> tuple[bool, int, str]:
+        return replay_folder(path).is_dir(), path.stat().st_mtime_ns, path.name
+
+    files = [path for path in (Path(run_dir) / "checkpoints").glob("env_steps_*.ckpt") if path.is_file()]
+    return max(files, key=order, default=None)
+
+
+def _newest_in(folder: Path) -> Path | None:
+    """The same of a run's folder, or of the folder of its checkpoints."""
+    newest = newest_checkpoint(folder)
+    if newest is None and folder.absolute().name == "checkpoints":
+        return newest_checkpoint(folder_of(folder / "any.ckpt"))
+    return newest
 
 
 def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
     """The configuration of the run that `config.ckpt_path` was saved by, with what the command line may change; without one, `config`.
 
-    A run's folder as `ckpt_path` stands for its newest checkpoint.
+    A run's folder as `ckpt_path`, or that of its checkpoints, stands for its newest checkpoint.
 
     Raises:
         ConfigError: if the checkpoint cannot be read or the command line sets anything else.
@@ -54,10 +70,10 @@ def resumed_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         raise ConfigError("ckpt_path is empty; valid is a checkpoint, the folder of a run, or null")
     path = Path(config.ckpt_path)
     if path.is_dir():
-        newest = newest_checkpoint(path)
+        newest = _newest_in(path)
         if newest is None:
             raise ConfigError(
-                f"ckpt_path={path}: this folder holds no checkpoints/*.ckpt; valid is a .ckpt file, or the folder of a run"
+                f"ckpt_path={path}: this folder holds no checkpoints/env_steps_*.ckpt; valid is a .ckpt file, or the folder of a run"
             )
         path = newest
         config.ckpt_path = str(path)
