@@ -1,6 +1,9 @@
 """Meta-testing: what an evaluation measures, and that fresh agents are compared on equal terms."""
 
+import dataclasses
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from tiny_runs import tiny_objective, tiny_settings
 from torch import Tensor
 from toy_environments import Counting
 
+from metagenrl_pl.env_workers import make_group
 from metagenrl_pl.envs import Environment, EnvironmentSpec
 from metagenrl_pl.meta_test import Evaluator, fresh_seeds, meta_test, random_returns
 from metagenrl_pl.objectives import CriticObjective, Objective, Reinforce
@@ -76,6 +80,35 @@ def test_a_better_policy_returns_more() -> None:
     towards = evaluator(lambda observation: -observation[..., :1] / 4)
     away = evaluator(lambda observation: observation[..., :1] / 4)
     assert towards > evaluator(still) > away
+
+
+@pytest.mark.parametrize("worst", [np.nan, np.inf])
+def test_an_agent_that_has_diverged_has_no_return(worst: float) -> None:
+    """In the second episode of the first agent, from its third step on; the second agent has one action, the other is padding."""
+
+    def diverging(observation: Tensor) -> Tensor:
+        action = torch.zeros(2, 2, 2)
+        action[1, :, 1] = worst
+        if observation[0, 1, 1] == 2:
+            action[0, 1, 1] = worst
+        return action
+
+    before = Counting.steps_taken_by_all
+    np.testing.assert_array_equal(Evaluator([THREE_STEPS, FIVE_STEPS], [0, 1], 2)(diverging), [np.nan, 15])
+    assert Counting.steps_taken_by_all - before == 3 + 2 + 2 * 5  # no environment is given what is not finite
+
+    everywhere = [dataclasses.replace(spec, id=f"toy_environments:{spec.id}") for spec in (THREE_STEPS, FIVE_STEPS)]
+    with closing(Evaluator(everywhere, [0, 1], 2, partial(make_group, num_workers=1))) as evaluator:
+        np.testing.assert_array_equal(evaluator(diverging), [np.nan, 15])
+        np.testing.assert_array_equal(evaluator(lambda observation: torch.full((2, 2, 2), worst)), [np.nan] * 2)
+        np.testing.assert_array_equal(evaluator(still), [6, 15])
+
+
+def test_a_policy_of_nan_is_not_better_than_random_actions() -> None:
+    """The environment's end, and a reward for every step until then, come whatever the action."""
+    specs = [EnvironmentSpec("InvertedPendulum-v5")]
+    (nan,) = Evaluator(specs, [0], 2)(lambda observation: torch.full((1, 2, 1), torch.nan))
+    assert np.isnan(nan) and random_returns(specs, [0], 2)[0].episode_return > 0
 
 
 def test_an_evaluation_needs_an_episode() -> None:

@@ -58,9 +58,10 @@ class Evaluator:
         self._seeds = [derive_seed(seed, "evaluation", episode) % 2**31 for seed in seeds for episode in range(num_episodes)]
         self.environments = make([spec for spec in specs for _ in range(num_episodes)])
         self._observation_size = observation_size or self.environments.observation_size
+        self._action_sizes = np.array([action_size for _, action_size in self.environments.sizes])
 
     def __call__(self, act: Act) -> np.ndarray:
-        """Mean return of each agent, [P].
+        """Mean return of each agent, [P]; NaN for one that has diverged, that is, with an action that is not finite.
 
         Args:
             act: observations [P, num_episodes, O] -> actions [P, num_episodes, A] in [-1, 1].
@@ -73,6 +74,9 @@ class Evaluator:
             observation[index, : len(first)] = first
         while is_open.any():
             action = act(torch.from_numpy(observation).view(*self._shape, -1)).cpu().flatten(0, 1).numpy()
+            has_diverged = is_open & ~self._are_finite(action)
+            returns[has_diverged] = np.nan  # what an environment makes of NaN, rewards included, is no merit of the agent
+            is_open = is_open & ~has_diverged
             environments.begin_step(action, is_open)
             steps = environments.end_step()
             observation[is_open, :size] = steps.observation[is_open]
@@ -83,6 +87,11 @@ class Evaluator:
     def close(self) -> None:
         """Close the environments."""
         self.environments.close()
+
+    def _are_finite(self, action: np.ndarray) -> np.ndarray:
+        """Whether the real dimensions of each action, [N, A], are finite, [N]."""
+        is_real = np.arange(action.shape[1]) < self._action_sizes[:, None]
+        return np.isfinite(action).all(1, where=is_real)
 
 
 def fresh_seed(spec: EnvironmentSpec, number: int) -> int:
