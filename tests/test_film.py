@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toy_environments  # noqa: F401  (registers them)
+from gymnasium.envs.classic_control import PendulumEnv
 
 import train
 from metagenrl_pl import film
@@ -130,10 +131,40 @@ def test_mistakes_are_answered_in_one_line(
     assert re.match(f"error: {message}\n$", capsys.readouterr().err)
 
 
+def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    older = checkpoint.with_name("env_steps_000000060.ckpt")
+    older.write_bytes(b"not the newest")
+    os.utime(older, ns=(0, 0))
+    for folder in (checkpoint.parent.parent, checkpoint.parent):
+        _, population = film.trained_agents(folder)
+        assert film._policy(population, 2)(np.zeros(3, np.float32)) == -1
+    older.unlink()
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        film.main([str(tmp_path / "no.ckpt")])
-    assert "there is no such file" in capsys.readouterr().err
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(b"nothing")
+    for path, message in (
+        (tmp_path / "no.ckpt", "there is no such file"),
+        (damaged, "the file is truncated, corrupt or no checkpoint at all"),
+        (tmp_path, "no run has saved a checkpoint here; valid is a .ckpt file, or the folder of a run"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            film.main([str(path)])
+        assert exit.value.code == 2 and capsys.readouterr().err.startswith(f"error: {path}: {message}")
+
+
+def test_an_environment_that_fails_is_told_in_one_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: PendulumEnv, action: np.ndarray) -> None:
+        raise RuntimeError("the rod broke")
+
+    monkeypatch.setattr(PendulumEnv, "step", fail)
+    with pytest.raises(SystemExit) as exit:
+        film.main([str(checkpoint), "--agents", "0", "--out", str(tmp_path)])
+    told = rf"error: environment Pendulum-v1\[.*\]: in step 1 of an episode RuntimeError: the rod broke \(.*\)\n"
+    assert exit.value.code == 2 and re.fullmatch(told, capsys.readouterr().err)
 
 
 def test_environments_that_cannot_be_drawn_are_refused() -> None:

@@ -1,6 +1,7 @@
-"""Films of trained agents: `python -m metagenrl_pl.film CHECKPOINT [--agents N ...] [--out DIR]`.
+"""Films of trained agents: `python -m metagenrl_pl.film CHECKPOINT|RUN_FOLDER [--agents N ...] [--out DIR]`.
 
-An agent of a checkpoint plays one episode with its noise-free policy, and what its environment draws becomes a film.
+An agent of a checkpoint (the newest one of a run) plays one episode with its noise-free policy, and what its environment draws becomes
+a film.
 """
 
 import argparse
@@ -18,13 +19,14 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from metagenrl_pl.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO
+from metagenrl_pl.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError
 from metagenrl_pl.config import build
 from metagenrl_pl.env_group import sizes_of
-from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.envs import Environment, EnvironmentFailure, EnvironmentSpec
 from metagenrl_pl.files import atomic_write
 from metagenrl_pl.messages import one_line
 from metagenrl_pl.population import Population
+from metagenrl_pl.resume import newest_checkpoint
 
 FORMATS = ("gif", "mp4")
 _FOLLOWING = "track"  # the camera of MuJoCo's walking bodies
@@ -34,11 +36,17 @@ _FRAMES_PER_SECOND = 25  # at most: what a GIF can hold and an eye needs
 def trained_agents(checkpoint: Path) -> tuple[list[EnvironmentSpec], Population]:
     """The agents of a checkpoint, on the CPU, and the environment of each.
 
+    Args:
+        checkpoint: a file, or the folder of a run, which stands for its newest one.
+
     Raises:
-        CheckpointError: if the file is no checkpoint of this project.
+        CheckpointError: if the file is no checkpoint of this project, or the folder holds none.
         ConfigError: if its environments are not there.
     """
-    stored = AtomicCheckpointIO().load_checkpoint(checkpoint)[PROJECT_KEY]
+    try:
+        stored = AtomicCheckpointIO().load_checkpoint(_file_of(checkpoint))[PROJECT_KEY]
+    except CheckpointError as error:
+        raise CheckpointError(str(error).removeprefix("ckpt_path=")) from error  # a key of train.py's, not of a film
     config = OmegaConf.create(stored["config"])
     specs = build(config.env).dealt(config.population.size)
     population = Population(sizes_of(specs), [0] * len(specs), build(config.agent))
@@ -67,6 +75,7 @@ def filmed_episode(
 
     Raises:
         ValueError: if the environment cannot be made or drawn.
+        EnvironmentFailure: if it fails in the episode.
     """
     environment = _drawing(spec)
     try:
@@ -110,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m metagenrl_pl.film", description="Films of the agents of a checkpoint, an episode each."
     )
-    parser.add_argument("checkpoint", type=Path, help="a .ckpt file of a run")
+    parser.add_argument("checkpoint", type=Path, help="a .ckpt file, or the folder of a run")
     parser.add_argument("--agents", nargs="+", type=int, metavar="N", help="by default the first one in each environment")
     parser.add_argument("--out", type=Path, default=Path("films"), metavar="DIR", help="where films go (default: films)")
     parser.add_argument("--format", choices=FORMATS, default="gif", help="mp4 needs the extra 'video' (default: gif)")
@@ -140,9 +149,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             path = given.out / f"{spec.name.replace('/', '_')}_agent_{agent}.{given.format}"
             save_film(path, frames, per_second)
             print(f"{path}: {spec.name}, agent {agent}, return {episode_return:.1f}", flush=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EnvironmentFailure) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _file_of(checkpoint: Path) -> Path:
+    """The checkpoint that a path means, as in `train.py ckpt_path=...`."""
+    if not checkpoint.is_dir():
+        return checkpoint
+    newest = newest_checkpoint(checkpoint.parent if checkpoint.name == "checkpoints" else checkpoint)
+    if newest is None:
+        raise CheckpointError(f"{checkpoint}: no run has saved a checkpoint here; valid is a .ckpt file, or the folder of a run")
+    return newest
 
 
 def _drawing(spec: EnvironmentSpec) -> Environment:
