@@ -163,7 +163,7 @@ def test_an_environment_that_fails_is_told_in_one_line(
     monkeypatch.setattr(PendulumEnv, "step", fail)
     with pytest.raises(SystemExit) as exit:
         film.main([str(checkpoint), "--agents", "0", "--out", str(tmp_path)])
-    told = rf"error: environment Pendulum-v1\[.*\]: in step 1 of an episode RuntimeError: the rod broke \(.*\)\n"
+    told = r"error: environment Pendulum-v1\[.*\]: in step 1 of an episode RuntimeError: the rod broke \(.*\)\n"
     assert exit.value.code == 2 and re.fullmatch(told, capsys.readouterr().err)
 
 
