@@ -3,6 +3,7 @@
 import errno
 import signal
 import sys
+import traceback
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
@@ -206,25 +207,36 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         raise ConfigError(f"{error}{saved_before(config)}" if isinstance(error, FloatingPointError) else str(error)) from error
     except SIGTERMException:  # nobody listens to signals without callbacks.checkpoint
         sys.exit("error: told to stop; nothing is saved where callbacks.checkpoint=null" if trainer.is_global_zero else 0)
-    except SystemExit:  # Lightning's answer to KeyboardInterrupt: a signal that did not wait for the end of a batch
-        if trainer.is_global_zero:
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            end_failed(trainer, error, config)
+        if trainer.is_global_zero:  # Lightning's answer to KeyboardInterrupt: a signal that did not wait for the end of a batch
             if newest := newest_checkpoint(config.run_dir):
                 print(f"Stopped at once. To go on: python train.py ckpt_path={newest}", flush=True)
             end_stopped(config)
         raise
     except Exception as error:
-        is_told = told_by_another(trainer)
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may wait for this process
-        if is_told:
-            sys.exit(MISTAKE)
-        if isinstance(error, EnvironmentFailure):
-            raise ConfigError(f"{error}{saved_before(config)}") from error
-        if is_disk_full(error):
-            raise ConfigError(f"run_dir={config.run_dir} cannot be written: {one_line(error)}{saved_before(config)}") from error
-        raise
+        end_failed(trainer, error, config)
     if trainer.should_stop and trainer.is_global_zero:  # told to; callbacks.checkpoint has saved and said how to go on
         end_stopped(config)
+
+
+def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictConfig) -> NoReturn:
+    """End all processes after an error of this one, told in a line unless it is a bug; called while the error is handled."""
+    is_told = told_by_another(trainer)
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may wait for this process
+    if is_told:
+        sys.exit(MISTAKE)
+    if isinstance(error, EnvironmentFailure):
+        raise ConfigError(f"{error}{saved_before(config)}") from error
+    if isinstance(error, SystemExit):  # of an environment or a callback: nobody has asked the run to stop
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        raise ConfigError(f"sys.exit({error.code!r}) was called in the run ({where}){saved_before(config)}") from error
+    if is_disk_full(error):
+        raise ConfigError(f"run_dir={config.run_dir} cannot be written: {one_line(error)}{saved_before(config)}") from error
+    raise error
 
 
 def end_stopped(config: DictConfig) -> NoReturn:

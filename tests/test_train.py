@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import pytorch_lightning as pl
 import torch
-import toy_environments  # noqa: F401  (registers them)
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from toy_environments import Counting  # which registers them all
 
 import train
 from metagenrl_pl.checkpoint_io import AtomicCheckpointIO
@@ -45,6 +46,16 @@ class Unkept(CriticObjective):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
+
+
+class Quitting(Counting):
+    """An environment that takes what has ended for the program."""
+
+    def step(self, action: Any) -> Any:
+        sys.exit(5)
+
+
+gym.register("Quitting-v0", entry_point=Quitting)
 
 
 class SignalsAtTheEnd(pl.Callback):
@@ -623,6 +634,16 @@ def test_an_environment_that_fails_is_named(kwargs: str, told: str, in_process: 
     assert code == 2 and "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("error: environment toy_environments:Showing-v0[")
     assert errors.splitlines()[-1].endswith(told)
+
+
+def test_an_environment_that_exits_does_not_pass_for_a_stop(in_process: Train) -> None:
+    arguments = ("env.train=[Quitting-v0]", "population.size=1", "callbacks.meta_test=null", "env_workers=0", "run_dir=here")
+    code, printed, errors = in_process("experiment=debug", *arguments)
+    assert code == 2 and "To go on" not in printed and "Traceback" not in errors
+    assert re.fullmatch(
+        r"error: sys.exit\(5\) was called in the run \(test_train.py, line \d+\); no checkpoint was saved before it",
+        errors.splitlines()[-1],
+    )
 
 
 def test_a_full_disk_is_named(in_process: Train, monkeypatch: pytest.MonkeyPatch) -> None:
