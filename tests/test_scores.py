@@ -14,7 +14,17 @@ from metagenrl_pl.origin import meta_training_settings
 from metagenrl_pl.regimes import regimes_of
 from metagenrl_pl.results import MetaTestRow, append_rows
 from metagenrl_pl.run_folders import Run, find_runs, read_run
-from metagenrl_pl.scores import Score, aggregate, improvement, learning_curves, normalised, regime_curves, scores_of
+from metagenrl_pl.scores import (
+    LearningCurve,
+    Score,
+    aggregate,
+    improvement,
+    learning_curves,
+    normalised,
+    raw_scores,
+    regime_curves,
+    scores_of,
+)
 
 
 def _curve(environment: str, method: str, seed: int, returns: Mapping[int, float], stage: int | None = None) -> list[MetaTestRow]:
@@ -148,10 +158,47 @@ def test_without_a_reference_there_are_returns_alone(tmp_path: Path, missing: st
     assert {score.final for score in scores if score.method == "learned"} == {100.0} and normalised(scores) == []
 
 
-def test_no_common_evaluation_is_refused(tmp_path: Path) -> None:
-    odd = _curve("A", "learned", 0, {150: 1.0}, 1000)
-    with pytest.raises(ValueError, match=f"A: no number of env steps at which all agents were evaluated, in {tmp_path}"):
-        scores_of(learning_curves([read_run(_folder(tmp_path, BASELINES + odd))])[0])
+def _judged(curves: Iterable[LearningCurve]) -> tuple[set[tuple[str, str, int]], list[str]]:
+    """(environment, method, env steps) of what has a score, and the notes."""
+    scores, notes = raw_scores(list(curves))
+    return {(score.environment, score.method, score.env_steps) for score in scores}, notes
+
+
+def test_a_short_run_is_left_out_where_it_has_no_evaluation_of_the_others(tmp_path: Path) -> None:
+    """Elsewhere it counts."""
+    whole = [row for row in BASELINES if row.method != "untrained"]
+    append_rows(tmp_path / "whole" / "meta_test.csv", whole)
+    short = [
+        *_curve("A", "reinforce", 0, {20: 1.0}),
+        *_curve("A", "random", 2, {0: 1.0}),
+        *_curve("B", "reinforce", 0, {20: 1.0}),
+    ]
+    append_rows(tmp_path / "short" / "meta_test.csv", short)
+    judged, notes = _judged(learning_curves([], find_runs([tmp_path])[0])[0])
+    assert judged == {("A", "critic", 400), ("A", "random", 400), ("B", "reinforce", 20)}
+    assert notes == [
+        "reinforce of short is left out on A: it ends at 20 and has no evaluation at 400 env steps, where others do.",
+    ]
+
+
+def test_where_evaluations_differ_learned_objectives_count_then_the_most_then_the_longest(tmp_path: Path) -> None:
+    learned, few, many = ({150: 1.0}, {60: 1.0, 300: 2.0}, {20: 1.0, 40: 2.0})
+    runs = {
+        "few": [row for seed in (0, 1) for row in _curve("A", "critic", seed, few)],
+        "many": [row for seed in (0, 1, 2) for row in _curve("A", "reinforce", seed, many)],
+        "also_two": [row for seed in (0, 1) for row in _curve("A", "ppo", seed, many)],
+        "learned": _curve("A", "learned", 0, learned, 1000),
+    }
+    read = {name: read_run(_folder(tmp_path / name, rows)) for name, rows in runs.items()}
+
+    def kept(*names: str) -> set[str]:
+        return {method for _, method, _ in _judged(learning_curves([read[name] for name in names])[0])[0]}
+
+    assert kept("few", "also_two") == {"critic"}  # the longest
+    assert kept("few", "many") == {"reinforce"} and kept("few", "many", "also_two") == {"reinforce", "ppo"}  # the most
+    assert kept(*runs) == {"learned"}
+    _, notes = scores_of(learning_curves(list(read.values()))[0])
+    assert [note.split(" is left out ")[0] for note in notes] == ["critic of few", "reinforce of many", "ppo of also_two", "A"]
 
 
 def test_ddpg_below_random_actions_is_left_out_and_told(tmp_path: Path) -> None:

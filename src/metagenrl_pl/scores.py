@@ -2,11 +2,12 @@
 
     runs -> `learning_curves` -> `scores_of` -> {`aggregate`, `improvement`}
 
-Every agent of an environment is judged at the same env steps: the evaluations that all of its methods have.
+Every agent of an environment is judged at the same env steps: the evaluations that all of its methods have. What shares none with the
+others, as a short test of whether things work may, is left out and told.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ class LearningCurve(NamedTuple):
         env_steps: ascending, [evaluations].
         returns: [evaluations].
         folder: of the run.
+        run: its name.
     """
 
     environment: str
@@ -40,6 +42,7 @@ class LearningCurve(NamedTuple):
     env_steps: tuple[int, ...]
     returns: tuple[float, ...]
     folder: Path
+    run: str
 
 
 class Score(NamedTuple):
@@ -124,14 +127,12 @@ def regime_curves(regime: Regime) -> tuple[list[LearningCurve], list[str]]:
 
 
 def raw_scores(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
-    """A score for each curve, not normalised, and a note on each environment with curves that were cut.
-
-    Raises:
-        ValueError: an environment without an evaluation that all its curves have.
-    """
+    """A score for each curve that can be judged with the others, not normalised, and notes on curves that were left out or cut."""
     scores: list[Score] = []
     notes: list[str] = []
     for environment, own in _by_environment(curves).items():
+        own, more = _comparable(own)
+        notes += more
         env_steps = _common_env_steps(own)
         longest = max(curve.env_steps[-1] for curve in own)
         if longest > env_steps[-1]:
@@ -143,11 +144,7 @@ def raw_scores(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]
 
 
 def scores_of(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
-    """A score for each curve, normalised, and notes on environments where that is not possible or whose curves were cut.
-
-    Raises:
-        ValueError: what `raw_scores` refuses.
-    """
+    """Those of `raw_scores`, normalised, and notes on environments where that is not possible and on curves that were left out or cut."""
     scores: list[Score] = []
     raw, notes = raw_scores(curves)
     for environment in sorted({score.environment for score in raw}):
@@ -227,7 +224,7 @@ def _curves_of(run: Run) -> list[LearningCurve]:
     curves = []
     for key, of_agent in points.items():
         env_steps = tuple(sorted(of_agent))
-        curves.append(LearningCurve(*key, env_steps, tuple(of_agent[step] for step in env_steps), run.folder))
+        curves.append(LearningCurve(*key, env_steps, tuple(of_agent[step] for step in env_steps), run.folder, run.name))
     return curves
 
 
@@ -242,14 +239,33 @@ def _by_environment(curves: Iterable[LearningCurve]) -> dict[str, list[LearningC
     return dict(groups)
 
 
+def _comparable(curves: Sequence[LearningCurve]) -> tuple[list[LearningCurve], list[str]]:
+    """Of one environment: the curves that have an evaluation in common, and a note on each run's others.
+
+    It is the one that most learned objectives have, of those the one that most curves have, of those the last. Where all curves share
+    one, all are kept.
+    """
+    trained = _trained(curves)
+    learned = Counter(step for curve in trained if curve.method == "learned" for step in curve.env_steps)
+    every = Counter(step for curve in trained for step in curve.env_steps)
+    shared = max(every, key=lambda step: (learned[step], every[step], step))
+    left_out = {(curve.method, curve.run): curve.env_steps[-1] for curve in trained if shared not in curve.env_steps}
+    notes = [
+        f"{method} of {run} is left out on {curves[0].environment}: it ends at {end:,} and has no evaluation at {shared:,} env steps, "
+        "where others do."
+        for (method, run), end in left_out.items()
+    ]
+    return [curve for curve in curves if curve.method == "random" or shared in curve.env_steps], notes
+
+
 def _common_env_steps(curves: Sequence[LearningCurve]) -> list[int]:
-    """Of one environment: the evaluations that all curves have; random actions, which are not trained, have one alone."""
-    trained = [curve for curve in curves if curve.method != "random"] or curves
-    common = sorted(set.intersection(*(set(curve.env_steps) for curve in trained)))
-    if not common:
-        folders = ", ".join(sorted({str(curve.folder) for curve in trained}))
-        raise ValueError(f"{curves[0].environment}: no number of env steps at which all agents were evaluated, in {folders}")
-    return common
+    """Of one environment: the evaluations that all curves have."""
+    return sorted(set.intersection(*(set(curve.env_steps) for curve in _trained(curves))))
+
+
+def _trained(curves: Sequence[LearningCurve]) -> Sequence[LearningCurve]:
+    """All but random actions, which are not trained and have one evaluation alone; those where there is nothing else."""
+    return [curve for curve in curves if curve.method != "random"] or curves
 
 
 def _raw_score(curve: LearningCurve, env_steps: Sequence[int]) -> Score:
