@@ -37,7 +37,7 @@ def write_report(paths: Sequence[Path], out: Path, figures: Path | None = None) 
         figures: folder for the pictures as PNG files; None for none.
 
     Raises:
-        ValueError: what `find_runs` and `scores_of` refuse.
+        ValueError: what `find_runs` refuses.
     """
     page, gallery = render(paths)
     with atomic_write(out) as file:
