@@ -19,6 +19,8 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from callbacks.checkpointing import stopped_by_signal
+from callbacks.stopping import FirstBatch, stopped_before_it_began, who_has_stopped
 from metagenrl_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from metagenrl_pl.command_line import MISTAKE, hydra_entry
 from metagenrl_pl.compiling import choose_compile, estimated_seconds
@@ -77,8 +79,8 @@ class RunConfig:
     logger: dict[str, Any] = field(default_factory=dict)
 
 
-def main(config: DictConfig) -> None:
-    """Assemble the run and let Lightning do it."""
+def main(config: DictConfig) -> int:
+    """Assemble the run and let Lightning do it; the exit code."""
     if not config.run_dir:
         raise ConfigError("run_dir is empty; valid is a folder")
     config = moved(config, agreed_run_dir(config.run_dir))
@@ -109,7 +111,7 @@ def main(config: DictConfig) -> None:
     trainer = build(
         config.trainer,
         strategy=strategy_for(config.trainer),
-        callbacks=callbacks,
+        callbacks=[FirstBatch(), *callbacks],
         logger=[build(node, Logger) for node in config.logger.values() if node],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # Lightning would add its own
@@ -143,7 +145,7 @@ def main(config: DictConfig) -> None:
         open_run_folder(config, device_of(trainer))
     tell(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB), {chosen}")
     with launching(config.run_dir):
-        fit(trainer, module, datamodule, config)
+        return fit(trainer, module, datamodule, config)
 
 
 def device_of(trainer: pl.Trainer) -> str:
@@ -197,8 +199,8 @@ def unlike_meta_training(config: DictConfig, objective: Objective) -> list[str]:
     return [f"{key}={shown(now[key])}, not {shown(value)}" for key, value in sorted(before.items()) if now[key] != value]
 
 
-def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, config: DictConfig) -> None:
-    """Run it; all processes agree how it ends, and the first one tells."""
+def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, config: DictConfig) -> int:
+    """Run it; all processes agree how it ends, and the first one tells. The exit code, after a stop that leaves a sweep to go on."""
     try:
         trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
     except (CheckpointError, MisconfigurationException, FloatingPointError) as error:
@@ -213,12 +215,18 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         if trainer.is_global_zero:  # Lightning's answer to KeyboardInterrupt: a signal that did not wait for the end of a batch
             if newest := newest_checkpoint(config.run_dir):
                 print(f"Stopped at once. To go on: python train.py ckpt_path={newest}", flush=True)
-            end_stopped(config)
+            sys.exit(stopped_code(config))
         raise
     except Exception as error:
         end_failed(trainer, error, config)
-    if trainer.should_stop and trainer.is_global_zero:  # told to; callbacks.checkpoint has saved and said how to go on
-        end_stopped(config)
+    if not (trainer.should_stop and trainer.is_global_zero):
+        return 0
+    if stopped_before_it_began(trainer):
+        raise ConfigError(who_has_stopped(config.callbacks))
+    code = stopped_code(config)  # callbacks.checkpoint has saved and said how to go on
+    if stopped_by_signal(trainer):
+        sys.exit(code)  # a sweep, too
+    return code
 
 
 def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictConfig) -> NoReturn:
@@ -239,12 +247,12 @@ def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictC
     raise error
 
 
-def end_stopped(config: DictConfig) -> NoReturn:
-    """Exit with a code that tells whether the run can go on."""
+def stopped_code(config: DictConfig) -> int:
+    """The exit code that tells whether a run that was stopped can go on."""
     if newest_checkpoint(config.run_dir) is None:
         print("Stopped; nothing was saved yet", flush=True)
-        sys.exit(INTERRUPTED)
-    sys.exit(STOPPED)
+        return INTERRUPTED
+    return STOPPED
 
 
 def saved_before(config: DictConfig) -> str:

@@ -42,7 +42,7 @@ class RunCheckpoint(Checkpoint):
         check_interval("keep", keep, ", or null for all")
         self._folder = Path(run_dir) / "checkpoints"
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
-        self.told_to_stop = self._is_complete = False
+        self.told_to_stop = self.stopped_by_signal = self._is_complete = False
         self._former_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -66,7 +66,8 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Save when the interval is crossed, at the end of the run and when told to stop, also by another callback (a timer)."""
         # A signal may reach one process alone. Lightning calls checkpoints last, after whoever else may stop the run.
-        told_to_stop = any(module_of(trainer).placement.from_all(self.told_to_stop or trainer.should_stop))
+        told = module_of(trainer).placement.from_all((self.told_to_stop, trainer.should_stop))
+        self.stopped_by_signal, told_to_stop = any(signalled for signalled, _ in told), any(map(any, told))
         if told_to_stop or crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             path = self.save(trainer)
             self._is_complete = is_last(trainer)
@@ -120,6 +121,12 @@ class RunCheckpoint(Checkpoint):
 def told_to_stop(trainer: pl.Trainer) -> bool:
     """Whether a signal has told this process to stop."""
     return any(isinstance(callback, RunCheckpoint) and callback.told_to_stop for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def stopped_by_signal(trainer: pl.Trainer) -> bool:
+    """Whether it was a signal that has stopped a run, in whichever process it arrived, and no callback alone."""
+    checkpoints = [callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoint)]  # type: ignore[attr-defined]
+    return any(callback.told_to_stop or callback.stopped_by_signal for callback in checkpoints)
 
 
 class ObjectiveExport(pl.Callback):

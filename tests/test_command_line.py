@@ -1,5 +1,6 @@
 """The command line, made strict: which mistakes are answered in which words, and what of Hydra still works."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -142,6 +143,22 @@ def test_multirun_runs_the_other_jobs_after_a_mistake(run: Callable[..., Any], c
     printed, errors = capsys.readouterr()
     assert errors == "error: seed: expected int, got 'x' (job 1: seed=x)\n"
     assert printed.splitlines()[-3:] == ["job 0: seed=4", "job 1: seed=x", "job 2: seed=5"]
+
+
+def test_the_other_jobs_run_after_one_whose_code_is_not_0(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def main(config: DictConfig) -> int:
+        seeds.append(config.seed)
+        return {1: 0, 2: 3}.get(config.seed, 4)
+
+    monkeypatch.chdir(conf.parent)
+    for arguments, code in ((["seed=1"], None), (["seed=2"], 3), (["-m", "seed=1,2,5"], 3), (["-m", "seed=2,x"], 2)):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        with pytest.raises(SystemExit) if code else contextlib.nullcontext() as caught:
+            hydra_entry(main, conf, "config", CliConfig)
+        assert caught is None or caught.value.code == code
+    assert seeds == [1, 2, 1, 2, 5, 2]
 
 
 def test_overridden_keys(run: Callable[..., Any]) -> None:

@@ -65,6 +65,20 @@ class SignalsAtTheEnd(pl.Callback):
         signal.raise_signal(signal.SIGINT)
 
 
+class SignalsInTheFirstBatch(pl.Callback):
+    """Ctrl-C as soon as training has begun."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+class Stops(pl.Callback):
+    """Stops a run as soon as it is there, whatever is restored."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = True
+
+
 class Unasked(CriticObjective):
     """An objective that does not look at the policy's action."""
 
@@ -664,12 +678,47 @@ def test_a_full_disk_is_named(in_process: Train, monkeypatch: pytest.MonkeyPatch
     assert errors.splitlines()[-1].endswith(f"; the newest checkpoint is {checkpoint}, from before it")
 
 
+TIMER = ("+callbacks.timer._target_=pytorch_lightning.callbacks.Timer", "+callbacks.timer.duration=00:00:00:01")
+
+
 def test_another_callback_stops_a_run_saved(in_process: Train) -> None:
-    timer = ("+callbacks.timer._target_=pytorch_lightning.callbacks.Timer", "+callbacks.timer.duration=00:00:00:01")
-    code, printed, errors = in_process("experiment=debug", *timer, "env_steps=100000", "callbacks.meta_test=null", "run_dir=here")
+    code, printed, errors = in_process("experiment=debug", *TIMER, "env_steps=100000", "callbacks.meta_test=null", "run_dir=here")
     assert code == train.STOPPED, errors
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
     assert f"To go on: python train.py ckpt_path={checkpoint.absolute()}" in printed or f"ckpt_path={checkpoint}" in printed
+
+
+def test_a_run_that_its_timer_has_stopped_goes_on_with_a_longer_one_or_none(in_process: Train) -> None:
+    code, _, errors = in_process("experiment=debug", *TIMER, "env_steps=100000", "callbacks.meta_test=null", "run_dir=here")
+    assert code == train.STOPPED, errors
+    code, printed, errors = in_process("ckpt_path=here")
+    assert code == 2 and "Traceback" not in errors and "To go on" not in printed
+    assert errors.splitlines()[-1] == (
+        "error: callbacks.timer has stopped this run before its first batch, and would stop every resume, which restores what it has "
+        "counted; valid is a longer callbacks.timer.duration, or callbacks.timer=null"
+    )
+    for argument in ("callbacks.timer.duration=00:01:00:00", "callbacks.timer=null"):
+        (newest,) = Path("here/checkpoints").glob("*.replay")
+        length = int(newest.stem.rpartition("_")[2]) + 10
+        code, printed, errors = in_process("ckpt_path=here", f"env_steps={length}", argument)
+        assert code == 0 and f"{length:,}/{length:,} env steps" in printed, errors
+
+
+def test_whoever_stops_a_run_before_its_first_batch_is_named(in_process: Train) -> None:
+    code, _, errors = in_process("experiment=debug", "+callbacks.mine._target_=test_train.Stops", "run_dir=here")
+    assert code == 2 and errors.splitlines()[-1].startswith("error: callbacks.mine has stopped this run before its first batch, ")
+    assert errors.endswith("; valid is callbacks.mine=null\n")
+
+
+def test_a_sweep_goes_on_after_a_callback_has_stopped_a_job_and_ends_with_a_signal(in_process: Train) -> None:
+    sweep = ("-m", "experiment=debug", "env_steps=100000", "callbacks.meta_test=null", "seed=1,2")
+    code, _, errors = in_process(*sweep, *TIMER, "hydra.sweep.dir=timed")
+    assert code == train.STOPPED, errors
+    assert all(list(Path(f"timed/{job}/checkpoints").glob("*.ckpt")) for job in (0, 1))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin deaf to it
+    stop = "+callbacks.stop._target_=test_train.SignalsInTheFirstBatch"
+    code, _, errors = in_process(*sweep, stop, "hydra.sweep.dir=signalled")
+    assert code == train.STOPPED and not Path("signalled/1").exists(), errors
 
 
 def test_a_signal_in_the_final_meta_test_says_how_to_go_on(in_process: Train) -> None:

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,7 +34,7 @@ Prepare = Callable[[DictConfig, list[str]], DictConfig]
 
 
 def hydra_entry(
-    main: Callable[[DictConfig], Any],
+    main: Callable[[DictConfig], int | None],
     config_path: Path,
     config_name: str,
     schema: type,
@@ -49,7 +48,7 @@ def hydra_entry(
     multirun the other jobs still run. `hydra.verbose=true` logs the traceback of a mistake as well.
 
     Args:
-        main: Called once per job with the validated config.
+        main: Called once per job with the validated config. What it returns is the exit code of its job, None for 0.
         config_path: The folder of the Hydra groups.
         config_name: The primary config in it.
         schema: What the root of the config may hold, see `validated`.
@@ -57,19 +56,20 @@ def hydra_entry(
             the config that counts.
 
     Raises:
-        SystemExit: With code 2 after a user's mistake.
+        SystemExit: With code 2 after a user's mistake, else with the first code of a job that is not 0.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so that the printing is ours
     mistakes: list[str] = []
     bugs: list[Exception] = []
+    codes: list[int] = []
 
     @functools.wraps(main)  # Hydra names the job after the file of the wrapped function
-    def job(config: DictConfig) -> Any:
+    def job(config: DictConfig) -> None:
         name = _name_in_sweep()
         if name:
             print(name, flush=True)
         try:
-            return main(validated(prepare(config, overridden_keys()), schema))
+            codes.append(main(validated(prepare(config, overridden_keys()), schema)) or 0)
         except Exception as error:
             explained = explanation(error)
             if explained is None:
@@ -88,6 +88,8 @@ def hydra_entry(
         print(f"error: {mistakes[-1]}", file=sys.stderr)
     if mistakes:
         sys.exit(MISTAKE)
+    if any(codes):
+        sys.exit(next(filter(None, codes)))
 
 
 def overridden_keys() -> list[str]:
