@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 from tiny_runs import differences, leaves
 
 from metagenrl_pl.checkpoint_io import PROJECT_KEY
+from metagenrl_pl.config import ConfigError
+from metagenrl_pl.processes import check_trainer
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
@@ -209,6 +211,14 @@ def test_an_environment_that_fails_in_the_second_process_is_named(tmp_path: Path
     assert told.startswith("error: environment toy_environments:Showing-v0[") and "the reward is nan" in told
     assert code in (2, -signal.SIGKILL)  # its own end, or Lightning's, which kills the others of a dead process
     assert "Traceback" not in errors and not is_anybody_left(process)
+
+
+def test_what_lightning_does_anyway_may_be_asked_for() -> None:
+    harmless = {"fast_dev_run": False, "max_steps": -1, "overfit_batches": 0, "max_time": None, "limit_train_batches": None}
+    check_trainer(OmegaConf.create(harmless))
+    for key, value in {"fast_dev_run": True, "max_steps": 0, "overfit_batches": 1, "limit_train_batches": 1}.items():
+        with pytest.raises(ConfigError, match=f"trainer.{key}={value} would end the run unsaved"):
+            check_trainer(OmegaConf.create({**harmless, key: value}))
 
 
 # ------------------------------------------------------------------------------------------------------------------- folders

@@ -1,6 +1,7 @@
 """The processes of a run: what strategy joins them, where they agree, and what they leave behind."""
 
 import contextlib
+import inspect
 import os
 import re
 import subprocess
@@ -63,8 +64,9 @@ def check_trainer(trainer: DictConfig) -> None:
     Raises:
         ConfigError: names the key.
     """
+    defaults = inspect.signature(pl.Trainer).parameters
     for key in ("max_time", "max_steps", "limit_train_batches", "overfit_batches", "fast_dev_run"):
-        if trainer.get(key) is not None:
+        if trainer.get(key) not in (None, defaults[key].default):
             raise ConfigError(f"trainer.{key}={trainer[key]} would end the run unsaved; valid is env_steps=... for its length")
     if trainer.get("max_epochs", 1) != 1:
         raise ConfigError(f"trainer.max_epochs={trainer.max_epochs}: a run is one epoch, as long as env_steps; valid is 1")
