@@ -138,11 +138,25 @@ def test_multirun_runs_the_other_jobs_after_a_mistake(run: Callable[..., Any], c
     run("-m", "seed=1,2,3", work=lambda config: seeds.append(config.seed))
     assert seeds == [1, 2, 3]
     with pytest.raises(SystemExit) as caught:
-        run("-m", "seed=4,x,5", work=lambda config: seeds.append(config.seed))
+        run("-m", "seed=4,x,5", "+env.test=[a, b]", "~experiment", work=lambda config: seeds.append(config.seed))
     assert caught.value.code == 2 and seeds == [1, 2, 3, 4, 5]
     printed, errors = capsys.readouterr()
     assert errors == "error: seed: expected int, got 'x' (job 1: seed=x)\n"
     assert printed.splitlines()[-3:] == ["job 0: seed=4", "job 1: seed=x", "job 2: seed=5"]
+
+
+def test_the_name_of_a_job_has_what_differs_from_that_of_others(
+    conf: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("-m", "experiment=large", "objective.size=range(1,3)", "+run_dir=a,b")
+    (conf / "experiment" / "wide.yaml").write_text("# @package _global_\nhydra: {sweeper: {params: {seed: '1,2'}}}")
+    run("-m", "experiment=wide")
+    run("-m", "experiment=large")
+    assert capsys.readouterr().out.splitlines() == [
+        *("job 0: objective.size=1,+run_dir=a", "job 1: objective.size=1,+run_dir=b"),
+        *("job 2: objective.size=2,+run_dir=a", "job 3: objective.size=2,+run_dir=b"),
+        *("job 0: seed=1", "job 1: seed=2", "job 0"),
+    ]
 
 
 def test_the_other_jobs_run_after_one_whose_code_is_not_0(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,9 +102,19 @@ def overridden_keys() -> list[str]:
 
 
 def _name_in_sweep() -> str:
-    """`job 2: seed=1` of a job of a multirun; nothing elsewhere."""
+    """`job 2: seed=1` of a job of a multirun, with what differs from job to job; nothing elsewhere."""
     running = HydraConfig.get()
-    return f"job {running.job.num}: {running.job.override_dirname}" if running.mode == RunMode.MULTIRUN else ""
+    if running.mode != RunMode.MULTIRUN:
+        return ""
+    overrides = OverridesParser.create().parse_overrides(list(running.overrides.task))
+    varied = ",".join(str(override.input_line) for override in overrides if _is_varied(override.get_key_element()))
+    return f"job {running.job.num}" + (f": {varied}" if varied else "")
+
+
+def _is_varied(key: str) -> bool:
+    """Whether the command line gives a key several values, or none, so that the sweeper's own configuration does."""
+    given = [argument for argument in sys.argv[1:] if argument.partition("=")[0] == key]
+    return not given or any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(given))
 
 
 def _composition_error(error: Exception, config_path: Path, schema: type) -> str:
