@@ -500,7 +500,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("run_dir=/proc/nowhere", "run_dir=/proc/nowhere cannot be written: "),
         ("~population experiment=debug", "population: nothing says what it is, it needs a _target_"),
         ("meta.share_windows=true inner=adam", "meta.share_windows=true needs an inner loop of one step without moments"),
-        ("meta=null", "meta=null is not a choice; valid: debug, frozen, paper, small"),
+        ("meta=null", "meta=null is not a choice; valid: debug, frozen, "),
         (
             "experiment=debug meta.critic=eldest population.lifetime_env_steps=500",
             "meta.critic=eldest needs agents of different ages in an environment; valid is a number for population.lifetime_env_",
