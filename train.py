@@ -31,8 +31,9 @@ from metagenrl_pl.inner import InnerStep
 from metagenrl_pl.lifetimes import Lifetimes
 from metagenrl_pl.messages import one_line, shown
 from metagenrl_pl.meta_test import fresh_seed, numbered
+from metagenrl_pl.methods import check_method
 from metagenrl_pl.module import MetaGenRL
-from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
+from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.placement import Placement
 from metagenrl_pl.population import PopulationSettings
@@ -171,13 +172,10 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
             f"objective={config.objective._target_} has parameters that no file could keep; valid is a subclass of "
             "metagenrl_pl.objectives.ParametricObjective"
         )
-    method = OmegaConf.select(config, "callbacks.evaluation.method")
-    kind: type = {"learned": ParametricObjective, "critic": CriticObjective, "reinforce": Reinforce}.get(method, Objective)
-    if not isinstance(objective, kind):
-        raise ConfigError(
-            f"callbacks.evaluation.method={method} is the name of {kind.__name__}, the run's objective is {type(objective).__name__}; "
-            "valid is the experiment of that objective, or a name of your own"
-        )
+    try:
+        check_method(method := OmegaConf.select(config, "callbacks.evaluation.method"), objective)
+    except ValueError as error:
+        raise ConfigError(f"callbacks.evaluation.method={method}: {error}") from error
     if config.meta is None and objective.learns:
         raise ConfigError(
             f"objective={config.objective._target_} has not been meta-trained, and meta=frozen does not do so; "

@@ -1,6 +1,5 @@
 """Meta-test evaluation during and after meta-training, and noise-free evaluation of the population itself."""
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from metagenrl_pl.meta_test import (
     numbered,
     random_returns,
 )
+from metagenrl_pl.methods import check_method
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.placement import Placement
@@ -245,15 +245,10 @@ def _check_baseline(method: str, baseline: Objective | None) -> None:
         raise ValueError(f"baselines.{method} must be an objective, or null for none, got {baseline!r}")
     given = f"baselines.{method}={type(baseline).__module__}.{type(baseline).__qualname__}"
     try:
+        check_method(method, baseline)
         check_loss(baseline)
     except ValueError as error:
         raise ValueError(f"{given}: {one_line(error)}") from error
-    except Exception as error:  # a class of the user's own may raise anything
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(frame.filename).name}, line {frame.lineno}"
-        raise ValueError(
-            f"{given}: its loss raises {type(error).__name__}: {one_line(error)} ({place}); valid is a loss of [P, B, T]"
-        ) from error
 
 
 def _stage(trainer: pl.Trainer, objective: ParametricObjective) -> int:

@@ -513,7 +513,15 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ),
         (
             "experiment=baseline/ddpg objective=reinforce",
-            "callbacks.evaluation.method=critic is the name of CriticObjective, the run's objective is Reinforce; valid",
+            "callbacks.evaluation.method=critic: critic is the name of CriticObjective, not of Reinforce; valid is a name of your own",
+        ),
+        (
+            "experiment=baseline/off_policy_reinforce objective.advantage=positive",
+            "callbacks.evaluation.method=reinforce: reinforce is the name of REINFORCE, which has advantage=signed, not positive; valid",
+        ),
+        (
+            "callbacks.meta_test.baselines.critic._target_=metagenrl_pl.objectives.Reinforce",
+            "callbacks.meta_test: baselines.critic=metagenrl_pl.objectives.reinforce.Reinforce: critic is the name of CriticObjective, not",
         ),
         ("trainer.devices=two", "trainer.devices=two: valid are auto, a number of devices, or a list of their indices"),
         ("callbacks.meta_test.seeds=[0,0]", "callbacks.meta_test: seeds must differ, got [0, 0]"),

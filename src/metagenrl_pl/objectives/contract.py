@@ -1,6 +1,8 @@
 """What an objective is: a function of the actions that the policy would take now."""
 
+import traceback
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -77,7 +79,8 @@ def check_loss(objective: Objective) -> None:
     """Ask an objective about a few windows of noise.
 
     Raises:
-        ValueError: if its loss has another shape than [P, B, T], does not depend on the policy's action, or is not finite.
+        ValueError: if its loss raises something, has another shape than [P, B, T], does not depend on the policy's action, or is not
+            finite.
     """
     num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different
     noise = torch.Generator().manual_seed(0)
@@ -96,7 +99,15 @@ def check_loss(objective: Objective) -> None:
         critic_gradient=random(num_steps, num_actions) if objective.needs_critic_gradient else None,
     )
     parameters = objective.stacked_parameters(num_agents)
-    loss = objective.loss(parameters, inputs)
+    try:
+        loss = objective.loss(parameters, inputs)
+    except Exception as error:  # a class of the user's own may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"its loss raises {type(error).__name__}: {reason} ({Path(place.filename).name}, line {place.lineno}); valid is a loss of "
+            "[P, B, T]"
+        ) from error
     if loss.shape != inputs.reward.shape:
         raise ValueError(
             f"its loss has the shape {tuple(loss.shape)} for {num_agents} agents, {num_windows} windows, {num_steps} steps and "

@@ -1,0 +1,22 @@
+"""Names of methods in results, by which no other objective's results may go."""
+
+from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
+
+_KINDS: dict[str, type] = {"learned": ParametricObjective, "critic": CriticObjective, "reinforce": Reinforce}
+
+
+def check_method(method: str | None, objective: Objective) -> None:
+    """Refuse a name that belongs to an objective of another kind.
+
+    Raises:
+        ValueError: says whose name it is.
+    """
+    kind: type = _KINDS.get(method or "", Objective)
+    if not isinstance(objective, kind):
+        raise ValueError(
+            f"{method} is the name of {kind.__name__}, not of {type(objective).__name__}; valid is a name of your own"
+        )
+    if method == "reinforce" and isinstance(objective, Reinforce) and objective.advantage != "signed":
+        raise ValueError(
+            f"{method} is the name of REINFORCE, which has advantage=signed, not {objective.advantage}; valid is a name of your own"
+        )
