@@ -28,7 +28,7 @@ from metagenrl_pl.csv_logger import STEP_COLUMN
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.files import read_csv
 from metagenrl_pl.meta_test import meta_test
-from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, ObjectiveInputs
+from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.learned import pretrained_path
 from metagenrl_pl.results import METHOD_NAMES, read_rows
 from metagenrl_pl.resume import moved
@@ -240,6 +240,23 @@ def test_a_learned_objective_trains_fresh_agents(debug: tuple[Path, str], in_pro
     assert path.read_bytes() == before == Path("here/objective.safetensors").read_bytes()  # what was tested
     assert "learned objective" in printed and "training: 300/300" in printed and "meta-training: 300" not in printed
     assert not Path("here/tensorboard").exists()
+
+
+@pytest.mark.parametrize("kind", ["learned_with_advantage", "learned_mixture"])
+def test_an_objective_that_learns_from_returns_is_meta_trained_and_tested(kind: str, in_process: Train) -> None:
+    """All of it changes, and a run of its own loads it as what it is."""
+    options = (f"objective={kind}", "meta=imitating", "meta.annealing_env_steps=0", "callbacks.meta_test=null", "run_dir=made")
+    code, _, errors = in_process("experiment=debug", *options)
+    assert code == 0, errors
+    made = LearnedObjective.load("made/objective.safetensors")
+    fresh = type(made)(**made.architecture)
+    assert isinstance(made, LearnedMixture) == (kind == "learned_mixture") and made.needs_critic_gradient and made.needs_value
+    same = [name for name, p in made.named_parameters() if torch.equal(p, fresh.get_parameter(name))]
+    assert same == []
+    arguments = ("experiment=meta_test", "objective.path=made/objective.safetensors", "env=inverted_pendulum", "run_dir=tested")
+    code, _, errors = in_process(*arguments, *SHORT)
+    assert code == 0, errors
+    assert {row.method for row in read_rows(Path("tested/meta_test.csv"))} == {"learned"}
 
 
 def test_a_pretrained_objective_trains_fresh_agents_and_can_be_reported(in_process: Train) -> None:
