@@ -1,6 +1,6 @@
 """Objectives behind one contract: learned (LSTM), off-policy REINFORCE with GAE, the critic itself (DDPG/TD3), a mixture."""
 
-from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
+from metagenrl_pl.objectives.contract import DirectedObjective, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.critic import CriticObjective
 from metagenrl_pl.objectives.learned import LearnedObjective
 from metagenrl_pl.objectives.mixture import LearnedMixture
@@ -9,6 +9,7 @@ from metagenrl_pl.objectives.reinforce import Reinforce
 
 __all__ = [
     "CriticObjective",
+    "DirectedObjective",
     "LearnedMixture",
     "LearnedObjective",
     "Objective",
