@@ -49,6 +49,8 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
             use_time=use_time,
             use_lstm=use_lstm,
             use_critic_gradient=True,
+            discount=discount,
+            gae_lambda=gae_lambda,
             layer_norm_eps=layer_norm_eps,
             seed=seed,
         )
