@@ -367,6 +367,19 @@ def test_a_test_belongs_to_the_meta_training_that_its_card_tells(tmp_path: Path)
     assert sorted(members) == [["clip", "test"], ["normalize"]]
 
 
+def test_an_older_card_does_not_join_objectives_with_options_that_came_later(tmp_path: Path) -> None:
+    """It tells the architecture that there was; what has been added since has its default."""
+    target = "metagenrl_pl.objectives.LearnedObjective"
+    for name, use_advantage in (("with", True), ("without", False)):
+        objective = {"_target_": target, "use_time": False, "use_advantage": use_advantage}
+        _folder(tmp_path / name, BASELINES + _learned(10.0), objective=objective)
+    card = {"architecture": {"use_time": False}, "training_environments": ["A", "T"], "seed": 1}
+    tested = _folder(tmp_path / "test", _learned(20.0), train=["A"], meta=None)
+    (tested / "objective.json").write_text(json.dumps(card))
+    members = [sorted(run.name for run in regime.runs) for regime in regimes_of(find_runs([tmp_path])[0])]
+    assert sorted(members) == [["test", "without"], ["with"]]
+
+
 def test_other_agents_and_other_untrained_objectives_are_not_compared(tmp_path: Path) -> None:
     small, large = {"hidden_units": 64}, {"hidden_units": 350}
     learned = _learned(10.0) + [row for row in BASELINES if row.method == "random"]

@@ -11,6 +11,9 @@ from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.messages import one_line
 
 
+_TARGET_OF_OLDER_CARDS = "metagenrl_pl.objectives.LearnedObjective"
+
+
 class Origin(NamedTuple):
     """How a learned objective was made.
 
@@ -72,8 +75,9 @@ def origin_in_card(card: Mapping[str, Any]) -> Origin | None:
         return None
     settings = card.get("settings")
     is_whole = settings is not None
-    if settings is None:
-        settings = {f"objective.{key}": value for key, value in card.get("architecture", {}).items()}
+    if settings is None:  # written before the package had other classes of objectives, or all of this one's options
+        objective = completed({"_target_": _TARGET_OF_OLDER_CARDS, **card.get("architecture", {})})
+        settings = {f"objective.{key}": value for key, value in objective.items() if key != "seed"}
         for key, name in (("num_agents", "population.size"), ("window_length", "agent.window_length")):
             settings |= {name: card[key]} if key in card else {}
     else:
