@@ -10,7 +10,6 @@ from metagenrl_pl.config import ConfigError, located, parameters_of
 from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.messages import one_line
 
-
 _TARGET_OF_OLDER_CARDS = "metagenrl_pl.objectives.LearnedObjective"
 
 
