@@ -114,12 +114,15 @@ def meta_test_of(config: Any) -> dict[str, Any]:
     return {key: OmegaConf.to_container(test[key], resolve=True) if OmegaConf.is_config(test[key]) else test[key] for key in keys}
 
 
-def frozen_runs(folders: Sequence[Path], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Planned]:
+def frozen_runs(
+    folders: Sequence[Path], seeds: Sequence[int], out: Path, extra: Sequence[str], as_one: bool = False
+) -> list[Planned]:
     """A run for each seed and each objective in or below the folders, whose agents are those that meta-tests would have, or further ones.
 
     Args:
         folders: run folders with an `objective.safetensors`, or folders that hold some.
         seeds: as of `baselines`.
+        as_one: an ensemble of those objectives that are in or below a folder takes their place.
         out: folder of all runs.
         extra: overrides of `experiment=protocol`.
 
@@ -128,18 +131,25 @@ def frozen_runs(folders: Sequence[Path], seeds: Sequence[int], out: Path, extra:
     """
     if wrong := [str(folder) for folder in folders if not folder.is_dir()]:
         raise ValueError(f"--objectives {wrong[0]}: no such folder; valid are folders, and then other options before overrides")
-    files = sorted({file.resolve(): file for folder in folders for file in folder.rglob("objective.safetensors")}.values())
-    if not files:
-        raise ValueError(f"--objectives {' '.join(map(str, folders))}: no objective.safetensors there or below")
-    places = [out / file.absolute().parent.parent.name / file.absolute().parent.name for file in files]
+    files = {folder: sorted(folder.rglob("objective.safetensors")) for folder in folders}
+    if empty := [str(folder) for folder, found in files.items() if not found]:
+        raise ValueError(f"--objectives {empty[0]}: no objective.safetensors there or below")
+    tested: list[tuple[Path, list[str]]]
+    if as_one:
+        tested = [
+            (out / folder.resolve().name / "ensemble", ["objective=ensemble", f"objective.members=[{','.join(map(str, found))}]"])
+            for folder, found in files.items()
+        ]
+    else:
+        each = sorted({file.resolve(): file for found in files.values() for file in found}.values())
+        tested = [(out / Path(*file.absolute().parts[-3:-1]), [f"objective.path={file}"]) for file in each]
+    places = [place for place, _ in tested]
     if twice := {str(place) for place in places if places.count(place) > 1}:
         raise ValueError(f"--objectives: several would be tested in {', '.join(sorted(twice))}; valid is another --out for each")
     return [
-        _run_of_fresh_agents(
-            place.with_name(f"{place.name}_agents_{seed}"), ["experiment=meta_test", f"objective.path={file}"], seed, extra
-        )
+        _run_of_fresh_agents(place.with_name(f"{place.name}_agents_{seed}"), ["experiment=meta_test", *objective], seed, extra)
         for seed in seeds
-        for place, file in zip(places, files, strict=True)
+        for place, objective in tested
     ]
 
 
@@ -202,7 +212,7 @@ def keep(runs: Sequence[Planned], out: Path, results: Path) -> None:
     for plan in runs:
         target = results / plan.folder.relative_to(out)
         target.mkdir(parents=True, exist_ok=True)
-        is_made_here = not any(override.startswith("objective.path=") for override in plan.overrides)
+        is_made_here = "experiment=meta_test" not in plan.overrides
         for name in KEPT:
             if (plan.folder / name).exists() and (is_made_here or name != "objective.safetensors"):
                 shutil.copyfile(plan.folder / name, target / name)
@@ -239,6 +249,7 @@ def main() -> None:
     parser.add_argument(
         "--objectives", nargs="+", type=Path, metavar="DIR", help="test those of these run folders, instead of meta-training any"
     )
+    parser.add_argument("--ensemble", action="store_true", help="with --objectives: those of each folder as one, an ensemble")
     parser.add_argument(
         "--variants", nargs="+", metavar="NAME", help="of levers.yaml; with --levers all by default, else protocol"
     )
@@ -296,8 +307,10 @@ def _planned_by(options: argparse.Namespace) -> tuple[list[Planned], Path]:
     if options.objectives:
         if options.levers or options.variants or options.out is None:
             raise ValueError("--objectives needs an --out of its own, and goes without --levers and --variants")
-        tests = frozen_runs(options.objectives, options.seeds or [0], options.out, extra)
+        tests = frozen_runs(options.objectives, options.seeds or [0], options.out, extra, options.ensemble)
         return [*tests, *baselines(baseline_seeds, options.out, extra)], options.out
+    if options.ensemble:
+        raise ValueError("--ensemble needs --objectives, the folders whose objectives are to be one")
     names = options.variants or (list(known) if options.levers else ["protocol"])
     variants = {name: known[name] for name in names}
     if baseline_seeds and (options.levers or min(baseline_seeds) < 1):

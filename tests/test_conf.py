@@ -28,7 +28,7 @@ def objective_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def composed(objective_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The validated config of a command line; a file where `objective.path` is asked for; results in a folder of their own."""
+    """The validated config of a command line; files where `objective` asks for some; results in a folder of their own."""
     monkeypatch.chdir(tmp_path)
 
     def compose_and_validate(*overrides: str) -> DictConfig:
@@ -36,6 +36,8 @@ def composed(objective_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             config = compose("config", list(overrides))
         if OmegaConf.is_missing(config.objective, "path"):
             config.objective.path = str(objective_file)
+        if OmegaConf.is_missing(config.objective, "members"):
+            config.objective.members = [str(objective_file), "light"]
         return validated(config, train.RunConfig)
 
     return compose_and_validate

@@ -14,8 +14,9 @@ from metagenrl_pl.batch import Windows
 from metagenrl_pl.inner import SGD, Adam, InnerStep
 from metagenrl_pl.learner import Learner, MetaSettings
 from metagenrl_pl.lifetimes import Lifetimes
-from metagenrl_pl.nn import Parameters
+from metagenrl_pl.nn import Parameters, norm_per_agent, scale_per_agent
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
+from metagenrl_pl.updates import meta_gradients
 
 B = 3  # windows per update, `small_settings`
 
@@ -445,6 +446,26 @@ def test_returns_judge_by_the_kind_of_advantage_that_the_setting_names() -> None
     assert losses["positive"].eq(0).all() and losses["indicator"].eq(0).all()
 
 
+def test_beginners_have_more_say_in_the_objective_where_asked_for() -> None:
+    """Networks of 80, 40 and 10 env steps (births at 0, 40 and 70) and a half-life of 10: weights of 2**-8, 2**-4 and 2**-1."""
+    lifetimes = Lifetimes(length=100, warmup=0, offsets=(0, 60, 30))
+    assert lifetimes.age_of_networks(80).tolist() == [80, 40, 10]
+    settings, windows = small_settings(), random_windows(2 * B)
+    every: dict[int | None, dict[str, Tensor]] = {}
+    for half_life in (None, 10):
+        objective, meta = small_objective(), MetaSettings(gradient="normalize", half_life_env_steps=half_life)
+        learner = Learner(small_population(), objective, settings, SEEDS, SGD(), meta, lifetimes=lifetimes)
+        task = learner._meta_arguments(windows, 80)
+        gradients = meta_gradients(*task)[0]
+        learner._update_objective(windows, env_steps=80)
+        every[half_life] = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    unit = scale_per_agent(gradients, 1 / norm_per_agent(gradients))
+    for half_life, weight in ((None, torch.ones(3)), (10, torch.tensor([2.0**-8, 2.0**-4, 2.0**-1]))):
+        expected = {name: (weight / weight.sum()) @ g.flatten(1) for name, g in unit.items()}
+        for name, gradient in every[half_life].items():
+            torch.testing.assert_close(gradient.flatten(), expected[name])
+
+
 def test_the_objective_is_updated_as_often_as_asked() -> None:
     drawn: list[int] = []
 
@@ -471,6 +492,7 @@ def test_the_objective_is_updated_as_often_as_asked() -> None:
         ({"critic": "third"}, "critic must be first, second, twin_minimum, target_minimum or eldest, got 'third'"),
         ({"advantage_share": 1.5}, "advantage_share must be between 0 and 1, got 1.5"),
         ({"advantage": "negative"}, "advantage must be signed, positive or indicator, got 'negative'"),
+        ({"half_life_env_steps": 0}, "half_life_env_steps must be at least 1, or null, got 0"),
         ({"updates_per_cycle": 0}, "updates_per_cycle must be at least 1, got 0"),
     ],
 )

@@ -58,6 +58,14 @@ def test_the_eldest_is_the_one_of_the_environment_whose_networks_are_oldest() ->
         assert lifetimes.eldest(env_steps).tolist() == eldest, env_steps
 
 
+def test_networks_are_born_when_the_newborn_has_grown_up() -> None:
+    """Those of agent 3 take over at 45, of agent 2 at 70, and are counted from their births at 25 and 50."""
+    lifetimes = staggered()
+    for env_steps, age in [(44, [44, 44, 44, 44]), (45, [45, 45, 45, 20]), (70, [70, 70, 20, 45]), (144, [44, 69, 94, 119])]:
+        assert lifetimes.age_of_networks(env_steps).tolist() == age, env_steps
+    assert staggered(length=None).age_of_networks(12345).tolist() == [12345] * 4
+
+
 def test_without_a_length_there_is_one_life() -> None:
     for lifetimes in (staggered(length=None), Lifetimes.single(4)):
         assert lifetimes.age(12345).tolist() == [12345] * 4

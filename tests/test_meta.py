@@ -1,6 +1,7 @@
 """The meta-gradient: exact, by finite differences and by two different paths; what receives it, and what must not change."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,14 @@ from metagenrl_pl.inner import SGD, Adam, AdamMoments, InnerStep
 from metagenrl_pl.learner import Learner, MetaSettings
 from metagenrl_pl.networks import Networks, first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent, scale_per_agent
-from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Reinforce
+from metagenrl_pl.objectives import (
+    CriticObjective,
+    LearnedMixture,
+    LearnedObjective,
+    ObjectiveEnsemble,
+    ParametricObjective,
+    Reinforce,
+)
 from metagenrl_pl.population import Population
 from metagenrl_pl.updates import MetaTask, combine_meta_gradients, meta_gradients, policy_and_meta_gradients, policy_gradients
 from metagenrl_pl.updates.meta import factored_meta_gradients, general_meta_gradients, inner_stepped, meta_loss
@@ -28,8 +36,13 @@ def float64() -> Any:
     torch.set_default_dtype(torch.float32)
 
 
-def small_objective(kind: type[LearnedObjective] = LearnedObjective, **options: Any) -> LearnedObjective:
+def small_objective(kind: Callable[..., ParametricObjective] = LearnedObjective, **options: Any) -> ParametricObjective:
     return kind(**{"hidden_units": 8, "context_units": 3, **options})
+
+
+def fresh_ensemble(**architecture: Any) -> ObjectiveEnsemble:
+    kinds = ("learned.LearnedObjective", "mixture.LearnedMixture")
+    return ObjectiveEnsemble([{"class": f"metagenrl_pl.objectives.{kind}", "architecture": architecture} for kind in kinds])
 
 
 def inner_step(kind: str, num_steps: int = 1) -> InnerStep:
@@ -103,8 +116,9 @@ def test_finite_differences(kind: str, num_steps: int, options: dict[str, Any], 
         {"use_lstm": False},
         {"use_value": False, "bounded_head": False},
         {"kind": LearnedMixture},
+        {"kind": fresh_ensemble},
     ],
-    ids=str,
+    ids=["plain", "critic_gradient", "no_lstm", "no_value_unbounded", "mixture", "ensemble"],
 )
 def test_two_paths_one_gradient(kind: str, options: dict[str, Any], advantage_share: float) -> None:
     population, objective, inner = small_population(), small_objective(**options), inner_step(kind)
@@ -278,6 +292,12 @@ def test_combine_normalises_each_agent() -> None:
     mean, norm = combine_meta_gradients(gradients_of(10, 1e-6, 0), "normalize")
     torch.testing.assert_close(norm, torch.tensor([10, 1e-6, 0]))
     torch.testing.assert_close(mean, {"a": torch.tensor([0.6 * 2 / 3]), "b": torch.tensor([[0.8 * 2 / 3]])})
+
+
+def test_combine_weighs_agents() -> None:
+    """Norms 10, 0.1 and 1 become 1, 0.1 and 1, with weights 2, 1 and 1: (2 + 0.1 + 1) / 4 = 0.775."""
+    mean, _ = combine_meta_gradients(gradients_of(10, 0.1, 1), "clip", weight=torch.tensor([2.0, 1.0, 1.0]))
+    torch.testing.assert_close(mean, {"a": torch.tensor([0.6 * 0.775]), "b": torch.tensor([[0.8 * 0.775]])})
 
 
 def bits(tensors: dict[str, Any]) -> dict[str, Tensor]:

@@ -17,10 +17,19 @@ from torch import Tensor
 
 from metagenrl_pl.networks import first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent
-from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs, Reinforce
+from metagenrl_pl.objectives import (
+    CriticObjective,
+    LearnedMixture,
+    LearnedObjective,
+    Objective,
+    ObjectiveEnsemble,
+    ObjectiveInputs,
+    ParametricObjective,
+    Reinforce,
+)
 from metagenrl_pl.objectives.contract import check_loss
-from metagenrl_pl.objectives.learned import normalise, pretrained_path
-from metagenrl_pl.objectives.parametric import UnknownObjectiveError
+from metagenrl_pl.objectives.learned import normalise
+from metagenrl_pl.objectives.parametric import UnknownObjectiveError, pretrained_path
 from metagenrl_pl.objectives.reinforce import generalised_advantage
 from metagenrl_pl.updates import policy_gradients
 from metagenrl_pl.updates.policy import objective_inputs
@@ -49,7 +58,18 @@ def small_with_advantage() -> LearnedObjective:
     return small(use_advantage=True)
 
 
-OBJECTIVES: list[Callable[[], Objective]] = [small, Reinforce, CriticObjective, small_mixture, small_with_advantage]
+def small_ensemble() -> ObjectiveEnsemble:
+    return ObjectiveEnsemble.of([small(seed=1), small_mixture(seed=2), small(use_value=False, use_critic_gradient=True)])
+
+
+OBJECTIVES: list[Callable[[], Objective]] = [
+    small,
+    Reinforce,
+    CriticObjective,
+    small_mixture,
+    small_with_advantage,
+    small_ensemble,
+]
 
 
 def random_inputs(length: Tensor = LENGTH, seed: int = 0) -> ObjectiveInputs:
@@ -132,7 +152,7 @@ def test_agents_do_not_see_each_other(make: Callable[[], Objective]) -> None:
     assert torch.equal(action_gradient_of(objective, mixed)[0], action_gradient_of(objective, inputs)[0])
 
 
-@pytest.mark.parametrize("make", [small, Reinforce, small_mixture])
+@pytest.mark.parametrize("make", [small, Reinforce, small_mixture, small_ensemble])
 def test_padded_action_dimensions_are_not_seen(make: Callable[[], Objective]) -> None:
     objective, inputs = make(), random_inputs()
     replay, policy = inputs.replay_action.clone(), inputs.policy_action.clone()
@@ -176,7 +196,7 @@ def test_action_gradient_is_the_derivative_of_the_sum(make: Callable[[], Objecti
 
 def test_only_the_learned_objective_learns() -> None:
     assert LearnedObjective().learns and not Reinforce().learns and not CriticObjective().learns
-    assert [make().needs_critic_gradient for make in OBJECTIVES] == [False, False, True, True, False]
+    assert [make().needs_critic_gradient for make in OBJECTIVES] == [False, False, True, True, False, True]
 
 
 # The learned objective
@@ -675,6 +695,84 @@ def test_the_mixtures_weights_depend_on_what_comes_later() -> None:
     assert before.shape == (2, 3, NUM_STEPS, 2) and (before > 0).all() and before[:, :, 0].ne(before[:, :, 1]).all()
     changed = before.ne(after).all(-1)
     assert changed[:, 0, :4].all() and not changed[:, 0, 4:].any() and not changed[:, 1:].any()
+
+
+# ----------------------------------------------------------------------------------------------------------- the ensemble
+
+
+def test_in_an_ensemble_every_member_has_the_same_say() -> None:
+    members, inputs = [small(seed=1), small_mixture(seed=2)], random_inputs()
+    directions = []
+    for member in members:
+        gradient = action_gradient_of(member, inputs)
+        mean_square = (gradient**2).sum((1, 2, 3)) / torch.tensor([9 * 2, 11 * 1])  # as above
+        directions.append(gradient / mean_square.sqrt()[:, None, None, None])
+    ensemble = ObjectiveEnsemble.of(members)
+    assert ensemble.needs_value and ensemble.needs_critic_gradient and not ensemble.learns
+    expected = (directions[0] + directions[1]) / 2
+    torch.testing.assert_close(action_gradient_of(ensemble, inputs), expected, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():  # which has weights of its own
+        for p in members[0].parameters():
+            p.zero_()
+    torch.testing.assert_close(action_gradient_of(ensemble, inputs), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_ensemble_sees_what_one_of_its_members_does() -> None:
+    assert not ObjectiveEnsemble.of([small()]).needs_critic_gradient
+    assert not ObjectiveEnsemble.of([small(use_value=False)]).needs_value
+    assert ObjectiveEnsemble.of([small(use_value=False), small_mixture()]).needs_value
+
+
+def test_an_ensemble_is_saved_whole_with_a_card_that_tells_of_its_members(tmp_path: Path) -> None:
+    paths = []
+    for seed, environment in ((4, "Pendulum-v1"), (5, "Reacher-v5")):
+        paths.append(str(tmp_path / f"{seed}.safetensors"))
+        settings = {
+            "meta.gradient": "clip",
+            "population.size": seed,
+            "objective._target_": "metagenrl_pl.objectives.LearnedObjective",
+        }
+        card = {"seed": seed, "training_environments": [environment], "env_steps": 100 * seed, "window_length": 10}
+        small(seed=seed).save(paths[-1], {**card, "settings": settings})
+    ensemble = ObjectiveEnsemble.load_all([*paths, "mixture"])
+    assert ensemble.card["training_environments"] == ["InvertedPendulum-v5", "Pendulum-v1", "Reacher-v5"]
+    assert (ensemble.card["seed"], ensemble.card["env_steps"], ensemble.card["window_length"]) == (4, 24_000, 10)
+    settings = ensemble.card["settings"]
+    assert settings["population.size"] == [4, 5, 6] and settings["meta.gradient"] == ["clip", "clip", "normalize"]
+    assert settings["objective._target_"] == "metagenrl_pl.objectives.ObjectiveEnsemble"
+    assert settings["objective.members"] == ["LearnedObjective", "LearnedObjective", "LearnedMixture"]
+
+    ensemble.save(tmp_path / "ensemble.safetensors")
+    again = ParametricObjective.load(tmp_path / "ensemble.safetensors")
+    assert type(again) is ObjectiveEnsemble and again.card["members"][1]["seed"] == 5 and not again.learns
+    inputs = random_inputs()
+    assert torch.equal(action_gradient_of(again.double(), inputs), action_gradient_of(ensemble.double(), inputs))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([], "members must name at least one objective, got []"),
+        (["light", "heavy"], "members: heavy: no pretrained objective of this name; valid is "),
+        (["light", "nothing.safetensors"], "members: nothing.safetensors: no such file; valid is an objective"),
+    ],
+)
+def test_an_ensemble_names_the_member_that_is_none(members: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        ObjectiveEnsemble.load_all(members)
+    assert str(caught.value).startswith(message)
+
+
+def test_an_ensemble_of_fresh_members_has_seeds_of_its_own() -> None:
+    architecture = small_ensemble().architecture
+    one, same, other = (ObjectiveEnsemble(**architecture, seed=seed) for seed in (1, 1, 2))
+    kernels = [[p for p in ensemble.parameters() if p.ndim == 2] for ensemble in (one, same, other)]
+    assert all(map(torch.equal, kernels[0], kernels[1])) and not any(map(torch.equal, kernels[0], kernels[2]))
+    first, second, _ = (dict(member.named_parameters())["lstm.weight_hidden"] for member in one.members)
+    assert not torch.equal(first, second)
+    assert one.learns
+    with pytest.raises(ValueError, match="members: no.Such has not been imported"):
+        ObjectiveEnsemble([{"class": "no.Such", "architecture": {}}])
 
 
 # ------------------------------------------------------------------------------------------------------------ neighbours

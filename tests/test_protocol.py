@@ -90,6 +90,14 @@ def test_protocol(tmp_path: Path) -> None:
     before, now = ({row[:4]: row.episode_return for row in rows if row.method == "learned"} for rows in (first, run.rows))
     assert len(before) == 12 and {key: now[key] for key in before} == pytest.approx(before, rel=1e-4)
 
+    both = protocol(tmp_path, "--objectives", "kept/protocol", "--ensemble", "--out", "runs/both", "--keep", "both", *SMALL)
+    assert both.returncode == 0 and "| protocol | 1 |" in both.stdout, both.stdout + both.stderr
+    (run,) = [run for run in find_runs([tmp_path / "both"])[0] if run.origin]
+    assert (
+        run.folder == tmp_path / "both" / "protocol" / "ensemble_agents_0" and not (run.folder / "objective.safetensors").exists()
+    )
+    assert run.origin and run.origin.settings["objective.members"] == ["LearnedObjective", "LearnedObjective"]
+
     folder = tmp_path / "runs" / "protocol" / "protocol"
     assert "num_windows: 3" in (folder / "seed_0.settings.yaml").read_text()
     shutil.rmtree(folder / "seed_0")
@@ -184,6 +192,7 @@ def test_objectives_that_cannot_be_tested_are_refused(tmp_path: Path) -> None:
         (["--seeds", "1", "1"], "--seeds and --baseline-seeds: valid are seeds that differ"),
         (["callbacks.meta_test=null"], "callbacks.meta_test is null"),
         (["--objectives", "."], "--objectives needs an --out of its own"),
+        (["--ensemble"], "--ensemble needs --objectives"),
         (["--objectives", ".", "a=1", "--out", "x"], "--objectives a=1: no such folder"),
         (["--levers", "--baseline-seeds", "1"], "--baseline-seeds go from 1 on, and not with --levers"),
     ],

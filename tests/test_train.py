@@ -29,7 +29,7 @@ from metagenrl_pl.envs import EnvironmentSpec
 from metagenrl_pl.files import read_csv
 from metagenrl_pl.meta_test import meta_test
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs
-from metagenrl_pl.objectives.learned import pretrained_path
+from metagenrl_pl.objectives.parametric import pretrained_path
 from metagenrl_pl.results import METHOD_NAMES, read_rows
 from metagenrl_pl.resume import moved
 from metagenrl_pl.run_folders import read_run
@@ -272,6 +272,18 @@ def test_a_pretrained_objective_trains_fresh_agents_and_can_be_reported(in_proce
     assert set(origin.training_environments) == set(card["training_environments"])
 
 
+def test_an_ensemble_trains_fresh_agents_and_its_file_is_one_objective(in_process: Train) -> None:
+    where = ("experiment=meta_test", "env=inverted_pendulum", *SHORT)
+    code, _, errors = in_process(*where, "objective=ensemble", "objective.members=[light,mixture]", "run_dir=several")
+    assert code == 0, errors
+    code, _, errors = in_process(*where, "objective.path=several/objective.safetensors", "run_dir=one")
+    assert code == 0, errors
+    several, one = (read_run(Path(folder)) for folder in ("several", "one"))
+    assert several.rows == one.rows and {row.method for row in one.rows} == {"learned"}
+    assert several.origin == one.origin and one.origin is not None
+    assert one.origin.settings["objective.members"] == ["LearnedObjective", "LearnedMixture"]
+
+
 def test_help_names_the_pretrained_objectives() -> None:
     done = as_a_process(ROOT, "--help")
     (line,) = [line for line in done.stdout.splitlines() if "objective=pretrained" in line]
@@ -472,7 +484,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("objectiv=learned", "unknown key 'objectiv'; did you mean 'objective'?"),
         (
             "objective=learnt",
-            "objective=learnt is not a choice; did you mean 'learned'? valid: critic, frozen, learned, ",
+            "objective=learnt is not a choice; did you mean 'learned'? valid: critic, ensemble, frozen, learned, ",
         ),
         ("objective=pretrained objective.name=heavy", "objective.name=heavy: no pretrained objective of this name; valid is "),
         (
@@ -564,6 +576,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "objective.path=nothing: no such file; valid is an objective",
         ),
         ("experiment=meta_test objective.path=/dev/null", "objective.path=/dev/null: "),
+        ("experiment=meta_test objective=ensemble objective.members=[light,lite]", "objective: members: lite: no pretrained"),
         ("ckpt_path=nothing.ckpt", "ckpt_path=nothing.ckpt: there is no such file; valid is a .ckpt file of a run"),
         (
             "ckpt_path=.",

@@ -50,6 +50,8 @@ class MetaSettings:
             replayed actions whose generalised advantage is positive and away from others (the loss of off-policy REINFORCE). Both are
             scaled by their action gradients. 0 for the critic alone (the paper).
         advantage: what the returns' part of the judgement makes of advantages, see `Reinforce`.
+        half_life_env_steps: of an agent's say: its weight in the mean of the agents' gradients halves with so many env steps of its life,
+            so that beginners, which is all that the objective meets at meta-test time, count most. None for the same say at any age.
         updates_per_cycle: of the objective, each from windows of its own, for one policy step.
         average_decay: per update, of a moving average of the objective's parameters, which is what is exported and meta-tested; None for
             the newest parameters. Agents are taught by the newest ones in any case.
@@ -65,6 +67,7 @@ class MetaSettings:
     critic: Literal["first", "second", "twin_minimum", "target_minimum", "eldest"] = "first"
     advantage_share: float = 0.0
     advantage: Literal["signed", "positive", "indicator"] = "signed"
+    half_life_env_steps: int | None = None
     updates_per_cycle: int = 1
     average_decay: float | None = None
 
@@ -79,6 +82,8 @@ class MetaSettings:
             raise ValueError(f"advantage_share must be between 0 and 1, got {self.advantage_share}")
         if self.advantage not in ("signed", "positive", "indicator"):
             raise ValueError(f"advantage must be signed, positive or indicator, got {self.advantage!r}")
+        if self.half_life_env_steps is not None and self.half_life_env_steps < 1:
+            raise ValueError(f"half_life_env_steps must be at least 1, or null, got {self.half_life_env_steps}")
         if self.updates_per_cycle < 1:
             raise ValueError(f"updates_per_cycle must be at least 1, got {self.updates_per_cycle}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
@@ -243,14 +248,14 @@ class Learner:
             flat[f"target_{kind}"].lerp_(flat[kind], self.settings.target_rate)
 
     def _update_objective(self, windows: Windows, env_steps: int) -> None:
-        self._step_objective(*self._meta_gradients(*self._meta_arguments(windows, env_steps)))
+        self._step_objective(env_steps, *self._meta_gradients(*self._meta_arguments(windows, env_steps)))
 
     def _update_policies_and_objective(self, windows: Windows, env_steps: int) -> None:
         """Both from the same gradients of the objective; the objective is judged by the policies before their step."""
         policy_gradients, *meta = self._policy_and_meta_gradients(*self._meta_arguments(windows, env_steps))
         self._step_policies(policy_gradients)
         self._move_targets()
-        self._step_objective(*meta)
+        self._step_objective(env_steps, *meta)
 
     def _meta_arguments(self, windows: Windows, env_steps: int) -> tuple[Any, ...]:
         assert self.inner is not None and self.meta is not None
@@ -277,11 +282,15 @@ class Learner:
             "target_minimum": population.target_critics,
         }[self.meta.critic]
 
-    def _step_objective(self, gradients: Parameters, loss: Tensor) -> None:
+    def _step_objective(self, env_steps: int, gradients: Parameters, loss: Tensor) -> None:
         assert self.meta is not None and self.objective_optimizer is not None
+        weight = None
+        if self.meta.half_life_env_steps is not None:
+            age = torch.from_numpy(self._lifetimes.age_of_networks(env_steps))
+            weight = sent(torch.exp2(-age / self.meta.half_life_env_steps), self.population.device)
         self.metrics["meta_loss"] = loss.clone()  # as above
         combined, self.metrics["meta_gradient_norm"] = combine_meta_gradients(
-            gradients, self.meta.gradient, self.placement.gather
+            gradients, self.meta.gradient, self.placement.gather, weight
         )
         for name, p in self.objective.named_parameters():
             p.grad = combined[name]

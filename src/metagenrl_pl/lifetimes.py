@@ -88,8 +88,14 @@ class Lifetimes:
 
     def eldest(self, env_steps: int) -> np.ndarray:
         """For each agent the one of its environment whose networks have learned for longest, [P]; itself if none has for longer."""
-        agents = np.arange(len(self.offsets))
-        born = np.maximum(self.life(env_steps - self.warmup), 0) * (self.length or 0) - np.array(self.offsets)
-        since = np.where(born > 0, born, 0)  # the networks' birth; of a first life the run's begin
+        agents, since = np.arange(len(self.offsets)), self._birth_of_networks(env_steps)
         others = np.where(agents % self.num_environments == agents[:, None] % self.num_environments, since, np.inf)
         return np.where(since == others.min(1), agents, others.argmin(1))
+
+    def age_of_networks(self, env_steps: int) -> np.ndarray:
+        """Env steps since the birth of the agents whose networks learn now, [P]: a predecessor's during a newborn's warm-up."""
+        return env_steps - self._birth_of_networks(env_steps)
+
+    def _birth_of_networks(self, env_steps: int) -> np.ndarray:
+        born = np.maximum(self.life(env_steps - self.warmup), 0) * (self.length or 0) - np.array(self.offsets)
+        return np.where(born > 0, born, 0)  # of a first life the run's begin

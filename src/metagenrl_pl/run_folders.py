@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from metagenrl_pl.config import load_config
-from metagenrl_pl.objectives.learned import pretrained_path
+from metagenrl_pl.objectives.parametric import pretrained_path
 from metagenrl_pl.origin import Origin, completed, origin_in_card, origin_in_config, read_card
 from metagenrl_pl.results import MetaTestRow, read_rows
 

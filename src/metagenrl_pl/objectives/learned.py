@@ -1,8 +1,5 @@
 """The learned objective L_alpha: an LSTM that reads windows of experience backwards in time (paper section 3.2, figure 2)."""
 
-from pathlib import Path
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,7 +11,6 @@ from metagenrl_pl.objectives.parametric import ParametricObjective
 from metagenrl_pl.objectives.reinforce import generalised_advantage
 
 _NORMALISATION_EPS = 1e-8
-_PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 class LearnedObjective(ParametricObjective):
@@ -171,31 +167,6 @@ class LearnedObjective(ParametricObjective):
             hidden = output_gate * torch.tanh(cell)
             outputs.append(hidden)
         return torch.stack(outputs[::-1], 2)[:, :num_windows].reshape(num_agents, num_windows * num_steps, self.hidden_units)
-
-    @classmethod
-    def pretrained(cls, name: str = "light") -> Self:
-        """One of the objectives that come with this package, frozen; what it was meta-trained on is in `.card`.
-
-        Args:
-            name: of a file in `metagenrl_pl/pretrained`.
-
-        Raises:
-            ValueError: if there is none of this name.
-        """
-        return cls.load(pretrained_path(name))
-
-
-def pretrained_path(name: str) -> Path:
-    """The file of an objective that comes with this package; its card lies beside it.
-
-    Raises:
-        ValueError: if there is none of this name.
-    """
-    path = _PRETRAINED / f"{name}.safetensors"
-    if path.parent != _PRETRAINED or not path.is_file():
-        names = sorted(file.stem for file in _PRETRAINED.glob("*.safetensors"))
-        raise ValueError(f"objective.name={name}: no pretrained objective of this name; valid is {', '.join(names)}")
-    return path
 
 
 def normalise(x: Tensor, valid: Tensor) -> Tensor:

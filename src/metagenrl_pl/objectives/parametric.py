@@ -14,6 +14,7 @@ from metagenrl_pl.files import atomic_write
 from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 _FORMAT = "metagenrl_pl.objective.1"
+_PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _WITHOUT_A_NAME = "metagenrl_pl.objectives.learned.LearnedObjective"  # the class of a file whose card names none
 
 
@@ -107,7 +108,7 @@ class ParametricObjective(Objective):
             path: of the `.safetensors` file.
             card: how the objective was made (training environments, env steps, commit, seed); the architecture is added.
         """
-        path, name = Path(path), _name(type(self))
+        path, name = Path(path), class_name(type(self))
         own_class = {} if name == _WITHOUT_A_NAME else {"class": name}
         card = {"format": _FORMAT, **own_class, "architecture": self.architecture, **{**self.card, **(card or {})}}
         text = json.dumps(card, indent=2)
@@ -137,8 +138,7 @@ class ParametricObjective(Objective):
         if card.get("format") != _FORMAT:
             raise ValueError(f"objective.path={path}: no objective of this project (its card names no format {_FORMAT!r})")
         name = str(card.pop("class", _WITHOUT_A_NAME))
-        known = _with_subclasses(ParametricObjective)  # type: ignore[type-abstract]
-        kind = next((one for one in known if _name(one) == name), None)
+        kind = imported_class(name)
         if kind is None or not issubclass(kind, cls):
             raise UnknownObjectiveError(
                 f"objective.path={path}: is of the class {name}; valid is {cls.__name__} or a subclass that has been imported, as "
@@ -154,9 +154,41 @@ class ParametricObjective(Objective):
         objective.card = card
         return objective.requires_grad_(False)  # frozen: it is there to teach
 
+    @classmethod
+    def pretrained(cls, name: str = "light") -> Self:
+        """One of the objectives that come with this package, frozen; what it was meta-trained on is in `.card`.
 
-def _name(kind: type) -> str:
+        Args:
+            name: of a file in `metagenrl_pl/pretrained`.
+
+        Raises:
+            ValueError: if there is none of this name.
+        """
+        return cls.load(pretrained_path(name))
+
+
+def class_name(kind: type) -> str:
+    """What files call a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def imported_class(name: str) -> type[ParametricObjective] | None:
+    """The class that files call so; None if none has been imported."""
+    known = _with_subclasses(ParametricObjective)  # type: ignore[type-abstract]
+    return next((one for one in known if class_name(one) == name), None)
+
+
+def pretrained_path(name: str) -> Path:
+    """The file of an objective that comes with this package; its card lies beside it.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    path = _PRETRAINED / f"{name}.safetensors"
+    if path.parent != _PRETRAINED or not path.is_file():
+        names = sorted(file.stem for file in _PRETRAINED.glob("*.safetensors"))
+        raise ValueError(f"objective.name={name}: no pretrained objective of this name; valid is {', '.join(names)}")
+    return path
 
 
 def _with_subclasses(kind: type[ParametricObjective]) -> Iterator[type[ParametricObjective]]:

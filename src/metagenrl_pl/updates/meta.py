@@ -147,7 +147,10 @@ def meta_gradients(
 
 
 def combine_meta_gradients(
-    gradients: Parameters, rule: Literal["clip", "normalize"], gather: Callable[[Tensor], Tensor] = lambda rows: rows
+    gradients: Parameters,
+    rule: Literal["clip", "normalize"],
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    weight: Tensor | None = None,
 ) -> tuple[Parameters, Tensor]:
     """Mean over agents of their gradients, each clipped or normalised to norm 1 first, [...], and the raw norms, [P].
 
@@ -158,9 +161,12 @@ def combine_meta_gradients(
         gradients: of P agents, [P, ...].
         rule: what is done to each.
         gather: makes rows of all agents of the rows of these, where others are computed elsewhere.
+        weight: of each agent of all in the mean, positive; the same by default.
     """
     norm = norm_per_agent(gradients)
     scaled = scale_per_agent(gradients, 1 / norm.clamp(min=1.0 if rule == "clip" else 1e-12))
     flat = torch.cat([g.flatten(1) for g in scaled.values()], 1)  # in one piece, so that all of them are gathered at once
-    parts = gather(flat).mean(0).split([g[0].numel() for g in scaled.values()])
+    every = gather(flat)
+    mean = every.mean(0) if weight is None else (weight / weight.sum()).to(every.dtype) @ every
+    parts = mean.split([g[0].numel() for g in scaled.values()])
     return {name: part.view(g.shape[1:]) for (name, g), part in zip(scaled.items(), parts, strict=True)}, norm
