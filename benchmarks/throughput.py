@@ -21,7 +21,6 @@ from clock import PARTS, REST, Clock
 from measure import Job, Result, Turns, Worker, arguments, call_each, elapsed, machine, prepare, ratio, report, serve
 from metagenrl_pl.datamodule import ReplayDataModule, ReplaySettings
 from metagenrl_pl.module import MetaGenRL
-from metagenrl_pl.networks import first_critic
 from metagenrl_pl.nn import norm_per_agent
 from metagenrl_pl.population import AgentSettings
 from metagenrl_pl.updates import MetaTask
@@ -126,7 +125,7 @@ def meta_gradient_paths(workloads: Sequence[tuple[int, int]], seed: int, turns: 
     for num_agents, units in workloads:
         agents = agents_of(num_agents, units, seed)
         windows = agents.collector.draw(2 * agents.settings.num_windows)
-        task = MetaTask(agents.population.policy, first_critic(agents.population.critics), windows)
+        task = MetaTask(agents.population.policy, agents.population.critics, windows)
         alpha = agents.objective.stacked_parameters(num_agents)
         inputs = (agents.population.networks, agents.objective, agents.inner, alpha, task)
         factored, general = factored_meta_gradients(*inputs)[0], general_meta_gradients(*inputs)[0]

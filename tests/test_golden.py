@@ -129,17 +129,17 @@ def test_policy_values(golden: Golden) -> None:
 
 @pytest.mark.parametrize("kind", ["learned", "reinforce"])
 def test_objective(golden: Golden, kind: str) -> None:
-    windows, policy, critic = golden.first(), golden.agent("policy"), golden.agent("critic1")
+    windows, policy, critics = golden.first(), golden.agent("policy"), golden.agent("critics")
     objective: Objective = golden.objective
     if kind == "reinforce":
         objective = Reinforce(golden.config["discount"], golden.config["gae_lambda"])
     action = golden.networks.action(policy, windows.observation)
-    inputs = objective_inputs(golden.networks, policy, critic, windows, action, with_critic_gradient=False)
+    inputs = objective_inputs(golden.networks, objective, policy, critics, windows, action)
     assert_near(objective.loss(golden.alpha, inputs), golden.data[f"expect/{kind}/loss"], golden.tolerance(FORWARD))
     gradient = objective.action_gradient(golden.alpha, inputs)
     assert_near(gradient, golden.data[f"expect/{kind}/action_gradient"], golden.tolerance(FIRST_ORDER))
 
-    gradients = policy_gradients(golden.networks, objective, golden.alpha, policy, critic, windows)
+    gradients = policy_gradients(golden.networks, objective, golden.alpha, policy, critics, windows)
     expected = golden.under(f"expect/{kind}/policy_gradient/policy.")
     assert_all_near(gradients, expected, golden.tolerance(FIRST_ORDER))
     assert_near(norm_per_agent(gradients), golden.data[f"expect/{kind}/policy_gradient_norm"], golden.tolerance(FIRST_ORDER))
@@ -148,7 +148,7 @@ def test_objective(golden: Golden, kind: str) -> None:
 def test_meta(golden: Golden) -> None:
     config = golden.config
     inner = SGD(config["inner_step_size"], config["inner_steps"])
-    task = MetaTask(golden.agent("policy"), golden.agent("critic1"), golden.windows)
+    task = MetaTask(golden.agent("policy"), golden.agent("critics"), golden.windows)
     stepped = inner_stepped(golden.networks, golden.objective, inner, golden.alpha, task)
     assert_all_near(stepped, golden.under("expect/meta/updated_policy/policy."), golden.tolerance(FIRST_ORDER))
 
@@ -167,7 +167,7 @@ def test_meta_gradient_is_not_that_of_the_paper_code(golden: Golden) -> None:
     if "expect/meta/tf_moments/loss" not in golden.data:
         pytest.skip("file without these results")
     inner = SGD(golden.config["inner_step_size"], golden.config["inner_steps"])
-    task = MetaTask(golden.agent("policy"), golden.agent("critic1"), golden.windows)
+    task = MetaTask(golden.agent("policy"), golden.agent("critics"), golden.windows)
     gradients, _ = general_meta_gradients(golden.networks, golden.objective, inner, golden.alpha, task)
     other = golden.under("expect/meta/tf_moments/gradient/")
     difference = norm_per_agent({name: gradients[name] - other[name] for name in other}) / norm_per_agent(other)

@@ -62,7 +62,7 @@ def task_of(population: Population, inner: InnerStep, judges: Parameters | None 
         second = {name: 0.01 * x**2 * real[name] for name, x in random_like(population.policy, 2).items()}
         moments = AdamMoments(first, second, torch.full((3,), 7.0))
     advantage = Reinforce() if advantage_share else None
-    return MetaTask(population.policy, first_critic(population.critics), windows, moments, judges, advantage, advantage_share)
+    return MetaTask(population.policy, population.critics, windows, moments, judges, advantage, advantage_share)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
@@ -180,7 +180,7 @@ def test_inner_steps_use_windows_of_their_own_and_the_loss_all(kind: str) -> Non
 def test_meta_loss_is_the_mean_over_valid_steps() -> None:
     population, windows = small_population(), random_windows(NUM_WINDOWS)
     critic = first_critic(population.critics)
-    loss = meta_loss(population.networks, population.policy, MetaTask(population.policy, critic, windows))
+    loss = meta_loss(population.networks, population.policy, MetaTask(population.policy, population.critics, windows))
     for agent in range(3):
         observation = windows.observation[:, windows.valid[agent] > 0]  # [P, valid, O]
         value = population.networks.q(critic, observation, population.networks.action(population.policy, observation))
@@ -190,10 +190,12 @@ def test_meta_loss_is_the_mean_over_valid_steps() -> None:
 def test_returns_judge_beside_the_critic() -> None:
     """Slopes of the meta-loss in the action: those of the critic and of REINFORCE, each with root mean square 1, by their shares."""
     population, windows = small_population(), random_windows(NUM_WINDOWS)
-    networks, policy, critic = population.networks, population.policy, first_critic(population.critics)
+    networks, policy, critics = population.networks, population.policy, population.critics
     action = networks.action(policy, windows.observation)
-    inputs = objective_inputs(networks, policy, critic, windows, action, with_critic_gradient=True)
-    slopes = [made.action_gradient({}, inputs) for made in (CriticObjective(), Reinforce())]
+    slopes = [
+        made.action_gradient({}, objective_inputs(networks, made, policy, critics, windows, action))
+        for made in (CriticObjective(), Reinforce())
+    ]
     of_real = (networks.action_mask[:, None, None] * windows.valid[..., None]).bool()  # [P, B, T, A]
     scaled = torch.stack(slopes)
     for agent in range(3):
@@ -202,7 +204,7 @@ def test_returns_judge_beside_the_critic() -> None:
         )
 
     for share in (0.3, 1.0):
-        task = MetaTask(policy, critic, windows, advantage=Reinforce(), advantage_share=share)
+        task = MetaTask(policy, critics, windows, advantage=Reinforce(), advantage_share=share)
         gradients = torch.func.grad(lambda phi, task=task: meta_loss(networks, phi, task).sum())(policy)
         _, pull_back = torch.func.vjp(lambda phi: networks.action(phi, windows.observation), policy)  # type: ignore[misc]
         blend = (1 - share) * scaled[0] + share * scaled[1]
@@ -354,7 +356,7 @@ def test_the_inner_gradient_is_the_policy_gradient_of_its_windows() -> None:
     task, alpha = task_of(population, inner), objective.stacked_parameters(3)
     policy, *meta = policy_and_meta_gradients(population.networks, objective, inner, alpha, task)
     windows = task.windows.part(0, NUM_WINDOWS)
-    expected = policy_gradients(population.networks, objective, alpha, task.policy, task.critic, windows)
+    expected = policy_gradients(population.networks, objective, alpha, task.policy, task.critics, windows)
     for name, gradient in policy.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)
     gradients, loss = meta_gradients(population.networks, objective, inner, alpha, task)

@@ -647,9 +647,10 @@ def test_reinforce_refuses(arguments: dict[str, Any], message: str) -> None:
 def test_critic_objective_is_the_deterministic_policy_gradient() -> None:
     """Against plain autograd: -dQ1/da of each step, and the policy gradient of -mean Q1(s, pi(s))."""
     population, windows = small_population(), random_windows(4)
-    networks, critic, objective = population.networks, first_critic(population.critics), CriticObjective()
+    networks, critics, objective = population.networks, population.critics, CriticObjective()
+    critic = first_critic(critics)
     action = networks.action(population.policy, windows.observation)
-    inputs = objective_inputs(networks, population.policy, critic, windows, action, with_critic_gradient=True)
+    inputs = objective_inputs(networks, objective, population.policy, critics, windows, action)
 
     leaf = action.clone().requires_grad_()
     (networks.q(critic, windows.observation, leaf) * windows.valid).sum().backward()
@@ -660,10 +661,43 @@ def test_critic_objective_is_the_deterministic_policy_gradient() -> None:
     policy: Parameters = {name: p.clone().requires_grad_() for name, p in population.policy.items()}
     value = networks.q(critic, windows.observation, networks.action(policy, windows.observation))
     ((-value * windows.valid).sum((1, 2)) / windows.num_valid).sum().backward()
-    gradients = policy_gradients(networks, objective, {}, population.policy, critic, windows)
+    gradients = policy_gradients(networks, objective, {}, population.policy, critics, windows)
     assert (norm_per_agent(gradients) > 1e-3).all()
     for name, p in policy.items():
         torch.testing.assert_close(gradients[name], p.grad)
+
+
+def test_an_objective_sees_the_gradient_of_the_critics_that_it_names() -> None:
+    """Of both: the mean of two plain autograd gradients."""
+    population, windows = small_population(), random_windows(4)
+    networks, policy, critics = population.networks, population.policy, population.critics
+    action = networks.action(policy, windows.observation)
+    slopes = []
+    for twin in range(2):
+        leaf = action.clone().requires_grad_()
+        networks.q({name: p[:, twin] for name, p in critics.items()}, windows.observation, leaf).sum().backward()
+        slopes.append(leaf.grad * networks.action_mask[:, None, None])  # type: ignore[operator]
+    assert not torch.allclose(*slopes)
+    for of, expected in (("first", slopes[0]), ("both", (slopes[0] + slopes[1]) / 2)):
+        for objective in (small(use_critic_gradient=True, critic_gradient_of=of), small_mixture(critic_gradient_of=of)):
+            inputs = objective_inputs(networks, objective, policy, critics, windows, action)
+            assert inputs.critic_gradient is not None
+            torch.testing.assert_close(inputs.critic_gradient, expected)
+            assert objective.architecture["critic_gradient_of"] == of
+    with pytest.raises(ValueError, match="critic_gradient_of must be first or both, got 'second'"):
+        small_mixture(critic_gradient_of="second")
+
+
+def test_annealing_is_from_the_first_critic_whatever_the_objective_looks_at() -> None:
+    population, windows = small_population(), random_windows(4)
+    arguments = (population.policy, population.critics, windows)
+    alpha = small_mixture().stacked_parameters(3)
+    annealed = [
+        policy_gradients(population.networks, objective, alpha, *arguments, objective_share=torch.zeros(()))
+        for objective in (CriticObjective(), small_mixture(critic_gradient_of="both"))
+    ]
+    for name, gradient in annealed[0].items():
+        torch.testing.assert_close(annealed[1][name], gradient)
 
 
 # ------------------------------------------------------------------------------------------------------------ the mixture
@@ -721,6 +755,9 @@ def test_an_ensemble_sees_what_one_of_its_members_does() -> None:
     assert not ObjectiveEnsemble.of([small()]).needs_critic_gradient
     assert not ObjectiveEnsemble.of([small(use_value=False)]).needs_value
     assert ObjectiveEnsemble.of([small(use_value=False), small_mixture()]).needs_value
+    assert ObjectiveEnsemble.of([small(), small_mixture(critic_gradient_of="both")]).critic_gradient_of == "both"
+    with pytest.raises(ValueError, match="members look at dQ/da of different critics"):
+        ObjectiveEnsemble.of([small_mixture(), small_mixture(critic_gradient_of="both")])
 
 
 def test_an_ensemble_is_saved_whole_with_a_card_that_tells_of_its_members(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.inner import SGD, Adam, InnerStep
 from metagenrl_pl.learner import Learner, MetaSettings
-from metagenrl_pl.networks import first_critic
 from metagenrl_pl.nn import Parameters, norm_per_agent
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
 from metagenrl_pl.population import AgentSettings, Population, PopulationSettings
@@ -106,7 +105,7 @@ def learner_of(population: Population, seeds: list[int], objective: Objective) -
 
 def meta_task(population: Population, windows: Windows, learner: Learner, inner: InnerStep) -> MetaTask:
     moments = learner._policy_moments() if inner.needs_moments else None
-    return MetaTask(population.policy, first_critic(population.critics), windows, moments)
+    return MetaTask(population.policy, population.critics, windows, moments)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from metagenrl_pl.batch import Windows
 from metagenrl_pl.compiling import Compiled, Tell
 from metagenrl_pl.inner import AdamMoments, InnerStep
 from metagenrl_pl.lifetimes import Lifetimes
-from metagenrl_pl.networks import first_critic, second_critic
+from metagenrl_pl.networks import second_critic
 from metagenrl_pl.nn import Parameters, clip_per_agent, norm_per_agent
 from metagenrl_pl.objectives import Objective, Reinforce
 from metagenrl_pl.placement import Placement
@@ -223,7 +223,7 @@ class Learner:
             self.objective,
             self.objective.stacked_parameters(population.num_agents),
             population.policy,
-            first_critic(population.critics),
+            population.critics,
             windows,
             share,
         )
@@ -264,7 +264,7 @@ class Learner:
         share = self.meta.advantage_share
         advantage = Reinforce(self.settings.discount, advantage=self.meta.advantage) if share > 0 else None
         judges = self._judges(env_steps)
-        task = MetaTask(population.policy, first_critic(population.critics), windows, moments, judges, advantage, share)
+        task = MetaTask(population.policy, population.critics, windows, moments, judges, advantage, share)
         return population.networks, self.objective, self.inner, self.objective.stacked_parameters(population.num_agents), task
 
     def _judges(self, env_steps: int) -> Parameters | None:
@@ -311,8 +311,9 @@ class Learner:
         """Cosine of the objective's action gradient with -dQ1/da, [P]."""
         population = self.population
         alpha = self.objective.stacked_parameters(population.num_agents)
-        critic = first_critic(population.critics)
-        return action_gradient_agreement(population.networks, self.objective, alpha, population.policy, critic, windows)
+        return action_gradient_agreement(
+            population.networks, self.objective, alpha, population.policy, population.critics, windows
+        )
 
     def checked_metrics(self) -> dict[str, np.ndarray]:
         """The newest metrics of all agents, also those of other processes, on the host, [P] each.

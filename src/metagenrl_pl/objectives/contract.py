@@ -3,7 +3,7 @@
 import traceback
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ class ObjectiveInputs(NamedTuple):
 
     `value[..., t]` is V(s_t) = Q1(s_t, pi(s_t)); entry `length` of a window is the state after its last valid step, later ones are 0.
     None unless the objective declares `needs_value`.
-    `critic_gradient` is dQ1/da at the policy's action; None unless the objective declares `needs_critic_gradient`.
+    `critic_gradient` is dQ/da at the policy's action, of the critic that the objective declares as `critic_gradient_of`; None unless it
+    declares `needs_critic_gradient`.
     """
 
     policy_action: Tensor  # [P, B, T, A]
@@ -41,6 +42,9 @@ class Objective(nn.Module, ABC):
 
     #: Whether `ObjectiveInputs.critic_gradient` has to be computed for this objective.
     needs_critic_gradient: bool = False
+
+    #: Whose dQ/da that is: the first critic's, or the mean of both twins', which do not share all of their errors.
+    critic_gradient_of: Literal["first", "both"] = "first"
 
     @abstractmethod
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:

@@ -24,7 +24,7 @@ class ObjectiveEnsemble(DirectedObjective, ParametricObjective):
         seed: of the initial weights, each member's its own.
 
     Raises:
-        ValueError: if there is no member, or one is of a class that has not been imported.
+        ValueError: if there is no member, one is of a class that has not been imported, or members look at gradients of different critics.
     """
 
     def __init__(self, members: Sequence[Mapping[str, Any]], seed: int = 0) -> None:
@@ -38,9 +38,14 @@ class ObjectiveEnsemble(DirectedObjective, ParametricObjective):
                     f"members: {member['class']} has not been imported; valid are classes of objectives that have been"
                 )
             made.append(kind(**member["architecture"], seed=derive_seed(seed, "member", index)))
+        looking = {one.critic_gradient_of for one in made if one.needs_critic_gradient}
+        if len(looking) > 1:
+            raise ValueError(
+                "members look at dQ/da of different critics (critic_gradient_of); valid are members that look at the same"
+            )
         self.members = nn.ModuleList(made)
         self.needs_value = any(member.needs_value for member in made)
-        self.needs_critic_gradient = any(member.needs_critic_gradient for member in made)
+        self.needs_critic_gradient, self.critic_gradient_of = bool(looking), looking.pop() if looking else "first"
 
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """The mean, [P, B, T, A], 0 where padded."""

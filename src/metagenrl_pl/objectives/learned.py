@@ -1,5 +1,7 @@
 """The learned objective L_alpha: an LSTM that reads windows of experience backwards in time (paper section 3.2, figure 2)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,6 +31,7 @@ class LearnedObjective(ParametricObjective):
         bounded_head: whether the output e becomes tanh(1e-3 e) / 1e-3.
         use_critic_gradient: whether the critic's own action gradient dQ1/da, a constant scaled to root mean square 1, is a third input for
             each action dimension; with it the family of objectives contains DDPG/TD3 as well as REINFORCE. Not in the paper.
+        critic_gradient_of: whose gradient that is, the first critic's or the mean of both twins'.
         use_advantage: whether the generalised advantage of the replayed action, scaled to root mean square 1, is an input as well. Rewards
             and values are normalised apart, so that it cannot be computed from them. Not in the paper.
         discount, gae_lambda: of that advantage, see `Reinforce`.
@@ -36,7 +39,7 @@ class LearnedObjective(ParametricObjective):
         seed: of the initial weights.
 
     Raises:
-        ValueError: if a width is odd or not positive, or `discount` or `gae_lambda` is outside [0, 1].
+        ValueError: if a width is odd or not positive, a number is outside [0, 1], or there are no such critics.
     """
 
     #: How many numbers the head gives for each step.
@@ -51,6 +54,7 @@ class LearnedObjective(ParametricObjective):
         use_lstm: bool = True,
         bounded_head: bool = True,
         use_critic_gradient: bool = False,
+        critic_gradient_of: Literal["first", "both"] = "first",
         use_advantage: bool = False,
         discount: float = 0.99,
         gae_lambda: float = 0.97,
@@ -61,6 +65,8 @@ class LearnedObjective(ParametricObjective):
             raise ValueError(f"hidden_units must be even and at least 2, got {hidden_units}")
         if context_units < 1:
             raise ValueError(f"context_units must be at least 1, got {context_units}")
+        if critic_gradient_of not in ("first", "both"):
+            raise ValueError(f"critic_gradient_of must be first or both, got {critic_gradient_of!r}")
         for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {share}")
@@ -72,6 +78,7 @@ class LearnedObjective(ParametricObjective):
             use_lstm=use_lstm,
             bounded_head=bounded_head,
             use_critic_gradient=use_critic_gradient,
+            critic_gradient_of=critic_gradient_of,
             use_advantage=use_advantage,
             discount=discount,
             gae_lambda=gae_lambda,
@@ -80,7 +87,7 @@ class LearnedObjective(ParametricObjective):
         self.use_advantage, self.discount, self.gae_lambda = use_advantage, discount, gae_lambda
         self.needs_value = use_value or use_advantage
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
-        self.needs_critic_gradient = use_critic_gradient
+        self.needs_critic_gradient, self.critic_gradient_of = use_critic_gradient, critic_gradient_of
         self.hidden_units = hidden_units
         self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
         self._context_transform = StackedMLP(2, mixed, None, prefix="context_transform.")

@@ -16,17 +16,18 @@ from metagenrl_pl.objectives.reinforce import Reinforce
 class LearnedMixture(DirectedObjective, LearnedObjective):
     """g = w_1 g_DDPG + w_2 g_REINFORCE, with positive weights that are learned functions of the window.
 
-    g_DDPG = -dQ1/da and g_REINFORCE = dL/da of off-policy REINFORCE with generalised advantages, each over its root mean square over the
+    g_DDPG = -dQ/da and g_REINFORCE = dL/da of off-policy REINFORCE with generalised advantages, each over its root mean square over the
     agent's valid steps. The weights are the softplus of two outputs of the network that `LearnedObjective` reads windows with, and
     depend on all that it reads. The family of objectives is smaller than the LSTM's, and whatever it has learned, it descends DDPG's or
     REINFORCE's loss, so less can go wrong in environments that it never saw. Nothing inside is differentiated twice. Not in the paper.
 
     Args:
         discount, gae_lambda, advantage: of REINFORCE, see `Reinforce`.
+        critic_gradient_of: whose dQ/da DDPG's part is, see `LearnedObjective`.
         hidden_units, context_units, use_time, use_lstm, layer_norm_eps, seed: of the network, see `LearnedObjective`.
 
     Raises:
-        ValueError: if a width is odd or not positive, or `discount` or `gae_lambda` is outside [0, 1].
+        ValueError: if a width is odd or not positive, a number is outside [0, 1], or there are no such critics or advantages.
     """
 
     num_outputs = 2
@@ -36,6 +37,7 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
         discount: float = 0.99,
         gae_lambda: float = 0.97,
         advantage: Literal["signed", "positive", "indicator"] = "signed",
+        critic_gradient_of: Literal["first", "both"] = "first",
         hidden_units: int = 32,
         context_units: int = 8,
         use_time: bool = True,
@@ -49,6 +51,7 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
             use_time=use_time,
             use_lstm=use_lstm,
             use_critic_gradient=True,
+            critic_gradient_of=critic_gradient_of,
             discount=discount,
             gae_lambda=gae_lambda,
             layer_norm_eps=layer_norm_eps,
@@ -58,6 +61,7 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
             "discount": discount,
             "gae_lambda": gae_lambda,
             "advantage": advantage,
+            "critic_gradient_of": critic_gradient_of,
             "hidden_units": hidden_units,
             "context_units": context_units,
             "use_time": use_time,

@@ -60,7 +60,8 @@ class ParametricObjective(Objective):
                 objective that does not look at it.
             terminated: 1 or true where the episode ended for good (not by a time limit), [B, T].
             valid: 1 or true on real steps, those first, [B, T]; all by default.
-            critic_gradient: dQ1/da at `policy_action`, [B, T, A]; for an objective that looks at it.
+            critic_gradient: dQ/da at `policy_action`, [B, T, A]; for an objective that looks at it. Of the critic whose value it is, or
+                the mean of two where its `critic_gradient_of` is `both`.
 
         Returns:
             The loss, [B, T], 0 where padded.

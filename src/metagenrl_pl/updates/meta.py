@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.inner import AdamMoments, InnerStep
-from metagenrl_pl.networks import Networks
+from metagenrl_pl.networks import Networks, first_critic
 from metagenrl_pl.nn import Parameters, inverse_root_mean_square, norm_per_agent, scale_per_agent
 from metagenrl_pl.objectives import Objective, Reinforce
 from metagenrl_pl.updates.policy import objective_inputs
@@ -27,10 +27,10 @@ class MetaTask(NamedTuple):
     """What the objective's gradient is computed from; all of it constant."""
 
     policy: Parameters  # [P, ...]
-    critic: Parameters  # the first critic, [P, ...]
+    critics: Parameters  # the twins, [P, 2, ...]
     windows: Windows  # (K + 1) B windows: inner step k uses windows k B to (k + 1) B, the meta-loss all of them
     moments: AdamMoments | None = None
-    judges: Parameters | None = None  # E critics, [P, E, ...], whose minimum the meta-loss takes; None for `critic`
+    judges: Parameters | None = None  # E critics, [P, E, ...], whose minimum the meta-loss takes; None for the first of `critics`
     advantage: Reinforce | None = None  # judges as well, by the returns of replayed actions
     advantage_share: float = 0.0  # of its say
 
@@ -38,7 +38,7 @@ class MetaTask(NamedTuple):
 def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
     """How bad a policy is, [P].
 
-    -mean over valid steps of Q(s, pi(s)) of the task's critic or of the minimum of its judges. With an advantage that judges as well,
+    -mean over valid steps of Q(s, pi(s)) of the task's first critic or of the minimum of its judges. With an advantage that judges as well,
     the same mean of its loss, which is low for actions near to replayed ones that had better returns than the critic expected; both
     over the root mean square of their action gradients at the policy before its step, and weighted by their shares.
     """
@@ -48,7 +48,7 @@ def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
     if task.advantage is None:
         return loss
     before = networks.action(task.policy, windows.observation)
-    inputs = objective_inputs(networks, task.policy, task.critic, windows, before, with_critic_gradient=False)
+    inputs = objective_inputs(networks, task.advantage, task.policy, task.critics, windows, before)
     by_advantage = task.advantage.loss({}, inputs._replace(policy_action=action)).sum((1, 2)) / windows.num_valid
     slopes = (
         torch.func.grad(lambda a: _judged_value(networks, task, a).sum())(before) * networks.action_mask[:, None, None],
@@ -59,9 +59,9 @@ def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
 
 
 def _judged_value(networks: Networks, task: MetaTask, action: Tensor) -> Tensor:
-    """Q of the task's critic, or the minimum of its judges', [P, B, T]."""
+    """Q of the task's first critic, or the minimum of its judges', [P, B, T]."""
     if task.judges is None:
-        return networks.q(task.critic, task.windows.observation, action)
+        return networks.q(first_critic(task.critics), task.windows.observation, action)
     return networks.ensemble_q(task.judges, task.windows.observation, action).amin(1)
 
 
@@ -74,9 +74,7 @@ def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, al
         action, pull_back = torch.func.vjp(  # type: ignore[misc]
             lambda phi, windows=windows: networks.action(phi, windows.observation), policy
         )
-        inputs = objective_inputs(
-            networks, policy, task.critic, windows, action, objective.needs_critic_gradient, objective.needs_value
-        )
+        inputs = objective_inputs(networks, objective, policy, task.critics, windows, action)
         # Values and dQ/da enter the objective as constants, also where the policy depends on alpha through earlier steps.
         inputs = inputs._replace(
             value=None if inputs.value is None else inputs.value.detach(),
@@ -118,9 +116,7 @@ def policy_and_meta_gradients(
     action, pull_back_policy = torch.func.vjp(  # type: ignore[misc]
         lambda phi: networks.action(phi, windows.observation), task.policy
     )
-    inputs = objective_inputs(
-        networks, task.policy, task.critic, windows, action, objective.needs_critic_gradient, objective.needs_value
-    )
+    inputs = objective_inputs(networks, objective, task.policy, task.critics, windows, action)
     action_gradient, pull_back_objective = torch.func.vjp(  # type: ignore[misc]
         lambda alpha: objective.action_gradient(alpha, inputs), alpha
     )

@@ -1,41 +1,35 @@
 """Policy update: descend the objective, annealed from the critic (paper eq. 4 and section 3.3)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from metagenrl_pl.batch import Windows
-from metagenrl_pl.networks import Networks, window_values
+from metagenrl_pl.networks import Networks, first_critic, window_values
 from metagenrl_pl.nn import Parameters
 from metagenrl_pl.objectives import Objective, ObjectiveInputs
 
 
 def objective_inputs(
-    networks: Networks,
-    policy: Parameters,
-    critic: Parameters,
-    windows: Windows,
-    action: Tensor,
-    with_critic_gradient: bool,
-    with_value: bool = True,
+    networks: Networks, objective: Objective, policy: Parameters, critics: Parameters, windows: Windows, action: Tensor
 ) -> ObjectiveInputs:
-    """What the objective sees of some windows, all of it constant.
+    """What the objective looks at of some windows, all of it constant.
 
     Args:
         networks, policy, windows: of P agents.
-        critic: the first critic, [P, ...].
+        objective: whose needs say what is computed.
+        critics: the twins, [P, 2, ...].
         action: pi(s) on the windows' observations, [P, B, T, A].
-        with_critic_gradient: whether dQ1/da is computed.
-        with_value: whether V(s) is computed.
     """
     critic_gradient = None
-    if with_critic_gradient:
-        critic_gradient = torch.func.grad(lambda a: networks.q(critic, windows.observation, a).sum())(action)
-        critic_gradient = critic_gradient * networks.action_mask[:, None, None]
+    if objective.needs_critic_gradient:
+        critic_gradient = critic_action_gradient(networks, critics, windows, action, objective.critic_gradient_of)
     return ObjectiveInputs(
         policy_action=action,
         replay_action=windows.action,
         reward=windows.reward,
-        value=window_values(networks, policy, critic, windows, action) if with_value else None,
+        value=window_values(networks, policy, first_critic(critics), windows, action) if objective.needs_value else None,
         terminated=windows.terminated,
         valid=windows.valid,
         action_weight=networks.action_weight,
@@ -43,12 +37,25 @@ def objective_inputs(
     )
 
 
+def critic_action_gradient(
+    networks: Networks, critics: Parameters, windows: Windows, action: Tensor, of: Literal["first", "both"]
+) -> Tensor:
+    """dQ/da at some actions, of the first critic or the mean of both, [P, B, T, A], 0 in padded dimensions."""
+
+    def total(action: Tensor) -> Tensor:
+        if of == "first":
+            return networks.q(first_critic(critics), windows.observation, action).sum()
+        return networks.ensemble_q(critics, windows.observation, action).mean(1).sum()
+
+    return torch.func.grad(total)(action) * networks.action_mask[:, None, None]
+
+
 def policy_gradients(
     networks: Networks,
     objective: Objective,
     alpha: Parameters,
     policy: Parameters,
-    critic: Parameters,
+    critics: Parameters,
     windows: Windows,
     objective_share: Tensor | None = None,
 ) -> Parameters:
@@ -59,30 +66,29 @@ def policy_gradients(
     Args:
         networks, policy, windows: of P agents.
         objective, alpha: the objective and its stacked parameters, [P, ...].
-        critic: the first critic, [P, ...].
-        objective_share: p, a scalar or one for each agent [P]; None for 1, which spares the critic's gradient.
+        critics: the twins, [P, 2, ...].
+        objective_share: p, a scalar or one for each agent [P]; None for 1.
     """
     action, pull_back = torch.func.vjp(  # type: ignore[misc]
         lambda phi: networks.action(phi, windows.observation), policy
     )
-    with_critic_gradient = objective.needs_critic_gradient or objective_share is not None
-    inputs = objective_inputs(networks, policy, critic, windows, action, with_critic_gradient, objective.needs_value)
+    inputs = objective_inputs(networks, objective, policy, critics, windows, action)
     gradient = objective.action_gradient(alpha, inputs)  # [P, B, T, A]
     if objective_share is not None:
-        assert inputs.critic_gradient is not None
+        slope = critic_action_gradient(networks, critics, windows, action, "first")
         share = objective_share.view(-1, 1, 1, 1)
-        gradient = share * gradient - (1 - share) * inputs.critic_gradient * windows.valid[..., None]
+        gradient = share * gradient - (1 - share) * slope * windows.valid[..., None]
     (policy_gradient,) = pull_back(gradient / windows.num_valid.view(-1, 1, 1, 1))
     return policy_gradient
 
 
 def action_gradient_agreement(
-    networks: Networks, objective: Objective, alpha: Parameters, policy: Parameters, critic: Parameters, windows: Windows
+    networks: Networks, objective: Objective, alpha: Parameters, policy: Parameters, critics: Parameters, windows: Windows
 ) -> Tensor:
     """Cosine of the objective's action gradient with -dQ1/da over all valid steps of each agent, [P]."""
     action = networks.action(policy, windows.observation)
-    inputs = objective_inputs(networks, policy, critic, windows, action, True, objective.needs_value)
-    assert inputs.critic_gradient is not None
+    inputs = objective_inputs(networks, objective, policy, critics, windows, action)
     gradient = objective.action_gradient(alpha, inputs).flatten(1)
-    descent = -(inputs.critic_gradient * windows.valid[..., None]).flatten(1)
+    slope = critic_action_gradient(networks, critics, windows, action, "first")
+    descent = -(slope * windows.valid[..., None]).flatten(1)
     return torch.nn.functional.cosine_similarity(gradient, descent, dim=1)
