@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -109,6 +109,12 @@ def main(config: DictConfig) -> int:
         seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
     eager_seconds = estimated_seconds(agent, num_agents, config.env_steps, is_meta_training=meta is not None)
     callbacks = [build(node, pl.Callback) for node in config.callbacks.values() if node]
+    for name, callback in zip((name for name, node in config.callbacks.items() if node), callbacks, strict=True):
+        if isinstance(callback, EarlyStopping):
+            raise ConfigError(
+                f"callbacks.{name}={config.callbacks[name]._target_} looks at the end of an epoch, and a run is a single one; valid is a "
+                "callback that sets trainer.should_stop after a batch (docs/extending.md)"
+            )
     trainer = build(
         config.trainer,
         strategy=strategy_for(config.trainer),

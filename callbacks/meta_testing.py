@@ -225,7 +225,7 @@ class MetaTest(pl.Callback):
         for spec in self._specs:
             returns = [row.episode_return for row in final if row.environment == spec.name]
             metrics[f"meta_test/{spec.name}/{method}"] = sum(returns) / len(returns)
-        log_metrics(trainer, metrics)
+        log_metrics(trainer, metrics, is_in_batch=not is_last(trainer))
 
 
 def _check_baseline(method: str, baseline: Objective | None) -> None:

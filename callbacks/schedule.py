@@ -50,10 +50,18 @@ def agent_names(trainer: pl.Trainer) -> list[str]:
     return [f"{spec.name}/agent_{i}" for i, spec in enumerate(datamodule_of(trainer).specs)]
 
 
-def log_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-    """Give metrics to all loggers at the current env steps; `self.log` would cost 0.3 ms a call and count batches on its x axis.
+def log_metrics(trainer: pl.Trainer, metrics: dict[str, float], is_in_batch: bool = True) -> None:
+    """Give metrics to all loggers at the current env steps, and to callbacks that watch one (`trainer.callback_metrics`).
 
-    Of several processes the first one writes: loggers see to that themselves.
+    Loggers get them directly, since `self.log` would count batches on their x axis. Of several processes the first one writes: loggers
+    see to that themselves.
+
+    Args:
+        trainer: the run's.
+        metrics: by name.
+        is_in_batch: whether a batch of training begins or ends; Lightning lets nothing be watched after the last one.
     """
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=env_steps_of(trainer))
+    if is_in_batch:
+        module_of(trainer).log_dict(metrics, logger=False)

@@ -576,6 +576,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "objective.path=nothing: no such file; valid is an objective",
         ),
         ("experiment=meta_test objective.path=/dev/null", "objective.path=/dev/null: "),
+        (
+            "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping +callbacks.stop.monitor=a",
+            "callbacks.stop=pytorch_lightning.callbacks.EarlyStopping looks at the end of an epoch, and a run is a single one; valid",
+        ),
         ("experiment=meta_test objective=ensemble objective.members=[light,lite]", "objective: members: lite: no pretrained"),
         ("ckpt_path=nothing.ckpt", "ckpt_path=nothing.ckpt: there is no such file; valid is a .ckpt file of a run"),
         (
@@ -714,6 +718,26 @@ def test_a_full_disk_is_named(in_process: Train, monkeypatch: pytest.MonkeyPatch
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
     assert errors.splitlines()[-1].startswith("error: run_dir=here cannot be written: [Errno 28] No space left on device")
     assert errors.splitlines()[-1].endswith(f"; the newest checkpoint is {checkpoint}, from before it")
+
+
+def test_lightnings_checkpoint_keeps_the_best_by_any_metric(debug: tuple[Path, str], in_process: Train) -> None:
+    metric = "episode_return/Pendulum-v1/agent_0"
+    best = [
+        *("+callbacks.best._target_=pytorch_lightning.callbacks.ModelCheckpoint", "+callbacks.best.dirpath=${run_dir}/best"),
+        *(f"+callbacks.best.monitor={metric}", "+callbacks.best.mode=max", "+callbacks.best.every_n_train_steps=1"),
+        "+callbacks.best.filename=best",
+    ]
+    code, _, errors = in_process("experiment=debug", "run_dir=run", "callbacks.meta_test=null", *best)
+    assert code == 0, errors
+    watched, plain = (read_csv(folder / "metrics.csv")[1] for folder in (Path("run"), debug[0]))
+    losses = [
+        [{name: cell for name, cell in row.items() if cell and "loss" in name} for row in rows] for rows in (watched, plain)
+    ]
+    assert list(filter(None, losses[0])) == list(filter(None, losses[1])) != []
+    saved = torch.load("run/best/best.ckpt", weights_only=False)
+    (state,) = (state for key, state in saved["callbacks"].items() if "ModelCheckpoint" in key)
+    returns = [float(row[metric]) for row in read_csv(Path("run/metrics.csv"))[1] if row[metric]]
+    assert float(state["best_model_score"]) == pytest.approx(max(returns))
 
 
 TIMER = ("+callbacks.timer._target_=pytorch_lightning.callbacks.Timer", "+callbacks.timer.duration=00:00:00:01")
