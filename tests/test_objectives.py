@@ -679,13 +679,19 @@ def test_an_objective_sees_the_gradient_of_the_critics_that_it_names() -> None:
         slopes.append(leaf.grad * networks.action_mask[:, None, None])  # type: ignore[operator]
     assert not torch.allclose(*slopes)
     for of, expected in (("first", slopes[0]), ("both", (slopes[0] + slopes[1]) / 2)):
-        for objective in (small(use_critic_gradient=True, critic_gradient_of=of), small_mixture(critic_gradient_of=of)):
+        for objective in (
+            small(use_critic_gradient=True, critic_gradient_of=of),
+            small_mixture(critic_gradient_of=of),
+            CriticObjective(of),
+        ):
             inputs = objective_inputs(networks, objective, policy, critics, windows, action)
             assert inputs.critic_gradient is not None
             torch.testing.assert_close(inputs.critic_gradient, expected)
-            assert objective.architecture["critic_gradient_of"] == of
-    with pytest.raises(ValueError, match="critic_gradient_of must be first or both, got 'second'"):
-        small_mixture(critic_gradient_of="second")
+            if isinstance(objective, LearnedObjective):
+                assert objective.architecture["critic_gradient_of"] == of
+    for make in (small, small_mixture, CriticObjective):
+        with pytest.raises(ValueError, match="critic_gradient_of must be first or both, got 'second'"):
+            make(critic_gradient_of="second")
 
 
 def test_annealing_is_from_the_first_critic_whatever_the_objective_looks_at() -> None:

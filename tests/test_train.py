@@ -545,6 +545,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "callbacks.evaluation.method=critic: critic is the name of CriticObjective, not of Reinforce; valid is a name of your own",
         ),
         (
+            "experiment=baseline/ddpg objective.critic_gradient_of=both",
+            "callbacks.evaluation.method=critic: critic is the name of DDPG/TD3, which follows the first critic",
+        ),
+        (
             "experiment=baseline/off_policy_reinforce objective.advantage=positive",
             "callbacks.evaluation.method=reinforce: reinforce is the name of REINFORCE, which has advantage=signed, not positive; valid",
         ),

@@ -20,3 +20,8 @@ def check_method(method: str | None, objective: Objective) -> None:
         raise ValueError(
             f"{method} is the name of REINFORCE, which has advantage=signed, not {objective.advantage}; valid is a name of your own"
         )
+    if method == "critic" and objective.critic_gradient_of != "first":
+        raise ValueError(
+            f"{method} is the name of DDPG/TD3, which follows the first critic (critic_gradient_of=first); valid is another name, such as "
+            "critic_both"
+        )

@@ -28,6 +28,7 @@ METHOD_COLOURS = {
     "untrained": "#CC79A7",
     "reinforce": "#E69F00",
     "critic": "#009E73",
+    "critic_both": "#8C6D31",
     "ppo": "#D55E00",
     "td3": "#56B4E9",
     "random": "#666666",
@@ -37,7 +38,7 @@ METHOD_COLOURS = {
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#E69F00")
 """Of runs side by side."""
 
-_OTHER_COLOURS = ("#000000", "#8C6D31", "#7B4173")
+_OTHER_COLOURS = ("#000000", "#7B4173", "#999933")
 _AGENT_COLOUR = "#34495E"
 _MAX_PANELS_PER_ROW = 4
 _RETURNS = ("episode_return", "evaluation_return")

@@ -19,6 +19,7 @@ METHOD_NAMES = {
     "untrained": "untrained objective",
     "reinforce": "off-policy REINFORCE (GAE)",
     "critic": "DDPG/TD3",
+    "critic_both": "DDPG/TD3, mean of both critics",
     "ppo": "PPO (Stable-Baselines3)",
     "td3": "TD3 (Stable-Baselines3)",
     "random": "random actions",

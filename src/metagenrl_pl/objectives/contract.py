@@ -79,6 +79,17 @@ class DirectedObjective(Objective):
         return (self.action_gradient(parameters, here) * inputs.policy_action).sum(-1)
 
 
+def check_critics(critic_gradient_of: Literal["first", "both"]) -> Literal["first", "both"]:
+    """Give back whose dQ/da an objective looks at.
+
+    Raises:
+        ValueError: if there are no such critics.
+    """
+    if critic_gradient_of not in ("first", "both"):
+        raise ValueError(f"critic_gradient_of must be first or both, got {critic_gradient_of!r}")
+    return critic_gradient_of
+
+
 def check_loss(objective: Objective) -> None:
     """Ask an objective about a few windows of noise.
 

@@ -1,17 +1,30 @@
 """The deterministic policy gradient (DDPG, TD3) as an objective."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from metagenrl_pl.nn import Parameters
-from metagenrl_pl.objectives.contract import DirectedObjective, ObjectiveInputs
+from metagenrl_pl.objectives.contract import DirectedObjective, ObjectiveInputs, check_critics
 
 
 class CriticObjective(DirectedObjective):
-    """L = -Q1(s, pi(s)), so that dL/da = -dQ1/da (Silver et al. 2014, eq. 9; with the clipped twin critics of TD3)."""
+    """L = -Q(s, pi(s)), so that dL/da = -dQ/da (Silver et al. 2014, eq. 9; with the clipped twin critics of TD3).
+
+    Args:
+        critic_gradient_of: `first` is DDPG and TD3, whose policies follow the first critic. `both` is the mean of the twins.
+
+    Raises:
+        ValueError: if there are no such critics.
+    """
 
     needs_value, needs_critic_gradient = False, True
 
+    def __init__(self, critic_gradient_of: Literal["first", "both"] = "first") -> None:
+        super().__init__()
+        self.critic_gradient_of = check_critics(critic_gradient_of)
+
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """-dQ1/da, [P, B, T, A], 0 where padded."""
+        """-dQ/da, [P, B, T, A], 0 where padded."""
         assert inputs.critic_gradient is not None  # promised by needs_critic_gradient
         return -inputs.critic_gradient * inputs.valid[..., None]

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from metagenrl_pl.batch import valid_states
 from metagenrl_pl.nn import ALIGNMENT, Parameters, StackedMLP, glorot_uniform, inverse_root_mean_square, mixed, stacked_linear
-from metagenrl_pl.objectives.contract import ObjectiveInputs
+from metagenrl_pl.objectives.contract import ObjectiveInputs, check_critics
 from metagenrl_pl.objectives.parametric import ParametricObjective
 from metagenrl_pl.objectives.reinforce import generalised_advantage
 
@@ -65,8 +65,6 @@ class LearnedObjective(ParametricObjective):
             raise ValueError(f"hidden_units must be even and at least 2, got {hidden_units}")
         if context_units < 1:
             raise ValueError(f"context_units must be at least 1, got {context_units}")
-        if critic_gradient_of not in ("first", "both"):
-            raise ValueError(f"critic_gradient_of must be first or both, got {critic_gradient_of!r}")
         for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {share}")
@@ -87,7 +85,7 @@ class LearnedObjective(ParametricObjective):
         self.use_advantage, self.discount, self.gae_lambda = use_advantage, discount, gae_lambda
         self.needs_value = use_value or use_advantage
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
-        self.needs_critic_gradient, self.critic_gradient_of = use_critic_gradient, critic_gradient_of
+        self.needs_critic_gradient, self.critic_gradient_of = use_critic_gradient, check_critics(critic_gradient_of)
         self.hidden_units = hidden_units
         self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
         self._context_transform = StackedMLP(2, mixed, None, prefix="context_transform.")
