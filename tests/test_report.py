@@ -182,6 +182,14 @@ def test_the_command_writes_page_and_pictures(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == f"Report: {out}\n"
 
 
+def test_without_learned_objectives_the_longest_test_of_an_agent_counts(tmp_path: Path) -> None:
+    for name, env_steps in (("a_short", 10), ("b_long", 20), ("c_short", 10)):
+        rows = [MetaTestRow("A", "critic", 0, n, float(n)) for n in range(10, env_steps + 1, 10)]
+        append_rows(tmp_path / name / "meta_test.csv", rows)
+    page = Page(render([tmp_path])[0])
+    assert "20.0 (1)" in page.row("DDPG/TD3", "method"), page.rows
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     for folder, words in (("empty", "no meta_test.csv"), ("gone", "no such folder")):

@@ -64,7 +64,8 @@ def render(paths: Sequence[Path]) -> tuple[str, Gallery]:
         anchor = f"regime-{index}"
         headlines.append((regime.title, anchor, headline(regime, scores)))
         sections.append(Section(regime.title, anchor, _regime_parts(regime, curves, scores, gallery, anchor)))
-    alone = [curve for curve in learning_curves([], runs)[0] if curve.environment not in covered]
+    longest_first = sorted(runs, key=lambda run: -max(row.env_steps for row in run.rows))  # the first curve of an agent counts
+    alone = [curve for curve in learning_curves([], longest_first)[0] if curve.environment not in covered]
     if alone:
         scores, more = raw_scores(alone)
         notes += more
