@@ -29,7 +29,7 @@ from metagenrl_pl.datamodule import ReplayDataModule
 from metagenrl_pl.envs import EnvironmentFailure
 from metagenrl_pl.inner import InnerStep
 from metagenrl_pl.lifetimes import Lifetimes
-from metagenrl_pl.messages import one_line, shown
+from metagenrl_pl.messages import choice_message, one_line, shown
 from metagenrl_pl.meta_test import fresh_seed, numbered
 from metagenrl_pl.methods import check_method
 from metagenrl_pl.module import MetaGenRL
@@ -223,6 +223,8 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         raise
     except Exception as error:
         end_failed(trainer, error, config)
+    for message in never_logged(trainer, config):
+        rank_zero_only(warnings.warn)(message)
     if not (trainer.should_stop and trainer.is_global_zero):
         return 0
     if stopped_before_it_began(trainer):
@@ -231,6 +233,13 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
     if stopped_by_signal(trainer):
         sys.exit(code)  # a sweep, too
     return code
+
+
+def never_logged(trainer: pl.Trainer, config: DictConfig) -> list[str]:
+    """What callbacks have watched that nothing has logged, which Lightning does not tell in the middle of an epoch."""
+    watched = {f"callbacks.{name}.monitor": node.get("monitor") for name, node in config.callbacks.items() if node}
+    logged = trainer.callback_metrics
+    return [choice_message(key, metric, logged) for key, metric in watched.items() if metric is not None and metric not in logged]
 
 
 def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictConfig) -> NoReturn:

@@ -137,12 +137,15 @@ def frozen_runs(
     tested: list[tuple[Path, list[str]]]
     if as_one:
         tested = [
-            (out / folder.resolve().name / "ensemble", ["objective=ensemble", f"objective.members=[{','.join(map(str, found))}]"])
+            (
+                out / folder.resolve().name / "ensemble",
+                ["objective=ensemble", f"objective.members=[{','.join(map(_quoted, found))}]"],
+            )
             for folder, found in files.items()
         ]
     else:
         each = sorted({file.resolve(): file for found in files.values() for file in found}.values())
-        tested = [(out / Path(*file.absolute().parts[-3:-1]), [f"objective.path={file}"]) for file in each]
+        tested = [(out / Path(*file.absolute().parts[-3:-1]), [f"objective.path={_quoted(file)}"]) for file in each]
     places = [place for place, _ in tested]
     if twice := {str(place) for place in places if places.count(place) > 1}:
         raise ValueError(f"--objectives: several would be tested in {', '.join(sorted(twice))}; valid is another --out for each")
@@ -199,6 +202,11 @@ def _run_of_fresh_agents(folder: Path, objective: Sequence[str], seed: int, extr
         f"callbacks.evaluation.num_episodes={test['num_episodes']}",
     ]
     return Planned(folder, overrides, composed(overrides))
+
+
+def _quoted(path: Path) -> str:
+    """As Hydra reads it, whatever is in its name."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _is_about(override: str, keys: Iterable[str]) -> bool:

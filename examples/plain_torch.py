@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.objectives import ParametricObjective
 
 NUM_WINDOWS, DISCOUNT, LEARNING_RATE, TARGET_RATE, POLICY_DELAY = 32, 0.99, 1e-3, 0.005, 2
 
@@ -80,7 +80,7 @@ def evaluate(policy: nn.Module, env_id: str, env_steps: int, num_episodes: int =
     print(f"{env_id}  env steps {env_steps:>8,}  mean return {total / num_episodes:.1f}", flush=True)
 
 
-def train(env_id: str, objective: LearnedObjective, env_steps: int, seed: int) -> None:
+def train(env_id: str, objective: ParametricObjective, env_steps: int, seed: int) -> None:
     torch.manual_seed(seed)
     env, replay, num_steps = make(env_id), Replay(), objective.card.get("window_length", 20)  # as in meta-training
     num_states, num_actions = gym.spaces.flatdim(env.observation_space), gym.spaces.flatdim(env.action_space)
@@ -108,7 +108,9 @@ def train(env_id: str, objective: LearnedObjective, env_steps: int, seed: int) -
         states, actions, rewards, terminated, valid = replay.draw(num_steps)
         policy_actions = policy(states)  # in all T + 1 states: the last one has a value, too
         values = q(critics[0], states, policy_actions)  # no gradient passes through them: the objective takes them as constants
-        (slopes,) = torch.autograd.grad(values.sum(), policy_actions, retain_graph=True)
+        looked_at = critics if objective.critic_gradient_of == "both" else critics[:1]
+        mean = torch.stack([q(critic, states, policy_actions) for critic in looked_at]).mean(0)
+        (slopes,) = torch.autograd.grad(mean.sum(), policy_actions, retain_graph=True)
         loss = objective(policy_actions[:, :-1], actions, rewards, values, terminated, valid, slopes[:, :-1])[valid > 0].mean()
         policy_optimizer.zero_grad()
         loss.backward()
@@ -146,7 +148,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # faster for tensors this small
     try:
         path = arguments.objective
-        learned = LearnedObjective.pretrained() if path is None else LearnedObjective.load(path)
+        learned = ParametricObjective.pretrained() if path is None else ParametricObjective.load(path)
     except ValueError as error:
         sys.exit(str(error))
     train(arguments.env, learned, arguments.env_steps, arguments.seed)

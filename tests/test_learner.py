@@ -466,6 +466,17 @@ def test_beginners_have_more_say_in_the_objective_where_asked_for() -> None:
             torch.testing.assert_close(gradient.flatten(), expected[name])
 
 
+def test_agents_far_older_than_the_half_life_still_have_a_mean() -> None:
+    lifetimes = Lifetimes(length=10**9, warmup=0, offsets=(0, 0, 0))
+    every = []
+    for half_life in (None, 1):
+        objective, meta = small_objective(), MetaSettings(half_life_env_steps=half_life)
+        learner = Learner(small_population(), objective, small_settings(), SEEDS, SGD(), meta, lifetimes=lifetimes)
+        learner._update_objective(random_windows(2 * B), env_steps=10**6)
+        every.append(torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]))
+    torch.testing.assert_close(every[1], every[0])
+
+
 def test_the_objective_is_updated_as_often_as_asked() -> None:
     drawn: list[int] = []
 

@@ -762,7 +762,9 @@ def test_an_ensemble_sees_what_one_of_its_members_does() -> None:
     assert not ObjectiveEnsemble.of([small(use_value=False)]).needs_value
     assert ObjectiveEnsemble.of([small(use_value=False), small_mixture()]).needs_value
     assert ObjectiveEnsemble.of([small(), small_mixture(critic_gradient_of="both")]).critic_gradient_of == "both"
-    with pytest.raises(ValueError, match="members look at dQ/da of different critics"):
+    with pytest.raises(
+        ValueError, match="different critics, member 0 critic_gradient_of=first and member 1 critic_gradient_of=both"
+    ):
         ObjectiveEnsemble.of([small_mixture(), small_mixture(critic_gradient_of="both")])
 
 
@@ -798,6 +800,7 @@ def test_an_ensemble_is_saved_whole_with_a_card_that_tells_of_its_members(tmp_pa
         ([], "members must name at least one objective, got []"),
         (["light", "heavy"], "members: heavy: no pretrained objective of this name; valid is "),
         (["light", "nothing.safetensors"], "members: nothing.safetensors: no such file; valid is an objective"),
+        (["runs/folder"], "members: runs/folder: no such file; valid is an objective"),
     ],
 )
 def test_an_ensemble_names_the_member_that_is_none(members: list[str], message: str) -> None:
@@ -814,8 +817,17 @@ def test_an_ensemble_of_fresh_members_has_seeds_of_its_own() -> None:
     first, second, _ = (dict(member.named_parameters())["lstm.weight_hidden"] for member in one.members)
     assert not torch.equal(first, second)
     assert one.learns
-    with pytest.raises(ValueError, match="members: no.Such has not been imported"):
-        ObjectiveEnsemble([{"class": "no.Such", "architecture": {}}])
+
+
+def test_an_ensemble_with_a_member_of_an_unknown_class_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "ensemble.safetensors"
+    ensemble = ObjectiveEnsemble.of([small()])
+    ensemble.architecture["members"][0]["class"] = "no.Such"
+    ensemble.save(path)
+    for load in (ParametricObjective.load, lambda path: ObjectiveEnsemble.load_all([str(path)])):
+        with pytest.raises(UnknownObjectiveError, match="members: no.Such has not been imported") as caught:
+            load(path)
+        assert str(path) in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------------------ neighbours

@@ -546,7 +546,15 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ),
         (
             "experiment=baseline/ddpg objective.critic_gradient_of=both",
-            "callbacks.evaluation.method=critic: critic is the name of DDPG/TD3, which follows the first critic",
+            "callbacks.evaluation.method=critic: critic is the name of DDPG/TD3 with critic_gradient_of=first, not both; valid is",
+        ),
+        (
+            "experiment=baseline/ddpg callbacks.evaluation.method=critic_both",
+            "callbacks.evaluation.method=critic_both: critic_both is the name of DDPG/TD3 with critic_gradient_of=both, not first",
+        ),
+        (
+            "meta.half_life_env_steps=2000",
+            "meta.half_life_env_steps=2000 needs agents of different ages; valid is a number for population.lifetime_env_steps, or null",
         ),
         (
             "experiment=baseline/off_policy_reinforce objective.advantage=positive",
@@ -722,6 +730,14 @@ def test_a_full_disk_is_named(in_process: Train, monkeypatch: pytest.MonkeyPatch
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
     assert errors.splitlines()[-1].startswith("error: run_dir=here cannot be written: [Errno 28] No space left on device")
     assert errors.splitlines()[-1].endswith(f"; the newest checkpoint is {checkpoint}, from before it")
+
+
+def test_a_metric_that_was_never_logged_is_named(in_process: Train) -> None:
+    metric = "episode_return/Pendulum-v1/agent_0"
+    best = ["+callbacks.best._target_=pytorch_lightning.callbacks.ModelCheckpoint", f"+callbacks.best.monitor={metric[:-1]}7"]
+    with pytest.warns(match=f"callbacks.best.monitor={metric[:-1]}7 is not a choice; did you mean '{metric}'"):
+        arguments = ("experiment=debug", "callbacks.meta_test=null", "+callbacks.best.every_n_train_steps=1", *best)
+        assert in_process(*arguments)[0] == 0
 
 
 def test_lightnings_checkpoint_keeps_the_best_by_any_metric(debug: tuple[Path, str], in_process: Train) -> None:

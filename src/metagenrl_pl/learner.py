@@ -136,6 +136,11 @@ class Learner:
                 "meta.critic=eldest needs agents of different ages in an environment; valid is a number for "
                 "population.lifetime_env_steps and a population.size above the number of environments, or another critic"
             )
+        if self.meta is not None and self.meta.half_life_env_steps is not None and self._lifetimes.length is None:
+            raise ValueError(
+                f"meta.half_life_env_steps={self.meta.half_life_env_steps} needs agents of different ages; valid is a number for "
+                "population.lifetime_env_steps, or null"
+            )
         self.num_updates = 0
         self.metrics: dict[str, Tensor] = {}  # newest, one value per agent, [P]
         self._num_broken: Tensor | int = 0  # cycles in which an agent's critic loss was not finite, [P]
@@ -286,8 +291,9 @@ class Learner:
         assert self.meta is not None and self.objective_optimizer is not None
         weight = None
         if self.meta.half_life_env_steps is not None:
-            age = torch.from_numpy(self._lifetimes.age_of_networks(env_steps))
-            weight = sent(torch.exp2(-age / self.meta.half_life_env_steps), self.population.device)
+            age = self._lifetimes.age_of_networks(env_steps)
+            older = torch.from_numpy(age - age.min())  # than the youngest: a weight of 0 for all would be no mean
+            weight = sent(torch.exp2(-older / self.meta.half_life_env_steps), self.population.device)
         self.metrics["meta_loss"] = loss.clone()  # as above
         combined, self.metrics["meta_gradient_norm"] = combine_meta_gradients(
             gradients, self.meta.gradient, self.placement.gather, weight

@@ -2,7 +2,12 @@
 
 from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
 
-_KINDS: dict[str, type] = {"learned": ParametricObjective, "critic": CriticObjective, "reinforce": Reinforce}
+_KINDS: dict[str, type] = {
+    "learned": ParametricObjective,
+    "critic": CriticObjective,
+    "critic_both": CriticObjective,
+    "reinforce": Reinforce,
+}
 
 
 def check_method(method: str | None, objective: Objective) -> None:
@@ -20,8 +25,9 @@ def check_method(method: str | None, objective: Objective) -> None:
         raise ValueError(
             f"{method} is the name of REINFORCE, which has advantage=signed, not {objective.advantage}; valid is a name of your own"
         )
-    if method == "critic" and objective.critic_gradient_of != "first":
+    followed = {"critic": "first", "critic_both": "both"}.get(method or "")
+    if followed is not None and objective.critic_gradient_of != followed:
         raise ValueError(
-            f"{method} is the name of DDPG/TD3, which follows the first critic (critic_gradient_of=first); valid is another name, such as "
-            "critic_both"
+            f"{method} is the name of DDPG/TD3 with critic_gradient_of={followed}, not {objective.critic_gradient_of}; valid is "
+            f"{'critic_both' if followed == 'first' else 'critic'}, or a name of your own"
         )

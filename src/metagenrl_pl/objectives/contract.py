@@ -94,9 +94,10 @@ def check_loss(objective: Objective) -> None:
     """Ask an objective about a few windows of noise.
 
     Raises:
-        ValueError: if its loss raises something, has another shape than [P, B, T], does not depend on the policy's action, or is not
-            finite.
+        ValueError: if it looks at no critic that there is, or its loss raises something, has another shape than [P, B, T], does not
+            depend on the policy's action, or is not finite.
     """
+    check_critics(objective.critic_gradient_of)
     num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different
     noise = torch.Generator().manual_seed(0)
 

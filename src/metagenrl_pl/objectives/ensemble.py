@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from metagenrl_pl.nn import Parameters
 from metagenrl_pl.objectives.contract import DirectedObjective, ObjectiveInputs
 from metagenrl_pl.objectives.learned import scaled_to_one
-from metagenrl_pl.objectives.parametric import ParametricObjective, class_name, imported_class, pretrained_path
+from metagenrl_pl.objectives.parametric import (
+    ParametricObjective,
+    UnknownObjectiveError,
+    class_name,
+    imported_class,
+    pretrained_path,
+)
 from metagenrl_pl.streams import derive_seed
 
 
@@ -34,18 +40,17 @@ class ObjectiveEnsemble(DirectedObjective, ParametricObjective):
         made = []
         for index, member in enumerate(members):
             if (kind := imported_class(member["class"])) is None:
-                raise ValueError(
+                raise UnknownObjectiveError(
                     f"members: {member['class']} has not been imported; valid are classes of objectives that have been"
                 )
             made.append(kind(**member["architecture"], seed=derive_seed(seed, "member", index)))
-        looking = {one.critic_gradient_of for one in made if one.needs_critic_gradient}
+        looking = {one.critic_gradient_of: index for index, one in enumerate(made) if one.needs_critic_gradient}
         if len(looking) > 1:
-            raise ValueError(
-                "members look at dQ/da of different critics (critic_gradient_of); valid are members that look at the same"
-            )
+            told = " and ".join(f"member {index} critic_gradient_of={of}" for of, index in looking.items())
+            raise ValueError(f"members look at dQ/da of different critics, {told}; valid are members that look at the same")
         self.members = nn.ModuleList(made)
         self.needs_value = any(member.needs_value for member in made)
-        self.needs_critic_gradient, self.critic_gradient_of = bool(looking), looking.pop() if looking else "first"
+        self.needs_critic_gradient, self.critic_gradient_of = bool(looking), next(iter(looking), "first")
 
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """The mean, [P, B, T, A], 0 where padded."""
@@ -83,10 +88,11 @@ class ObjectiveEnsemble(DirectedObjective, ParametricObjective):
         objectives = []
         for member in members:
             path = Path(member)
+            is_path = path.suffix or len(path.parts) > 1 or path.exists()
             try:
-                objectives.append(ParametricObjective.load(path if path.suffix else pretrained_path(member)))
+                objectives.append(ParametricObjective.load(path if is_path else pretrained_path(member)))
             except ValueError as error:  # names the key that a single objective would have
-                raise ValueError(f"members: {member}: {str(error).partition(': ')[2]}") from error
+                raise type(error)(f"members: {member}: {str(error).partition(': ')[2]}") from error
         return cls.of(objectives)
 
 

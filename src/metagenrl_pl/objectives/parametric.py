@@ -148,6 +148,8 @@ class ParametricObjective(Objective):
         try:
             objective = kind(**card.pop("architecture"))
             objective.load_state_dict(tensors)
+        except ValueError as error:
+            raise type(error)(f"objective.path={path}: {error}") from error
         except (KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"objective.path={path}: its weights do not fit its card ({reason})") from error

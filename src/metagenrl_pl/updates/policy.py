@@ -50,6 +50,15 @@ def critic_action_gradient(
     return torch.func.grad(total)(action) * networks.action_mask[:, None, None]
 
 
+def _first_slope(
+    networks: Networks, objective: Objective, critics: Parameters, windows: Windows, action: Tensor, inputs: ObjectiveInputs
+) -> Tensor:
+    """dQ1/da, which the objective may have been given already, [P, B, T, A]."""
+    if inputs.critic_gradient is not None and objective.critic_gradient_of == "first":
+        return inputs.critic_gradient
+    return critic_action_gradient(networks, critics, windows, action, "first")
+
+
 def policy_gradients(
     networks: Networks,
     objective: Objective,
@@ -75,7 +84,7 @@ def policy_gradients(
     inputs = objective_inputs(networks, objective, policy, critics, windows, action)
     gradient = objective.action_gradient(alpha, inputs)  # [P, B, T, A]
     if objective_share is not None:
-        slope = critic_action_gradient(networks, critics, windows, action, "first")
+        slope = _first_slope(networks, objective, critics, windows, action, inputs)
         share = objective_share.view(-1, 1, 1, 1)
         gradient = share * gradient - (1 - share) * slope * windows.valid[..., None]
     (policy_gradient,) = pull_back(gradient / windows.num_valid.view(-1, 1, 1, 1))
@@ -89,6 +98,6 @@ def action_gradient_agreement(
     action = networks.action(policy, windows.observation)
     inputs = objective_inputs(networks, objective, policy, critics, windows, action)
     gradient = objective.action_gradient(alpha, inputs).flatten(1)
-    slope = critic_action_gradient(networks, critics, windows, action, "first")
+    slope = _first_slope(networks, objective, critics, windows, action, inputs)
     descent = -(slope * windows.valid[..., None]).flatten(1)
     return torch.nn.functional.cosine_similarity(gradient, descent, dim=1)
