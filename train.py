@@ -108,13 +108,7 @@ def main(config: DictConfig) -> int:
     else:
         seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
     eager_seconds = estimated_seconds(agent, num_agents, config.env_steps, is_meta_training=meta is not None)
-    callbacks = [build(node, pl.Callback) for node in config.callbacks.values() if node]
-    for name, callback in zip((name for name, node in config.callbacks.items() if node), callbacks, strict=True):
-        if isinstance(callback, EarlyStopping):
-            raise ConfigError(
-                f"callbacks.{name}={config.callbacks[name]._target_} looks at the end of an epoch, and a run is a single one; valid is a "
-                "callback that sets trainer.should_stop after a batch (docs/extending.md)"
-            )
+    callbacks = [built_callback(name, node) for name, node in config.callbacks.items() if node]
     trainer = build(
         config.trainer,
         strategy=strategy_for(config.trainer),
@@ -160,6 +154,21 @@ def device_of(trainer: pl.Trainer) -> str:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name} x {trainer.world_size}"
+
+
+def built_callback(name: Any, node: DictConfig) -> pl.Callback:
+    """The callback that a node below `callbacks` names.
+
+    Raises:
+        ConfigError: if it is none, or one that would end every run at its end, as if it had been stopped.
+    """
+    callback = build(node, pl.Callback)
+    if isinstance(callback, EarlyStopping):
+        raise ConfigError(
+            f"callbacks.{name}={node._target_} looks at the end of an epoch, and a run is a single one; valid is a callback that sets "
+            "trainer.should_stop after a batch (docs/extending.md)"
+        )
+    return callback
 
 
 def check_objective(config: DictConfig, objective: Objective, population: PopulationSettings) -> None:
@@ -237,6 +246,8 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
 
 def never_logged(trainer: pl.Trainer, config: DictConfig) -> list[str]:
     """What callbacks have watched that nothing has logged, which Lightning does not tell in the middle of an epoch."""
+    if not trainer.callback_metrics:  # no batch was taken: a resume at the run's end
+        return []
     watched = {f"callbacks.{name}.monitor": node.get("monitor") for name, node in config.callbacks.items() if node}
     logged = trainer.callback_metrics
     return [choice_message(key, metric, logged) for key, metric in watched.items() if metric is not None and metric not in logged]

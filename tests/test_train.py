@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -737,7 +738,10 @@ def test_a_metric_that_was_never_logged_is_named(in_process: Train) -> None:
     best = ["+callbacks.best._target_=pytorch_lightning.callbacks.ModelCheckpoint", f"+callbacks.best.monitor={metric[:-1]}7"]
     with pytest.warns(match=f"callbacks.best.monitor={metric[:-1]}7 is not a choice; did you mean '{metric}'"):
         arguments = ("experiment=debug", "callbacks.meta_test=null", "+callbacks.best.every_n_train_steps=1", *best)
-        assert in_process(*arguments)[0] == 0
+        assert in_process(*arguments, "run_dir=here")[0] == 0
+    with warnings.catch_warnings():  # at its end nothing is logged, so nothing is missing
+        warnings.filterwarnings("error", message=".*is not a choice")
+        assert in_process("ckpt_path=here")[0] == 0
 
 
 def test_lightnings_checkpoint_keeps_the_best_by_any_metric(debug: tuple[Path, str], in_process: Train) -> None:
