@@ -20,37 +20,37 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import stopped_by_signal
-from callbacks.stopping import FirstBatch, stopped_before_it_began, who_has_stopped
-from metagenrl_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
-from metagenrl_pl.command_line import MISTAKE, hydra_entry
-from metagenrl_pl.compiling import choose_compile, estimated_seconds
-from metagenrl_pl.config import ConfigError, build
-from metagenrl_pl.datamodule import ReplayDataModule
-from metagenrl_pl.envs import EnvironmentFailure
-from metagenrl_pl.inner import InnerStep
-from metagenrl_pl.lifetimes import Lifetimes
-from metagenrl_pl.messages import choice_message, one_line, shown
-from metagenrl_pl.meta_test import fresh_seed, numbered
-from metagenrl_pl.methods import check_method
-from metagenrl_pl.module import MetaGenRL
+from callbacks.stopping import FirstBatch, stopped_before_it_began, stopper_message
+from metagenrl_pl.agents.lifetimes import Lifetimes
+from metagenrl_pl.agents.population import PopulationSettings
+from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE, STOPPED
+from metagenrl_pl.common.messages import choice_message, format_value, one_line
+from metagenrl_pl.common.placement import Placement
+from metagenrl_pl.common.streams import derive_seed
+from metagenrl_pl.config.schema import ConfigError, build
+from metagenrl_pl.environments.environment import EnvironmentFailure
+from metagenrl_pl.evaluation.fresh_agents import agent_numbers, fresh_seed
+from metagenrl_pl.launch.command_line import hydra_entry
+from metagenrl_pl.launch.resume import allow_new_keys, resume_config, with_run_dir
+from metagenrl_pl.launch.run_folder import open_run_folder, prepare_process, run_folder
+from metagenrl_pl.learning.compiling import choose_compile, estimated_seconds
+from metagenrl_pl.learning.inner_step import InnerStep
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
-from metagenrl_pl.placement import Placement
-from metagenrl_pl.population import PopulationSettings
-from metagenrl_pl.processes import (
-    agreed_run_dir,
+from metagenrl_pl.results.methods import check_method
+from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO, CheckpointError, newest_checkpoint
+from metagenrl_pl.training.datamodule import ReplayDataModule
+from metagenrl_pl.training.module import MetaGenRL
+from metagenrl_pl.training.processes import (
+    agree_on_run_dir,
     check_accelerator,
     check_trainer,
     check_world_size,
     launching,
-    strategy_for,
-    told_by_another,
+    make_strategy,
+    reported_by_another,
 )
-from metagenrl_pl.resume import adding, moved, newest_checkpoint, resumed_config
-from metagenrl_pl.run import open_run_folder, prepare_process, run_folder
-from metagenrl_pl.streams import derive_seed
 
-STOPPED, INTERRUPTED = 3, 130  # exit codes of a run that was told to stop: one that can go on, one that has saved nothing
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
@@ -84,7 +84,7 @@ def main(config: DictConfig) -> int:
     """Assemble the run and let Lightning do it; the exit code."""
     if not config.run_dir:
         raise ConfigError("run_dir is empty; valid is a folder")
-    config = moved(config, agreed_run_dir(config.run_dir))
+    config = with_run_dir(config, agree_on_run_dir(config.run_dir))
     prepare_process(config)
 
     agent, population = build(config.agent), build(config.population)
@@ -94,7 +94,7 @@ def main(config: DictConfig) -> int:
         raise ConfigError(
             f"population.size={num_agents} leaves environments without an agent; valid is {num_environments} or more"
         )
-    specs = environments.dealt(num_agents)
+    specs = environments.assign_round_robin(num_agents)
     objective = build(config.objective, Objective)
     if not objective.learns:
         config.meta = None
@@ -104,14 +104,14 @@ def main(config: DictConfig) -> int:
     check_trainer(config.trainer)
     inner, meta = build(config.inner, InnerStep), build(config.meta) if config.meta else None
     if meta is None:  # the agents are tested themselves
-        seeds = [fresh_seed(spec, number) for spec, number in zip(specs, numbered(specs, config.seed), strict=True)]
+        seeds = [fresh_seed(spec, number) for spec, number in zip(specs, agent_numbers(specs, config.seed), strict=True)]
     else:
         seeds = [derive_seed(config.seed, "agent", i) for i in range(num_agents)]
     eager_seconds = estimated_seconds(agent, num_agents, config.env_steps, is_meta_training=meta is not None)
-    callbacks = [built_callback(name, node) for name, node in config.callbacks.items() if node]
+    callbacks = [build_callback(name, node) for name, node in config.callbacks.items() if node]
     trainer = build(
         config.trainer,
-        strategy=strategy_for(config.trainer),
+        strategy=make_strategy(config.trainer),
         callbacks=[FirstBatch(), *callbacks],
         logger=[build(node, Logger) for node in config.logger.values() if node],
         plugins=[AtomicCheckpointIO()],
@@ -121,7 +121,7 @@ def main(config: DictConfig) -> int:
     check_accelerator(trainer)
     check_world_size(trainer.world_size, num_agents)
     placement = Placement(num_agents, trainer.global_rank, trainer.world_size)
-    tell = rank_zero_only(partial(print, flush=True))
+    notify = rank_zero_only(partial(print, flush=True))
     try:
         lifetimes = Lifetimes.staggered(population, agent, num_environments)
         config.compile, chosen = choose_compile(config.compile, eager_seconds)
@@ -138,13 +138,13 @@ def main(config: DictConfig) -> int:
         )
         plain = cast(dict[str, Any], OmegaConf.to_container(config))
         module = MetaGenRL(
-            datamodule.sizes, seeds, objective, agent, inner, meta, config.compile, plain, placement, tell, lifetimes
+            datamodule.sizes, seeds, objective, agent, inner, meta, config.compile, plain, placement, notify, lifetimes
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if trainer.is_global_zero:
         open_run_folder(config, device_of(trainer))
-    tell(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB), {chosen}")
+    notify(f"Run folder: {config.run_dir} (replay: up to {datamodule.replay_bytes / 1e9:.2f} GB), {chosen}")
     with launching(config.run_dir):
         return fit(trainer, module, datamodule, config)
 
@@ -156,7 +156,7 @@ def device_of(trainer: pl.Trainer) -> str:
     return f"{name} x {trainer.world_size}"
 
 
-def built_callback(name: Any, node: DictConfig) -> pl.Callback:
+def build_callback(name: Any, node: DictConfig) -> pl.Callback:
     """The callback that a node below `callbacks` names.
 
     Raises:
@@ -209,7 +209,9 @@ def unlike_meta_training(config: DictConfig, objective: Objective) -> list[str]:
     if "window_length" in card:
         before["agent.window_length"] = card["window_length"]
     now = {key: OmegaConf.select(config, key) for key in before}
-    return [f"{key}={shown(now[key])}, not {shown(value)}" for key, value in sorted(before.items()) if now[key] != value]
+    return [
+        f"{key}={format_value(now[key])}, not {format_value(value)}" for key, value in sorted(before.items()) if now[key] != value
+    ]
 
 
 def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, config: DictConfig) -> int:
@@ -228,23 +230,23 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         if trainer.is_global_zero:  # Lightning's answer to KeyboardInterrupt: a signal that did not wait for the end of a batch
             if newest := newest_checkpoint(config.run_dir):
                 print(f"Stopped at once. To go on: python train.py ckpt_path={newest}", flush=True)
-            sys.exit(stopped_code(config))
+            sys.exit(exit_code_after_stop(config))
         raise
     except Exception as error:
         end_failed(trainer, error, config)
-    for message in never_logged(trainer, config):
+    for message in unlogged_monitors(trainer, config):
         rank_zero_only(warnings.warn)(message)
     if not (trainer.should_stop and trainer.is_global_zero):
         return 0
     if stopped_before_it_began(trainer):
-        raise ConfigError(who_has_stopped(config.callbacks))
-    code = stopped_code(config)  # callbacks.checkpoint has saved and said how to go on
+        raise ConfigError(stopper_message(config.callbacks))
+    code = exit_code_after_stop(config)  # callbacks.checkpoint has saved and said how to go on
     if stopped_by_signal(trainer):
         sys.exit(code)  # a sweep, too
     return code
 
 
-def never_logged(trainer: pl.Trainer, config: DictConfig) -> list[str]:
+def unlogged_monitors(trainer: pl.Trainer, config: DictConfig) -> list[str]:
     """What callbacks have watched that nothing has logged, which Lightning does not tell in the middle of an epoch."""
     if not trainer.callback_metrics:  # no batch was taken: a resume at the run's end
         return []
@@ -255,7 +257,7 @@ def never_logged(trainer: pl.Trainer, config: DictConfig) -> list[str]:
 
 def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictConfig) -> NoReturn:
     """End all processes after an error of this one, told in a line unless it is a bug; called while the error is handled."""
-    is_told = told_by_another(trainer)
+    is_told = reported_by_another(trainer)
     if trainer.strategy.launcher is not None:
         trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may wait for this process
     if is_told:
@@ -271,7 +273,7 @@ def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictC
     raise error
 
 
-def stopped_code(config: DictConfig) -> int:
+def exit_code_after_stop(config: DictConfig) -> int:
     """The exit code that tells whether a run that was stopped can go on."""
     if newest_checkpoint(config.run_dir) is None:
         print("Stopped; nothing was saved yet", flush=True)
@@ -290,7 +292,7 @@ def is_disk_full(error: Exception) -> bool:
     return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left on device" in str(error)
 
 
-def prepared(config: DictConfig, overridden: list[str]) -> DictConfig:
+def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
     """The configuration that counts: of a resume, its run's.
 
     Raises:
@@ -302,14 +304,14 @@ def prepared(config: DictConfig, overridden: list[str]) -> DictConfig:
             "env.test is where a meta-training tests its objective, and this is none (meta=frozen); valid is env.train=..., where "
             "this run's agents are trained"
         )
-    return resumed_config(config, overridden)
+    return resume_config(config, overridden)
 
 
 def run_command_line() -> None:
     """Whatever `sys.argv` asks for."""
-    sys.argv[1:] = adding(sys.argv[1:])
+    sys.argv[1:] = allow_new_keys(sys.argv[1:])
     try:
-        hydra_entry(main, Path(__file__).parent / "conf", "config", RunConfig, prepared)
+        hydra_entry(main, Path(__file__).parent / "conf", "config", RunConfig, prepare_config)
     except KeyboardInterrupt:  # before or after training, which has an answer of its own
         print("Stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -33,10 +33,10 @@ from measure import (
     report,
     serve,
 )
-from metagenrl_pl.envs import Environment, EnvironmentSpec
+from metagenrl_pl.agents.population import AgentSettings
+from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.objectives import CriticObjective
-from metagenrl_pl.population import AgentSettings
-from workloads import Agents, dealt
+from workloads import Agents, assign_round_robin
 
 UNITS, BATCH, DELAY, NUM_STORED, STACKED = 256, 256, 2, 1000, 8
 SETTINGS = AgentSettings(UNITS, layer_norm=False, window_length=1, num_windows=BATCH, policy_delay=DELAY)
@@ -74,7 +74,7 @@ def sb3_updates(env: str, seed: int) -> Callable[[], object]:
 
 def our_updates(env: str, seed: int, num_agents: int, compile: bool) -> Agents:
     """Agents of this project, with as much experience."""
-    specs, objective = dealt([env], num_agents), CriticObjective()
+    specs, objective = assign_round_robin([env], num_agents), CriticObjective()
     return Agents(specs, SETTINGS, seed, objective=objective, learns=False, compile=compile, num_stored=NUM_STORED)
 
 

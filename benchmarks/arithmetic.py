@@ -2,7 +2,7 @@
 
 Arithmetic is that of the matrix products which the mathematics needs, each once, 2 operations a multiply-add: forward passes, derivatives
 in a layer's inputs and in its weights, and forward-mode tangents. The meta-gradient is that of the factored path
-(`metagenrl_pl.updates.meta`), whose second order lives in the objective alone.
+(`metagenrl_pl.learning.meta_update`), whose second order lives in the objective alone.
 
 Memory traffic is that of float32 activations: every product reads its two factors and writes its result once; between two products one
 fused kernel (activation, norm, gates or their derivative) reads each of its inputs and writes its result once. Optimizers, moving
@@ -16,8 +16,8 @@ from functools import reduce
 from torch.utils.flop_counter import FlopCounterMode
 
 from clock import CRITIC, META, POLICY
+from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.objectives import LearnedObjective, Objective
-from metagenrl_pl.population import AgentSettings
 from workloads import Agents
 
 

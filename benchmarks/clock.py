@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.core.optimizer import LightningOptimizer
 
 from measure import MatrixProduct, elapsed, wait
-from metagenrl_pl.collector import Collector
-from metagenrl_pl.learner import Learner
+from metagenrl_pl.experience.collector import Collector
+from metagenrl_pl.learning.learner import Learner
 
 ENVIRONMENTS, SAMPLING, CRITIC, POLICY, META = PARTS = (
     "environments and acting",

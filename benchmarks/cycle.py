@@ -27,8 +27,8 @@ from omegaconf import DictConfig, open_dict
 from arithmetic import Work, counted, needed, needed_per_cycle, total
 from clock import CHECKPOINTS, CRITIC, ENVIRONMENTS, LIGHTNING, LOGGING, META, PARTS, POLICY, REST, SAMPLING
 from measure import ROOT, Result, Turns, arguments, machine, prepare, ratio, report
-from metagenrl_pl.config import build, validated
-from workloads import Agents, dealt
+from metagenrl_pl.config.schema import build, validate
+from workloads import Agents, assign_round_robin
 
 sys.path.insert(0, str(ROOT))  # train.py and callbacks/ are no part of the package
 import train
@@ -88,7 +88,7 @@ def configuration(options: argparse.Namespace, run_dir: Path, cycles_per_turn: i
         else:
             config.callbacks, config.logger = {}, {}
         config.callbacks.clock = clock
-    return validated(config, train.RunConfig)
+    return validate(config, train.RunConfig)
 
 
 def run(config: DictConfig) -> list[dict[str, float]]:
@@ -124,7 +124,7 @@ class Cycle:
             turn["whole cycle"] += (often - 1) * turn[CHECKPOINTS]
             turn[CHECKPOINTS] *= often
         settings, envs = build(config.agent), list(config.env.train)
-        self.agents = Agents(dealt(envs, config.population.size), settings, config.seed)
+        self.agents = Agents(assign_round_robin(envs, config.population.size), settings, config.seed)
         workload = f"{len(self.agents.specs)} agents of {settings.hidden_units} units"
         windows = f"{settings.num_windows} windows of {settings.window_length}"
         self.title = f"{workload}, {windows}, {', '.join(envs)}, {'compiled' if config.compile else 'eager'}"

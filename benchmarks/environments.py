@@ -11,9 +11,9 @@ from statistics import median
 import numpy as np
 
 from measure import Result, Turns, arguments, machine, parsed, prepare, ratio, report
-from metagenrl_pl.env_group import EnvironmentGroup
-from metagenrl_pl.env_workers import make_group
-from metagenrl_pl.envs import EnvironmentSpec
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.environments.group import EnvironmentGroup
+from metagenrl_pl.environments.workers import make_group
 
 SPECS = [
     EnvironmentSpec("Pendulum-v1"),

@@ -25,8 +25,8 @@ from torch import Tensor
 from arithmetic import needed_per_cycle, total
 from clock import CRITIC
 from measure import Job, MatrixProduct, Result, Turns, add_compile, arguments, elapsed, parsed, prepare, ratio, report, wait
-from metagenrl_pl.population import AgentSettings
-from workloads import Agents, dealt
+from metagenrl_pl.agents.population import AgentSettings
+from workloads import Agents, assign_round_robin
 
 IDS = ["LunarLanderContinuous-v3", "HalfCheetah-v5"]
 FLOAT32, TF32 = "highest", "high"
@@ -145,7 +145,7 @@ class Bench:
         return jobs
 
     def _agents(self, compile: bool) -> Agents:
-        specs = dealt(IDS, self.options.agents)
+        specs = assign_round_robin(IDS, self.options.agents)
         return Agents(specs, self._settings, self.options.seed, compile=compile, device=self.options.device, env_workers=None)
 
     def cycles(self, facts: dict[str, Any]) -> Result:

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from metagenrl_pl.run import keep_freed_memory
+from metagenrl_pl.launch.run_folder import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 RESULTS = "results/performance"
@@ -172,7 +172,7 @@ def machine(turns: Turns) -> dict[str, Any]:
     }
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A table's entry; of a float three digits, of nothing a dash."""
     if value is None:
         return "-"
@@ -187,7 +187,7 @@ def show(console: Console, result: Result) -> None:
     for i, column in enumerate(result.columns):
         table.add_column(column, justify="right" if i else "left")
     for row in result.rows:
-        table.add_row(*map(shown, row))
+        table.add_row(*map(format_value, row))
     console.print(table)
 
 
@@ -229,7 +229,7 @@ def prepare(threads: int, keep_memory: bool = True) -> None:
 def report(options: argparse.Namespace, facts: Mapping[str, Any], measurements: Iterable[Callable[[], Result]]) -> None:
     """Measure, print each table when it is there, and write all of them to the JSON file."""
     console, results = Console(), []
-    console.print(", ".join(f"{name} {shown(value)}" for name, value in facts.items()))
+    console.print(", ".join(f"{name} {format_value(value)}" for name, value in facts.items()))
     for measure in measurements:
         results.append(measure())
         show(console, results[-1])

@@ -18,13 +18,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from metagenrl_pl.config import load_config
-from metagenrl_pl.envs import EnvironmentSpec
-from metagenrl_pl.meta_test import random_returns
-from metagenrl_pl.report import main as report
-from metagenrl_pl.results import append_rows
-from metagenrl_pl.run_folders import Run, find_runs
-from metagenrl_pl.scores import Score, aggregate, learning_curves, normalised, scores_of
+from metagenrl_pl.config.schema import load_config
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.evaluation.fresh_agents import random_returns
+from metagenrl_pl.reporting.report import main as report
+from metagenrl_pl.results.rows import append_rows
+from metagenrl_pl.results.run_folders import Run, find_runs
+from metagenrl_pl.results.scores import Score, aggregate, learning_curves, normalised, scores_of
 from side_by_side import Planned, composed, is_begun, run_all
 
 WITHOUT = {

@@ -3,9 +3,9 @@
     pip install -e ".[baselines]"
     python benchmarks/sb3_baselines.py [--methods ppo] [--seeds 0 1 ...] [--jobs 2] [--out DIR] [OVERRIDE ...]
 
-A `meta_test.csv` for each method, which `python -m metagenrl_pl.report` reads beside those of other runs. Networks have the width and depth
-of the protocol's agents; the rest are the library's defaults: for PPO with observations and rewards normalised, for TD3 with the
-protocol's exploration. Overrides are those of `train.py experiment=protocol`. What is in the file is not run again.
+Writes a `meta_test.csv` for each method, which the report reads beside those of other runs. Networks have the width and depth of the
+protocol's agents. The rest are the library's defaults: for PPO with observations and rewards normalised, for TD3 with the protocol's
+exploration. Overrides are those of `train.py experiment=protocol`. What is in the file is not run again.
 """
 
 import argparse
@@ -25,12 +25,12 @@ import torch
 from gymnasium import spaces
 from omegaconf import OmegaConf
 
-from metagenrl_pl.collector import episode_seed
-from metagenrl_pl.envs import Environment, EnvironmentSpec
-from metagenrl_pl.messages import one_line
-from metagenrl_pl.meta_test import Evaluator, fresh_seed
-from metagenrl_pl.provenance import add_provenance
-from metagenrl_pl.results import MetaTestRow, append_rows, read_rows
+from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
+from metagenrl_pl.evaluation.fresh_agents import Evaluator, fresh_seed
+from metagenrl_pl.experience.collector import episode_seed
+from metagenrl_pl.results.provenance import add_provenance
+from metagenrl_pl.results.rows import MetaTestRow, append_rows, read_rows
 from side_by_side import composed
 
 METHODS = ("ppo", "td3")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from metagenrl_pl.objectives import LearnedObjective
-from metagenrl_pl.regimes import regimes_of
-from metagenrl_pl.run_folders import Run, find_runs
-from metagenrl_pl.scores import Score, aggregate, learning_curves, normalised, scores_of
+from metagenrl_pl.results.run_folders import Run, find_runs
+from metagenrl_pl.results.scores import Score, aggregate, learning_curves, normalised, scores_of
+from metagenrl_pl.results.variants import variants_of
 
 PRETRAINED = Path(__file__).parents[1] / "src" / "metagenrl_pl" / "pretrained"
 
@@ -30,13 +30,13 @@ def best_on_training_environments(runs: Sequence[Run], others: Sequence[Run] = (
     Raises:
         ValueError: if the runs are of several kinds of meta-training, or lack what scores are normalised by.
     """
-    regimes = regimes_of(runs)
-    if len(regimes) != 1:
-        titles = "; ".join(regime.title for regime in regimes) or "no learned objective"
+    variants = variants_of(runs)
+    if len(variants) != 1:
+        titles = "; ".join(variant.title for variant in variants) or "no learned objective"
         raise ValueError(f"valid are runs that differ in their seed alone, these are: {titles}")
     best: tuple[float, Run, list[Score]] | None = None
-    for run in regimes[0].runs:
-        assert run.origin is not None  # or it were in no regime
+    for run in variants[0].runs:
+        assert run.origin is not None  # or it were in no variant
         curves, _ = learning_curves([run], [*runs, *others])
         every, notes = scores_of(curves)
         scores = [score for score in every if score.method == "learned"]

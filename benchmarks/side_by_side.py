@@ -18,8 +18,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from metagenrl_pl.messages import joined, one_line, shown
-from metagenrl_pl.resume import newest_checkpoint
+from metagenrl_pl.common.messages import format_value, join_key, one_line
+from metagenrl_pl.training.checkpoint_io import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,9 +111,9 @@ def check_folders(runs: Sequence[Planned]) -> None:
             before, now = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
             if differing := sorted(key for key in before | now if before.get(key) != now.get(key)):
                 key = differing[0]
+                change = f"{key}: {format_value(before.get(key))}, not {format_value(now.get(key))}"
                 raise ValueError(
-                    f"{plan.folder} holds a run of other settings ({key}: {shown(before.get(key))}, not {shown(now.get(key))}); valid is "
-                    "another --out, or to remove it"
+                    f"{plan.folder} holds a run of other settings ({change}); valid is another --out, or to remove it"
                 )
 
 
@@ -121,7 +121,7 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     """Values by dotted key."""
     if not isinstance(value, dict):
         return {key: value}
-    return {name: leaf for child, below in value.items() for name, leaf in _flat(below, joined(key, child)).items()}
+    return {name: leaf for child, below in value.items() for name, leaf in _flat(below, join_key(key, child)).items()}
 
 
 class Runner:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from measure import Result, Turns, add_compile, arguments, machine, parsed, prepare, ratio, report
-from metagenrl_pl.nn import norm_per_agent
-from metagenrl_pl.population import AgentSettings
-from workloads import Agents, dealt
+from metagenrl_pl.agents.population import AgentSettings
+from metagenrl_pl.agents.stacked_networks import norm_per_agent
+from workloads import Agents, assign_round_robin
 
 REFERENCE, EAGER, COMPILED = "eager, general meta-gradient", "eager", "compiled"
 WAYS: dict[str, dict[str, Any]] = {REFERENCE: {"general": True}, EAGER: {}, COMPILED: {"compile": True}}
@@ -26,7 +26,7 @@ WAYS: dict[str, dict[str, Any]] = {REFERENCE: {"general": True}, EAGER: {}, COMP
 def agents_of(num_agents: int, way: str, options: argparse.Namespace) -> Agents:
     """A population that learns in one of the ways."""
     settings = AgentSettings(options.units, num_windows=options.windows, window_length=options.window_length)
-    return Agents(dealt([options.env], num_agents), settings, options.seed, **WAYS[way])
+    return Agents(assign_round_robin([options.env], num_agents), settings, options.seed, **WAYS[way])
 
 
 def times_of(options: argparse.Namespace, turns: Turns) -> dict[str, list[float]]:

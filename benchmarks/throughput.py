@@ -19,13 +19,12 @@ import torch
 
 from clock import PARTS, REST, Clock
 from measure import Job, Result, Turns, Worker, arguments, call_each, elapsed, machine, prepare, ratio, report, serve
-from metagenrl_pl.datamodule import ReplayDataModule, ReplaySettings
-from metagenrl_pl.module import MetaGenRL
-from metagenrl_pl.nn import norm_per_agent
-from metagenrl_pl.population import AgentSettings
-from metagenrl_pl.updates import MetaTask
-from metagenrl_pl.updates.meta import factored_meta_gradients, general_meta_gradients
-from workloads import CAPACITY, Agents, dealt
+from metagenrl_pl.agents.population import AgentSettings
+from metagenrl_pl.agents.stacked_networks import norm_per_agent
+from metagenrl_pl.learning.meta_update import MetaTask, factored_meta_gradients, general_meta_gradients
+from metagenrl_pl.training.datamodule import ReplayDataModule, ReplaySettings
+from metagenrl_pl.training.module import MetaGenRL
+from workloads import CAPACITY, Agents, assign_round_robin
 
 WORKLOADS = {64: (["Pendulum-v1", "InvertedPendulum-v5", "Reacher-v5"], 32), 350: (["HalfCheetah-v5"], 100)}
 """By hidden units of an agent's networks: the environments, dealt round robin, and the windows per update."""
@@ -34,7 +33,7 @@ WORKLOADS = {64: (["Pendulum-v1", "InvertedPendulum-v5", "Reacher-v5"], 32), 350
 def agents_of(num_agents: int, units: int, seed: int, only: int | None = None, **options: Any) -> Agents:
     """The agents of a workload; with `only`, nothing but that one of them."""
     ids, num_windows = WORKLOADS[units]
-    specs, first = dealt(ids, num_agents), only or 0
+    specs, first = assign_round_robin(ids, num_agents), only or 0
     settings = AgentSettings(units, num_windows=num_windows, random_env_steps=0, warmup_env_steps=1)
     chosen = specs if only is None else specs[only : only + 1]
     return Agents(chosen, settings, seed, first=first, **options)

@@ -5,22 +5,22 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from measure import Job
-from metagenrl_pl.collector import Collector
-from metagenrl_pl.datamodule import MacroBatch
-from metagenrl_pl.env_workers import make_group
-from metagenrl_pl.envs import EnvironmentSpec
-from metagenrl_pl.inner import SGD
-from metagenrl_pl.learner import Learner, MetaSettings
+from metagenrl_pl.agents.population import AgentSettings, Population
+from metagenrl_pl.common.streams import derive_seed
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.environments.workers import make_group
+from metagenrl_pl.experience.collector import Collector
+from metagenrl_pl.experience.replay import Replay
+from metagenrl_pl.learning.inner_step import SGD
+from metagenrl_pl.learning.learner import Learner, MetaSettings
+from metagenrl_pl.learning.meta_update import general_meta_gradients
 from metagenrl_pl.objectives import LearnedObjective, Objective
-from metagenrl_pl.population import AgentSettings, Population
-from metagenrl_pl.replay import Replay
-from metagenrl_pl.streams import derive_seed
-from metagenrl_pl.updates.meta import general_meta_gradients
+from metagenrl_pl.training.datamodule import MacroBatch
 
 NUM_STORED, CAPACITY = 250, 100_000  # replay slots of each agent: filled at random before anything is measured, and all
 
 
-def dealt(ids: Sequence[str], num_agents: int) -> list[EnvironmentSpec]:
+def assign_round_robin(ids: Sequence[str], num_agents: int) -> list[EnvironmentSpec]:
     """An environment for each agent, round robin."""
     return [EnvironmentSpec(ids[i % len(ids)]) for i in range(num_agents)]
 

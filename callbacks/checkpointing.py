@@ -12,12 +12,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
-from callbacks.schedule import check_interval, crossed, datamodule_of, env_steps_of, is_last, module_of
-from metagenrl_pl.csv_logger import RunCSVLogger
-from metagenrl_pl.datamodule import MacroBatch, replay_folder
+from callbacks.schedule import check_interval, datamodule_of, env_steps_of, is_due, is_last, module_of
 from metagenrl_pl.objectives import ParametricObjective
-from metagenrl_pl.origin import meta_training_settings
-from metagenrl_pl.provenance import commit
+from metagenrl_pl.results.origin import meta_training_settings
+from metagenrl_pl.results.provenance import commit
+from metagenrl_pl.training.checkpoint_io import replay_folder
+from metagenrl_pl.training.csv_logger import RunCSVLogger
+from metagenrl_pl.training.datamodule import MacroBatch
 
 
 class RunCheckpoint(Checkpoint):
@@ -66,9 +67,9 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Save when the interval is crossed, at the end of the run and when told to stop, also by another callback (a timer)."""
         # A signal may reach one process alone. Lightning calls checkpoints last, after whoever else may stop the run.
-        told = module_of(trainer).placement.from_all((self.told_to_stop, trainer.should_stop))
+        told = module_of(trainer).placement.gather_objects((self.told_to_stop, trainer.should_stop))
         self.stopped_by_signal, told_to_stop = any(signalled for signalled, _ in told), any(map(any, told))
-        if told_to_stop or crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
+        if told_to_stop or is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             path = self.save(trainer)
             self._is_complete = is_last(trainer)
             if told_to_stop:
@@ -161,7 +162,7 @@ class ObjectiveExport(pl.Callback):
         objective = learner.result
         if learner.meta is None or not isinstance(objective, ParametricObjective):
             return
-        if trainer.is_global_zero and (crossed(self._every, env_steps, batch) or is_last(trainer)):
+        if trainer.is_global_zero and (is_due(self._every, env_steps, batch) or is_last(trainer)):
             card = self._card(trainer)
             objective.save(self._run_dir / "objective.safetensors", card)
             if self._keep_stages:

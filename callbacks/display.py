@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from callbacks.schedule import datamodule_of, env_steps_of, gathered, module_of
-from metagenrl_pl.datamodule import MacroBatch
-from metagenrl_pl.plots import learning_curves
-from metagenrl_pl.results import final_table, read_rows
+from callbacks.schedule import datamodule_of, env_steps_of, gather_from_agents, module_of
+from metagenrl_pl.reporting.plots import learning_curves
+from metagenrl_pl.results.rows import final_table, read_rows
+from metagenrl_pl.training.datamodule import MacroBatch
 
 _MAX_ROWS = 20
 
@@ -73,7 +73,7 @@ class PopulationDisplay(ProgressBar):
         """Move the bar."""
         assert self._training is not None  # made in on_train_start
         recent = datamodule_of(trainer).collector.recent_returns
-        self._recent_returns = gathered(trainer, [fmean(returns) if returns else None for returns in recent])
+        self._recent_returns = gather_from_agents(trainer, [fmean(returns) if returns else None for returns in recent])
         self._training(env_steps_of(trainer))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

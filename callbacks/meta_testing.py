@@ -11,35 +11,35 @@ from callbacks.display import progress_of
 from callbacks.schedule import (
     agent_names,
     check_interval,
-    crossed,
     datamodule_of,
     env_steps_of,
-    gathered,
+    gather_from_agents,
+    is_due,
     is_last,
     log_metrics,
     module_of,
 )
-from metagenrl_pl.config import ConfigError
-from metagenrl_pl.datamodule import MacroBatch
-from metagenrl_pl.env_group import sizes_of
-from metagenrl_pl.envs import Environment, EnvironmentSpec
-from metagenrl_pl.messages import one_line
-from metagenrl_pl.meta_test import (
+from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.common.placement import Placement
+from metagenrl_pl.common.streams import derive_seed
+from metagenrl_pl.config.schema import ConfigError
+from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
+from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.evaluation.fresh_agents import (
     Evaluator,
     MetaTestStopped,
+    agent_numbers,
     fresh_seeds,
     meta_test,
     needed_capacity,
-    numbered,
     random_returns,
 )
-from metagenrl_pl.methods import check_method
+from metagenrl_pl.experience.replay import check_memory, memory_bytes
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
-from metagenrl_pl.placement import Placement
-from metagenrl_pl.replay import check_memory, memory_bytes
-from metagenrl_pl.results import MetaTestRow, append_rows, drop_rows_after, method_name, read_rows
-from metagenrl_pl.streams import derive_seed
+from metagenrl_pl.results.methods import check_method
+from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows_after, method_name, read_rows
+from metagenrl_pl.training.datamodule import MacroBatch
 
 _OWN_METHODS = ("learned", "untrained", "random")
 """What a meta-test names itself, so that no baseline's results may go by it."""
@@ -116,7 +116,7 @@ class MetaTest(pl.Callback):
         """
         datamodule, agent = datamodule_of(trainer), module_of(trainer).agent
         specs, _, seeds = fresh_seeds(self._specs, self._seeds)
-        sizes = Placement(len(seeds), trainer.global_rank, trainer.world_size).mine(sizes_of(specs)) if seeds else []
+        sizes = Placement(len(seeds), trainer.global_rank, trainer.world_size).local(sizes_of(specs)) if seeds else []
         needed = memory_bytes(sizes, needed_capacity(self._env_steps, agent, datamodule.replay_settings.capacity))
         device = datamodule.replay_device
         if device.type == "cpu":  # a GPU tells what is free, with the training's replay in its place already
@@ -150,7 +150,7 @@ class MetaTest(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Test the objective when the interval is crossed."""
-        if crossed(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
+        if is_due(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
             self._test_so_far(trainer)
 
     def _test_so_far(self, trainer: pl.Trainer) -> None:
@@ -285,21 +285,21 @@ class PolicyEvaluation(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Evaluate when the interval is crossed and at the end."""
-        if not (crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer)):
+        if not (is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer)):
             return
         datamodule, placement = datamodule_of(trainer), module_of(trainer).placement
         population = module_of(trainer).learner.population
         if self._evaluator is None:
-            specs, seeds = placement.mine(datamodule.specs), placement.mine(datamodule.seeds)
+            specs, seeds = placement.local(datamodule.specs), placement.local(datamodule.seeds)
             self._evaluator = Evaluator(specs, seeds, self._num_episodes, datamodule.make_group, population.observation_size)
-        returns = gathered(trainer, self._evaluator(population.act).tolist())
+        returns = gather_from_agents(trainer, self._evaluator(population.act).tolist())
         log_metrics(
             trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
         )
         if trainer.is_global_zero and self._method is not None:
             objective = module_of(trainer).objective
             stage = int(objective.card.get("env_steps", 0)) if isinstance(objective, ParametricObjective) else None
-            numbers = numbered(datamodule.specs, module_of(trainer).run_config.get("seed", 0))
+            numbers = agent_numbers(datamodule.specs, module_of(trainer).run_config.get("seed", 0))
             rows = [
                 MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), stage)
                 for spec, number, value in zip(datamodule.specs, numbers, returns, strict=True)

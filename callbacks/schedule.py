@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 
-from metagenrl_pl.datamodule import MacroBatch, ReplayDataModule
-from metagenrl_pl.module import MetaGenRL
+from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
+from metagenrl_pl.training.module import MetaGenRL
 
 
 def check_interval(name: str, value: int | None, otherwise: str = ", or null for never") -> None:
@@ -15,7 +15,7 @@ def check_interval(name: str, value: int | None, otherwise: str = ", or null for
         raise ValueError(f"{name} must be at least 1{otherwise}, got {value}")
 
 
-def crossed(interval: int | None, env_steps: int, batch: MacroBatch) -> bool:
+def is_due(interval: int | None, env_steps: int, batch: MacroBatch) -> bool:
     """Whether a multiple of the interval lies in the macro batch that ended at `env_steps`."""
     return interval is not None and env_steps // interval > (env_steps - len(batch)) // interval
 
@@ -35,7 +35,7 @@ def env_steps_of(trainer: pl.Trainer) -> int:
     return datamodule_of(trainer).collector.env_steps
 
 
-def gathered(trainer: pl.Trainer, values: Sequence[Any]) -> list[Any]:
+def gather_from_agents(trainer: pl.Trainer, values: Sequence[Any]) -> list[Any]:
     """One object for each agent of this process -> one for each agent of all; every process has to call it."""
     return module_of(trainer).placement.gather_list(list(values))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from metagenrl_pl.datamodule import MacroBatch
+from metagenrl_pl.training.datamodule import MacroBatch
 
 
 class FirstBatch(pl.Callback):
@@ -25,7 +25,7 @@ def stopped_before_it_began(trainer: pl.Trainer) -> bool:
     return trainer.should_stop and any(isinstance(callback, FirstBatch) and not callback.is_taken for callback in callbacks)
 
 
-def who_has_stopped(callbacks: Mapping[str, Any]) -> str:
+def stopper_message(callbacks: Mapping[str, Any]) -> str:
     """The line for a run that was stopped before its first batch: which callback is likely to have done it, and what is valid.
 
     Args:

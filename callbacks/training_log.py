@@ -9,16 +9,16 @@ import pytorch_lightning as pl
 from callbacks.schedule import (
     agent_names,
     check_interval,
-    crossed,
     datamodule_of,
     env_steps_of,
-    gathered,
+    gather_from_agents,
+    is_due,
     is_last,
     log_metrics,
     module_of,
 )
-from metagenrl_pl.datamodule import MacroBatch
-from metagenrl_pl.streams import AgentStreams, derive_seed
+from metagenrl_pl.common.streams import AgentStreams, derive_seed
+from metagenrl_pl.training.datamodule import MacroBatch
 
 
 class EpisodeReturns(pl.Callback):
@@ -39,9 +39,9 @@ class EpisodeReturns(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Log when the interval is crossed."""
-        if crossed(self._every, env_steps_of(trainer), batch) or is_last(trainer):
+        if is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             names = agent_names(trainer)
-            returns = zip(names, gathered(trainer, datamodule_of(trainer).collector.take_returns()), strict=True)
+            returns = zip(names, gather_from_agents(trainer, datamodule_of(trainer).collector.take_returns()), strict=True)
             metrics = {f"episode_return/{name}": float(np.mean(values)) for name, values in returns if values}
             for metric, values in module_of(trainer).metrics.items():
                 metrics |= {f"{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
@@ -69,7 +69,7 @@ class ActionGradientAgreement(pl.Callback):
     ) -> None:
         """Log when the interval is crossed and updates have begun."""
         env_steps, learner = env_steps_of(trainer), module_of(trainer).learner
-        if not (crossed(self._every, env_steps, batch) and learner.num_updates):
+        if not (is_due(self._every, env_steps, batch) and learner.num_updates):
             return
         seeds = [derive_seed(agent, "agreement", env_steps) for agent in learner.placement.agents]
         windows = datamodule_of(trainer).collector.sample(self._num_windows, AgentStreams(seeds, "windows"))
@@ -100,7 +100,7 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Log when the interval is crossed."""
-        if crossed(self._every, env_steps_of(trainer), batch):
+        if is_due(self._every, env_steps_of(trainer), batch):
             now = self._now(trainer)
             seconds, env_steps, updates = (a - b for a, b in zip(now, self._start, strict=True))
             self._start = now

@@ -11,7 +11,7 @@ To train fresh agents with the result, elsewhere:
 import torch
 from torch import Tensor, nn
 
-from metagenrl_pl.nn import Parameters
+from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.objectives import CriticObjective, ObjectiveInputs, ParametricObjective, Reinforce
 
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 import torch
 import torch.distributed as dist
 
-from metagenrl_pl.placement import Placement
+from metagenrl_pl.common.placement import Placement
 
 
 def main(store: str, num_agents: int, world_size: int, rank: int) -> None:
@@ -29,18 +29,18 @@ def main(store: str, num_agents: int, world_size: int, rank: int) -> None:
         "special": torch.tensor([torch.nan, torch.inf, -0.0, 1e-42]).expand(num_agents, 4).clone(),
     }
     for name, values in every.items():
-        mine = placement.slice(values)
+        mine = placement.local_rows(values)
         before = mine.clone()
         gathered = placement.gather(mine)
         assert gathered.dtype == values.dtype and gathered.shape == values.shape, name
         assert gathered.numpy().tobytes() == values.numpy().tobytes(), name
         assert mine.numpy().tobytes() == before.numpy().tobytes(), name
     transposed = numbers.transpose(1, 2)  # not contiguous
-    assert torch.equal(placement.gather(placement.slice(transposed)), transposed)
+    assert torch.equal(placement.gather(placement.local_rows(transposed)), transposed)
 
     objects = [{"agent": agent, "returns": [0.1] * agent} for agent in range(num_agents)]
-    assert placement.gather_list(placement.mine(objects)) == objects
-    assert placement.from_all(("rank", rank)) == [("rank", other) for other in range(world_size)]
+    assert placement.gather_list(placement.local(objects)) == objects
+    assert placement.gather_objects(("rank", rank)) == [("rank", other) for other in range(world_size)]
     print(f"{len(every)} dtypes and shapes, lists and objects")
     dist.destroy_process_group()
 

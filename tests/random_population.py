@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from metagenrl_pl.batch import Windows
-from metagenrl_pl.nn import Parameters
-from metagenrl_pl.population import AgentSettings, Population
+from metagenrl_pl.agents.population import AgentSettings, Population
+from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.agents.windows import Windows
 
 SIZES = [(3, 2), (5, 1), (4, 3)]  # so every agent but none in all is padded: 5 observations, 3 actions
 SEEDS = [11, 12, 13]

@@ -9,16 +9,16 @@ import torch
 import toy_environments  # noqa: F401  (registers them)
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
-from metagenrl_pl.checkpoint_io import AtomicCheckpointIO
-from metagenrl_pl.csv_logger import RunCSVLogger
-from metagenrl_pl.datamodule import ReplayDataModule, ReplaySettings
-from metagenrl_pl.envs import EnvironmentSpec
-from metagenrl_pl.inner import SGD
-from metagenrl_pl.learner import MetaSettings
-from metagenrl_pl.module import MetaGenRL
+from metagenrl_pl.agents.population import AgentSettings
+from metagenrl_pl.common.streams import derive_seed
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.learning.inner_step import SGD
+from metagenrl_pl.learning.learner import MetaSettings
 from metagenrl_pl.objectives import LearnedObjective, Objective
-from metagenrl_pl.population import AgentSettings
-from metagenrl_pl.streams import derive_seed
+from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
+from metagenrl_pl.training.csv_logger import RunCSVLogger
+from metagenrl_pl.training.datamodule import ReplayDataModule, ReplaySettings
+from metagenrl_pl.training.module import MetaGenRL
 
 TOYS = [
     EnvironmentSpec("Counting-v0", {"ends_after": 10}),

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metagenrl_pl.nn import Parameters
+from metagenrl_pl.agents.stacked_networks import Parameters
 
 
 class ObjectiveInputs(NamedTuple):

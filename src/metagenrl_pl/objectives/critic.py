@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from metagenrl_pl.nn import Parameters
+from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.objectives.contract import DirectedObjective, ObjectiveInputs, check_critics
 
 

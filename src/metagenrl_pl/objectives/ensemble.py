@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from metagenrl_pl.nn import Parameters
+from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.objectives.contract import DirectedObjective, ObjectiveInputs
 from metagenrl_pl.objectives.learned import scaled_to_one
 from metagenrl_pl.objectives.parametric import (
@@ -16,7 +17,6 @@ from metagenrl_pl.objectives.parametric import (
     imported_class,
     pretrained_path,
 )
-from metagenrl_pl.streams import derive_seed
 
 
 class ObjectiveEnsemble(DirectedObjective, ParametricObjective):

@@ -6,8 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metagenrl_pl.batch import valid_states
-from metagenrl_pl.nn import ALIGNMENT, Parameters, StackedMLP, glorot_uniform, inverse_root_mean_square, mixed, stacked_linear
+from metagenrl_pl.agents.stacked_networks import (
+    ALIGNMENT,
+    Parameters,
+    StackedMLP,
+    glorot_uniform,
+    inverse_root_mean_square,
+    mixed,
+    stacked_linear,
+)
+from metagenrl_pl.agents.windows import valid_states
 from metagenrl_pl.objectives.contract import ObjectiveInputs, check_critics
 from metagenrl_pl.objectives.parametric import ParametricObjective
 from metagenrl_pl.objectives.reinforce import generalised_advantage

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metagenrl_pl.nn import Parameters
+from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.objectives.contract import DirectedObjective, ObjectiveInputs
 from metagenrl_pl.objectives.critic import CriticObjective
 from metagenrl_pl.objectives.learned import LearnedObjective, scaled_to_one

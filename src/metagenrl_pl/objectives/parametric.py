@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from metagenrl_pl.files import atomic_write
+from metagenrl_pl.common.files import atomic_write
 from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 _FORMAT = "metagenrl_pl.objective.1"

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metagenrl_pl.nn import Parameters
+from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 

@@ -1,0 +1,266 @@
+"""Gymnasium environments as agents see them: flat float32 observations, actions in [-1, 1], terminated and truncated apart."""
+
+import contextlib
+import difflib
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from metagenrl_pl.common.messages import one_line
+
+_LARGEST = float(np.finfo(np.float32).max)  # rewards are kept in 32 bits
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """Which environment to make.
+
+    Args:
+        id: a Gymnasium id, also `module:Id`.
+        kwargs: for `gymnasium.make`.
+        max_episode_steps: time limit in env steps; null keeps the environment's own.
+
+    Raises:
+        ValueError: if a value is of another kind, or the time limit is below 1.
+    """
+
+    id: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    max_episode_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str):
+            raise ValueError(f"environment {self.id}: id must be text")
+        if not isinstance(self.kwargs, Mapping):
+            raise ValueError(f"environment {self.id}: kwargs must be a mapping of names to values, got {self.kwargs!r}")
+        limit = self.max_episode_steps
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(f"environment {self.id}: max_episode_steps must be null or a whole number from 1, got {limit!r}")
+
+    @classmethod
+    def parse(cls, entry: "str | Mapping[str, Any] | EnvironmentSpec") -> "EnvironmentSpec":
+        """From an id or a mapping with `id` and, optionally, `kwargs` and `max_episode_steps`.
+
+        Raises:
+            ValueError: if the mapping has no id, an unknown key or a value that does not fit.
+        """
+        if isinstance(entry, EnvironmentSpec):
+            return entry
+        if isinstance(entry, str):
+            return cls(entry)
+        valid = ", ".join(cls.__dataclass_fields__)
+        if not isinstance(entry, Mapping) or "id" not in entry:
+            raise ValueError(f"environment {entry}: needs an id; valid is an id or a mapping with the keys {valid}")
+        for key in entry:
+            if key not in cls.__dataclass_fields__:
+                raise ValueError(f"environment {entry['id']}: unknown key {key!r}; valid: {valid}")
+        return cls(**{key: value for key, value in entry.items() if value is not None})
+
+    @property
+    def name(self) -> str:
+        """Its name in tables and files: the id, with what was changed."""
+        changes = [f"{key}={value}" for key, value in self.kwargs.items()]
+        changes += [] if self.max_episode_steps is None else [f"max_episode_steps={self.max_episode_steps}"]
+        return self.id + (f"[{','.join(changes)}]" if changes else "")
+
+
+@dataclass(frozen=True)
+class EnvironmentSets:
+    """Environments for meta-training and for meta-testing.
+
+    Args:
+        train: dealt to the agents round robin.
+        test: where fresh agents are trained with the frozen objective.
+
+    Raises:
+        ValueError: if there is nothing to train on, or an entry is no environment.
+    """
+
+    train: Sequence[str | Mapping[str, Any]]
+    test: Sequence[str | Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ValueError("train must name at least one environment, got []")
+        for entry in (*self.train, *self.test):
+            EnvironmentSpec.parse(entry)
+
+    @property
+    def train_specs(self) -> list[EnvironmentSpec]:
+        """The training environments."""
+        return [EnvironmentSpec.parse(entry) for entry in self.train]
+
+    def assign_round_robin(self, num_agents: int) -> list[EnvironmentSpec]:
+        """The training environment of each agent, round robin."""
+        specs = self.train_specs
+        return [specs[i % len(specs)] for i in range(num_agents)]
+
+
+class EnvironmentFailure(RuntimeError):
+    """An environment did what no run can go on from; told in one line that names it."""
+
+
+class Environment:
+    """One environment. What it raises in a reset or a step becomes an `EnvironmentFailure`, as does a number that is not finite.
+
+    Args:
+        spec: what to make.
+
+    Raises:
+        ValueError: if there is no such environment, its actions are not a bounded continuous Box or its observations cannot be
+            flattened into a Box.
+    """
+
+    def __init__(self, spec: EnvironmentSpec) -> None:
+        self.spec = spec
+        self._env = _make(spec)
+        action_space, observation_space = self._env.action_space, self._env.observation_space
+        if not isinstance(action_space, spaces.Box) or not np.issubdtype(action_space.dtype, np.floating):
+            raise ValueError(f"environment {spec.name}: its actions are {action_space}; valid is a continuous Box")
+        if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+            raise ValueError(f"environment {spec.name}: its actions are unbounded, {action_space}; valid is a bounded Box")
+        if not (action_space.low < action_space.high).all():
+            raise ValueError(f"environment {spec.name}: low is not below high in its actions, {action_space}")
+        if not _is_flattenable(observation_space):
+            raise ValueError(
+                f"environment {spec.name}: its observations are {observation_space}; valid is a Box or boxes in a Dict or Tuple"
+            )
+        self._action_space, self._observation_space = action_space, observation_space
+        low, high = action_space.low.astype(np.float64).ravel(), action_space.high.astype(np.float64).ravel()
+        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
+        self.observation_size = int(spaces.flatdim(observation_space))
+        self.action_size = int(self._middle.size)
+        self._num_steps = 0  # of the open episode
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Begin the episode that belongs to `seed`; the first observation, [O].
+
+        Raises:
+            EnvironmentFailure: see the class.
+        """
+        self._num_steps = 0
+        try:
+            observation, _ = self._env.reset(seed=seed)
+            return self._flat(observation)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        """Take an action in [-1, 1], [A]: next observation [O], reward, terminated, truncated.
+
+        Raises:
+            EnvironmentFailure: see the class.
+        """
+        space = self._action_space
+        scaled = (self._middle + self._half_range * action).astype(space.dtype).reshape(space.shape)
+        scaled = np.clip(scaled, space.low, space.high)  # rounding may pass a bound
+        self._num_steps += 1
+        is_finite = bool(np.isfinite(scaled).all())  # what follows from a policy that has diverged is not the environment's fault
+        try:
+            observation, reward, terminated, truncated, _ = self._env.step(scaled)
+            flat, reward = self._flat(observation, is_finite), float(reward)
+            if is_finite and not abs(reward) <= _LARGEST:  # nor is NaN
+                raise _Unusable(f"the reward is {reward}")
+        except Exception as error:
+            raise self._failure(error) from error
+        return flat, reward, bool(terminated), bool(truncated)
+
+    @property
+    def cameras(self) -> list[str]:
+        """Names of the cameras that a MuJoCo model has; none elsewhere."""
+        model: Any = getattr(self._env.unwrapped, "model", None)
+        return [model.camera(i).name for i in range(model.ncam)] if hasattr(model, "ncam") else []
+
+    @property
+    def frames_per_second(self) -> float:
+        """How many of its steps take a second when it is drawn."""
+        return float(self._env.metadata.get("render_fps") or 30)
+
+    def render(self) -> np.ndarray:
+        """A picture of its state, [H, W, 3], uint8; needs the keyword argument `render_mode: rgb_array`.
+
+        Raises:
+            ValueError: if the environment cannot be drawn here.
+        """
+        try:
+            picture = self._env.render()
+        except Exception as error:  # drawing libraries raise anything where there is no display
+            raise ValueError(
+                f"environment {self.spec.name}: cannot be drawn ({one_line(error)}); MuJoCo draws by what MUJOCO_GL names: glfw, egl or "
+                "osmesa"
+            ) from error
+        if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+            raise ValueError(f"environment {self.spec.name}: cannot be drawn; valid is one with the render mode rgb_array")
+        return picture
+
+    def close(self) -> None:
+        """Free what the environment holds."""
+        self._env.close()
+
+    def _flat(self, observation: Any, to_be_finite: bool = True) -> np.ndarray:
+        flat = np.asarray(spaces.flatten(self._observation_space, observation), dtype=np.float32)
+        if flat.shape != (self.observation_size,):
+            raise _Unusable(f"the observation has {flat.size} numbers, {self.observation_size} in its space")
+        if to_be_finite and not np.isfinite(flat).all():
+            raise _Unusable(f"the observation has a number that is {flat[~np.isfinite(flat)][0]}")
+        return flat
+
+    def _failure(self, error: Exception) -> EnvironmentFailure:
+        when = f"in step {self._num_steps} of an episode" if self._num_steps else "at a reset"
+        if isinstance(error, _Unusable):
+            return EnvironmentFailure(f"environment {self.spec.name}: {when} {error}")
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        return EnvironmentFailure(f"environment {self.spec.name}: {when} {type(error).__name__}: {one_line(error)} ({place})")
+
+
+class _Unusable(ValueError):
+    """What an environment has given cannot be learned from."""
+
+
+def _is_flattenable(space: gym.Space) -> bool:
+    if isinstance(space, spaces.Dict):
+        return all(_is_flattenable(part) for part in space.spaces.values())
+    if isinstance(space, spaces.Tuple):
+        return all(_is_flattenable(part) for part in space.spaces)
+    return isinstance(space, spaces.Box)
+
+
+def _make(spec: EnvironmentSpec) -> gym.Env:
+    try:
+        with _without_mujoco_deprecation():
+            return gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **spec.kwargs)
+    except Exception as error:  # constructors refuse their arguments in any way, assertions included
+        told = (str(error) or type(error).__name__).splitlines()[0].split(" Did you mean")[0].rstrip(".")
+        name = spec.id.rpartition(":")[2]
+        near = [] if name in gym.registry else difflib.get_close_matches(name, list(gym.registry), n=1)
+        hint = f"; did you mean '{spec.id.removesuffix(name)}{near[0]}'?" if near else ""
+        raise ValueError(f"environment {spec.name}: {told}{hint}") from error
+
+
+@contextlib.contextmanager
+def _without_mujoco_deprecation() -> Iterator[None]:
+    """Drops the warning that MuJoCo gives for each environment of an old model, on stderr and in a file in the working folder."""
+    try:
+        import mujoco
+    except ImportError:  # optional
+        yield
+        return
+
+    def warn(message: str) -> None:
+        if "is deprecated" not in message:
+            warnings.warn(f"MuJoCo: {message}", stacklevel=2)
+
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(warn)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)

@@ -1,0 +1,1 @@
+"""From the command line to a run: Hydra made strict, checks, the run folder, resume, and how a run ends."""

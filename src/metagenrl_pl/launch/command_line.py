@@ -1,0 +1,158 @@
+"""From the command line to jobs: Hydra, made strict, with every user's mistake answered by one line.
+
+Hydra accepts what it does not know (`+sed=3`), names no near key and prints tracebacks. Here:
+
+    command line -> Hydra composes -> `prepare` -> `validated` (keys, types, choices) -> `main(config)` -> `build(node)` -> objects
+                    `hydra_entry` answers mistakes made on the way: `error: ...` on stderr, exit code 2
+"""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from metagenrl_pl.common.exit_codes import MISTAKE
+from metagenrl_pl.common.messages import choice_message, key_message, one_line
+from metagenrl_pl.config.schema import ConfigError, explanation, import_target, parameters_of, validate
+
+log = logging.getLogger(__name__)
+
+Prepare = Callable[[DictConfig, list[str]], DictConfig]
+
+
+def hydra_entry(
+    main: Callable[[DictConfig], int | None],
+    config_path: Path,
+    config_name: str,
+    schema: type,
+    prepare: Prepare = lambda config, overridden: config,
+) -> None:
+    """Run `main` as a Hydra application: overrides, `-m`, `--help`, `--cfg job` and the rest work as Hydra documents them.
+
+    A user's mistake is printed as one line, `error: ...`, and ends the process with code 2: whatever goes wrong before a job
+    starts (an unknown key or choice, an override that cannot be parsed), a `ConfigError`, and a mistake that a constructor
+    reports inside `instantiate` or `build`. Every other exception of `main` is a bug: it keeps its traceback, code 1. In a
+    multirun the other jobs still run. `hydra.verbose=true` logs the traceback of a mistake as well.
+
+    Args:
+        main: Called once per job with the validated config. What it returns is the exit code of its job, None for 0.
+        config_path: The folder of the Hydra groups.
+        config_name: The primary config in it.
+        schema: What the root of the config may hold, see `validated`.
+        prepare: Given what Hydra has composed, not yet resolved or validated, and the keys and groups that the command line sets; returns
+            the config that counts.
+
+    Raises:
+        SystemExit: With code 2 after a user's mistake, else with the first code of a job that is not 0.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so that the printing is ours
+    mistakes: list[str] = []
+    bugs: list[Exception] = []
+    codes: list[int] = []
+
+    @functools.wraps(main)  # Hydra names the job after the file of the wrapped function
+    def job(config: DictConfig) -> None:
+        name = _name_in_sweep()
+        if name:
+            print(name, flush=True)
+        try:
+            codes.append(main(validate(prepare(config, overridden_keys()), schema)) or 0)
+        except Exception as error:
+            explained = explanation(error)
+            if explained is None:
+                bugs.append(error)
+                raise
+            mistakes.append(explained)
+            print(f"error: {explained}" + (f" ({name})" if name else ""), file=sys.stderr)
+            log.debug("the mistake was found here", exc_info=True)
+
+    try:
+        hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
+    except Exception as error:
+        if error in bugs:
+            raise
+        mistakes.append(_composition_error(error, Path(config_path), schema))  # before a job: command line or config files
+        print(f"error: {mistakes[-1]}", file=sys.stderr)
+    if mistakes:
+        sys.exit(MISTAKE)
+    if any(codes):
+        sys.exit(next(filter(None, codes)))
+
+
+def overridden_keys() -> list[str]:
+    """The dotted keys and groups that the command line of the running job sets, Hydra's own left out: `["seed", "env.train"]`.
+
+    In a multirun, those of this job. Prefixes (`+`, `++`, `~`) and packages (`@...`) are taken off.
+    """
+    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    return [override.key_or_group for override in overrides]
+
+
+def _name_in_sweep() -> str:
+    """`job 2: seed=1` of a job of a multirun, with what differs from job to job; nothing elsewhere."""
+    running = HydraConfig.get()
+    if running.mode != RunMode.MULTIRUN:
+        return ""
+    overrides = OverridesParser.create().parse_overrides(list(running.overrides.task))
+    varied = ",".join(str(override.input_line) for override in overrides if _is_varied(override.get_key_element()))
+    return f"job {running.job.num}" + (f": {varied}" if varied else "")
+
+
+def _is_varied(key: str) -> bool:
+    """Whether the command line gives a key several values, or none, so that the sweeper's own configuration does."""
+    given = [argument for argument in sys.argv[1:] if argument.partition("=")[0] == key]
+    return not given or any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(given))
+
+
+def _composition_error(error: Exception, config_path: Path, schema: type) -> str:
+    """The line for an error that Hydra raised before the job started."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, choice = _group_and_choice(error.missing_cfg_file)
+        return choice_message(group, choice, sorted({*error.options, *_choices(config_path, group)}))
+    if "Config group override must be" in str(error):
+        for group, _, choice in (argument.lstrip("+").partition("=") for argument in sys.argv[1:]):
+            if choice in ("null", "") and (config_path / group).is_dir():
+                return choice_message(group, choice, _choices(config_path, group))
+    if isinstance(error, OverrideParseException):
+        reason = one_line(error).removeprefix(f"Error parsing override '{error.override}' ")
+        return f"cannot read the override '{error.override}': {reason}"
+    cause = error.__cause__
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
+        parent, key = str(cause.full_key).rpartition(".")[0], str(cause.key)
+        try:
+            target = schema if not parent else import_target(cause.parent_node.get("_target_"), parent)
+            settable = parameters_of(target) or {}
+        except ConfigError:
+            settable = {}
+        if key in settable:
+            return f"the config does not set '{cause.full_key}'; to set it, write +{cause.full_key}=..."
+        groups = [] if parent else [path.name for path in config_path.iterdir() if path.is_dir()]
+        return key_message(parent, key, [*cause.parent_node, *settable, *groups])
+    message = one_line(error) + (f": {one_line(cause)}" if isinstance(cause, OmegaConfBaseException) else "")
+    return message if isinstance(error, HydraException) else f"cannot compose the config: {message}"
+
+
+def _group_and_choice(config: str) -> tuple[str, str]:
+    """`experiment`, `paper/other` of the config `experiment/paper/other`, as the command line divides it, else at the last slash."""
+    for argument in sys.argv[1:]:
+        group, _, value = argument.lstrip("+").partition("=")
+        if value and config.startswith(f"{group}/"):
+            return group, config.removeprefix(f"{group}/")
+    group, _, choice = config.rpartition("/")
+    return group, choice
+
+
+def _choices(config_path: Path, group: str) -> list[str]:
+    """What the group has to choose from, `paper/lunar_cheetah` of its subfolders as well."""
+    folder = config_path / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))

@@ -1,0 +1,112 @@
+"""Around a run: its folder, its process."""
+
+import ctypes
+import os
+import sys
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from metagenrl_pl.common.files import atomic_write
+from metagenrl_pl.config.schema import ConfigError, resolved_yaml
+from metagenrl_pl.learning.compiling import keep_compiled_in
+from metagenrl_pl.results.provenance import add_provenance
+from metagenrl_pl.training.checkpoint_io import folder_of, newest_checkpoint
+
+
+def run_folder(ckpt_path: str | None) -> str:
+    """Where a run goes by default: the folder of the run that a checkpoint belongs to, a sweep job's, or a new one."""
+    if ckpt_path is not None:
+        return str(folder_of(Path(ckpt_path)))
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return str(HydraConfig.get().runtime.output_dir)
+    if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1:  # its tasks start at different times
+        return f"runs/slurm_{os.environ['SLURM_JOB_ID']}"
+    return f"runs/{_process_start()}"
+
+
+@cache
+def _process_start() -> str:
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]  # milliseconds: a script may start several at a time
+
+
+def prepare_process(config: DictConfig) -> None:
+    """Threads, memory, precision and cache, before anything is computed.
+
+    Raises:
+        ConfigError: if the number of threads is not positive.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(choose_num_threads(config.num_threads))
+    torch.set_float32_matmul_precision(config.float32_matmul_precision)
+    keep_compiled_in(Path(config.compile_cache))
+
+
+def choose_num_threads(num_threads: int | None) -> int:
+    """Threads of PyTorch on the CPU: as configured, or one, since stacked tensors of small networks are too small to share.
+
+    Raises:
+        ConfigError: if the number is not positive.
+    """
+    if num_threads is None:
+        return 1
+    if num_threads < 1:
+        raise ConfigError(f"num_threads must be at least 1, or null to choose, got {num_threads}")
+    return num_threads
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep memory that tensors free, where it would give each large one back to the kernel and fault it in again.
+
+    Page faults take a seventh of an update's time with small networks on a CPU otherwise (`benchmarks/throughput.py` measures it), and
+    more with larger ones. Elsewhere than on glibc: nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        mallopt(m_mmap_max, 0)  # large tensors on the heap too; glibc's threshold for mapping them ends at 32 MiB
+        mallopt(m_trim_threshold, -1)  # never give the heap's top back
+        mallopt(m_top_pad, 64 * 2**20)
+
+
+def open_run_folder(config: DictConfig, device: str) -> None:
+    """Make the run's folder and write its configuration and what it is made with.
+
+    Args:
+        config: of the run.
+        device: that it computes on, in words.
+
+    Raises:
+        ConfigError: if the folder holds another run or cannot be made.
+    """
+    folder = Path(config.run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run_dir={folder} is no folder; valid is a new one")
+    file = folder / "config.yaml"
+    if config.ckpt_path is None and file.exists():
+        newest = newest_checkpoint(folder)
+        go_on = f"or ckpt_path={newest} to go on" if newest else "or to delete it first, since it has saved no checkpoint"
+        raise ConfigError(
+            f"run_dir={folder} holds a run already; valid is a new folder (in a sweep one for each job, run_dir={folder}/'${{seed}}'), "
+            f"{go_on}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if config.ckpt_path is None:
+            file.touch(exist_ok=False)  # of two runs that begin at the same time one is refused
+        with atomic_write(file) as written:
+            written.write(resolved_yaml(config).encode())
+        add_provenance(folder, device=device)
+    except FileExistsError as error:
+        raise ConfigError(f"run_dir={folder}: another run begins there at this moment; valid is a new folder") from error
+    except ValueError as error:
+        raise ConfigError(f"run_dir={folder}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from error

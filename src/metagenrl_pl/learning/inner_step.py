@@ -1,0 +1,127 @@
+"""Inner steps: how a policy would move down the objective's gradient while the objective is meta-learned (paper eq. 6).
+
+Pure and differentiable, `parameters, gradient -> parameters`; nothing is stored. The gradient is of the *summed* loss over valid steps.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metagenrl_pl.agents.stacked_networks import Parameters, clip_per_agent, scale_per_agent
+
+
+class AdamMoments(NamedTuple):
+    """What Adam remembers of policies: the moments [P, ...] and the steps that each has taken, [P]."""
+
+    first: Parameters
+    second: Parameters
+    num_steps: Tensor
+
+
+class InnerStep(ABC):
+    """One differentiable policy step.
+
+    Args:
+        num_steps: inner steps before the policy is judged (K); each uses windows of its own.
+
+    Raises:
+        ValueError: if `num_steps` is below 1.
+    """
+
+    needs_moments: bool = False
+
+    def __init__(self, num_steps: int = 1) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self.num_steps = num_steps
+
+    @abstractmethod
+    def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
+        """The policy after one step.
+
+        Args:
+            policy: parameters [P, ...].
+            gradient: of the summed loss, [P, ...].
+            num_valid: steps that were summed over, [P].
+            moments: of the policy's own optimizer, constants; None unless `needs_moments`.
+        """
+
+
+class SGD(InnerStep):
+    """phi' = phi - step_size * gradient of the sum (the paper's code), unclipped.
+
+    Args:
+        step_size: on the sum over windows and time steps, not on the mean.
+        num_steps: see InnerStep.
+
+    Raises:
+        ValueError: if `step_size` is not positive.
+    """
+
+    def __init__(self, step_size: float = 1e-3, num_steps: int = 1) -> None:
+        super().__init__(num_steps)
+        if not step_size > 0:
+            raise ValueError(f"step_size must be positive, got {step_size}")
+        self.step_size = step_size
+
+    def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
+        """The policy after one step; see InnerStep."""
+        return {name: p - self.step_size * gradient[name] for name, p in policy.items()}
+
+
+class Adam(InnerStep):
+    """The step that the policy's own optimizer would take now: gradient of the mean, clipped, Adam from the agent's moments.
+
+    The stored moments are constants and are not changed; the meta-gradient flows through the gradient's part in both of the new ones.
+    With several inner steps each starts from the same stored moments.
+
+    Args:
+        learning_rate: of Adam.
+        max_gradient_norm: per agent; None for no clipping.
+        num_steps: see InnerStep.
+        beta1, beta2, eps: of Adam.
+
+    Raises:
+        ValueError: if `learning_rate` or `max_gradient_norm` is not positive.
+    """
+
+    needs_moments = True
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        max_gradient_norm: float | None = 1.0,
+        num_steps: int = 1,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(num_steps)
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        if max_gradient_norm is not None and not max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm must be positive or null, got {max_gradient_norm}")
+        self.learning_rate, self.max_gradient_norm = learning_rate, max_gradient_norm
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+
+    def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
+        """The policy after one step; see InnerStep."""
+        assert moments is not None  # promised by needs_moments
+        gradient = scale_per_agent(gradient, 1 / num_valid)
+        if self.max_gradient_norm is not None:
+            gradient = clip_per_agent(gradient, self.max_gradient_norm)
+        step = moments.num_steps.double() + 1  # as in the fused optimizer; 1 - 0.999 in float32 is off by 1e-5
+        correction1, root_correction2 = 1 - self.beta1**step, (1 - self.beta2**step) ** 0.5
+        stepped = {}
+        for name, p in policy.items():
+            by_agent = (-1, *[1] * (p.dim() - 1))
+            first = self.beta1 * moments.first[name] + (1 - self.beta1) * gradient[name]
+            second = self.beta2 * moments.second[name] + (1 - self.beta2) * gradient[name] ** 2
+            # The root's slope is infinite at 0; an entry that never had a gradient (a padded input) would turn it into NaN.
+            root = torch.where(second > 0, torch.where(second > 0, second, 1.0).sqrt(), 0.0)
+            stepped[name] = p - self.learning_rate * (first / correction1.to(p.dtype).view(by_agent)) / (
+                root / root_correction2.to(p.dtype).view(by_agent) + self.eps
+            )
+        return stepped

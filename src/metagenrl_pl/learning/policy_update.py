@@ -1,0 +1,103 @@
+"""Policy update: descend the objective, annealed from the critic (paper eq. 4 and section 3.3)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metagenrl_pl.agents.networks import Networks, first_critic, window_values
+from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.agents.windows import Windows
+from metagenrl_pl.objectives import Objective, ObjectiveInputs
+
+
+def objective_inputs(
+    networks: Networks, objective: Objective, policy: Parameters, critics: Parameters, windows: Windows, action: Tensor
+) -> ObjectiveInputs:
+    """What the objective looks at of some windows, all of it constant.
+
+    Args:
+        networks, policy, windows: of P agents.
+        objective: whose needs say what is computed.
+        critics: the twins, [P, 2, ...].
+        action: pi(s) on the windows' observations, [P, B, T, A].
+    """
+    critic_gradient = None
+    if objective.needs_critic_gradient:
+        critic_gradient = critic_action_gradient(networks, critics, windows, action, objective.critic_gradient_of)
+    return ObjectiveInputs(
+        policy_action=action,
+        replay_action=windows.action,
+        reward=windows.reward,
+        value=window_values(networks, policy, first_critic(critics), windows, action) if objective.needs_value else None,
+        terminated=windows.terminated,
+        valid=windows.valid,
+        action_weight=networks.action_weight,
+        critic_gradient=critic_gradient,
+    )
+
+
+def critic_action_gradient(
+    networks: Networks, critics: Parameters, windows: Windows, action: Tensor, of: Literal["first", "both"]
+) -> Tensor:
+    """dQ/da at some actions, of the first critic or the mean of both, [P, B, T, A], 0 in padded dimensions."""
+
+    def total(action: Tensor) -> Tensor:
+        if of == "first":
+            return networks.q(first_critic(critics), windows.observation, action).sum()
+        return networks.ensemble_q(critics, windows.observation, action).mean(1).sum()
+
+    return torch.func.grad(total)(action) * networks.action_mask[:, None, None]
+
+
+def _first_slope(
+    networks: Networks, objective: Objective, critics: Parameters, windows: Windows, action: Tensor, inputs: ObjectiveInputs
+) -> Tensor:
+    """dQ1/da, which the objective may have been given already, [P, B, T, A]."""
+    if inputs.critic_gradient is not None and objective.critic_gradient_of == "first":
+        return inputs.critic_gradient
+    return critic_action_gradient(networks, critics, windows, action, "first")
+
+
+def policy_gradients(
+    networks: Networks,
+    objective: Objective,
+    alpha: Parameters,
+    policy: Parameters,
+    critics: Parameters,
+    windows: Windows,
+    objective_share: Tensor | None = None,
+) -> Parameters:
+    """Gradient of the mean over valid steps of p L_alpha - (1 - p) Q1(s, pi(s)) in each agent's policy, [P, ...], unclipped.
+
+    Since the policy enters the objective through its actions alone, this is J^T g with the action gradient g and J = d pi / d phi.
+
+    Args:
+        networks, policy, windows: of P agents.
+        objective, alpha: the objective and its stacked parameters, [P, ...].
+        critics: the twins, [P, 2, ...].
+        objective_share: p, a scalar or one for each agent [P]; None for 1.
+    """
+    action, pull_back = torch.func.vjp(  # type: ignore[misc]
+        lambda phi: networks.action(phi, windows.observation), policy
+    )
+    inputs = objective_inputs(networks, objective, policy, critics, windows, action)
+    gradient = objective.action_gradient(alpha, inputs)  # [P, B, T, A]
+    if objective_share is not None:
+        slope = _first_slope(networks, objective, critics, windows, action, inputs)
+        share = objective_share.view(-1, 1, 1, 1)
+        gradient = share * gradient - (1 - share) * slope * windows.valid[..., None]
+    (policy_gradient,) = pull_back(gradient / windows.num_valid.view(-1, 1, 1, 1))
+    return policy_gradient
+
+
+def action_gradient_agreement(
+    networks: Networks, objective: Objective, alpha: Parameters, policy: Parameters, critics: Parameters, windows: Windows
+) -> Tensor:
+    """Cosine of the objective's action gradient with -dQ1/da over all valid steps of each agent, [P]."""
+    action = networks.action(policy, windows.observation)
+    inputs = objective_inputs(networks, objective, policy, critics, windows, action)
+    gradient = objective.action_gradient(alpha, inputs).flatten(1)
+    slope = _first_slope(networks, objective, critics, windows, action, inputs)
+    descent = -(slope * windows.valid[..., None]).flatten(1)
+    return torch.nn.functional.cosine_similarity(gradient, descent, dim=1)

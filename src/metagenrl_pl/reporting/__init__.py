@@ -1,0 +1,1 @@
+"""What people look at: the report of many runs, plots of one run, pictures of objectives, films of agents."""

@@ -1,0 +1,117 @@
+"""Where a learned objective comes from: the settings that shaped it, as its run's configuration or its card tell."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.config.schema import ConfigError, import_target, parameters_of
+from metagenrl_pl.environments.environment import EnvironmentSpec
+
+_TARGET_OF_OLDER_CARDS = "metagenrl_pl.objectives.LearnedObjective"
+
+
+class Origin(NamedTuple):
+    """How a learned objective was made.
+
+    Args:
+        seed: of the meta-training.
+        training_environments: their names, sorted.
+        settings: what else made it, by dotted key.
+        commit: of the code, empty if unknown.
+        is_whole: whether the settings are all there were, those that are missing being null; not so in a card that has only some of them.
+    """
+
+    seed: int
+    training_environments: tuple[str, ...]
+    settings: Mapping[str, Any]
+    commit: str = ""
+    is_whole: bool = False
+
+    def differences(self, other: "Origin") -> list[str]:
+        """Keys of the settings in which two differ, as far as both are known."""
+        keys = self.settings.keys() & other.settings.keys()
+        if self.is_whole and other.is_whole:  # a key that one of them lacks belongs to a component of another kind
+            keys = self.settings.keys() | other.settings.keys()
+        return [key for key in keys if self.settings.get(key) != other.settings.get(key)]
+
+
+def meta_training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes an objective beside seed, environments and length, of a run's configuration, by dotted key."""
+    return {
+        f"{group}.{key}": value
+        for group in ("population", "objective", "agent", "inner", "meta")
+        for key, value in (config.get(group) or {}).items()
+        if (group, key) != ("objective", "seed")
+    }
+
+
+def origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, Any]) -> Origin:
+    """The origin of an objective that a run with this configuration meta-trained.
+
+    Args:
+        path: of the configuration, for the message.
+        config: what it holds.
+        card: of the objective, which names the commit; empty if there is none.
+
+    Raises:
+        ValueError: if it is no configuration of a run.
+    """
+    try:
+        seed, entries = config["seed"], config["env"]["train"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no config of a run: it lacks seed or env.train") from error
+    names = {EnvironmentSpec.parse(entry).name for entry in entries}
+    settings = _all_completed(meta_training_settings(config))
+    return Origin(seed, tuple(sorted(names)), settings, str(card.get("commit") or ""), is_whole=True)
+
+
+def origin_in_card(card: Mapping[str, Any]) -> Origin | None:
+    """The origin that a card tells; None if it does not. Cards of older runs know only some of the settings."""
+    if not {"training_environments", "seed"} <= card.keys():
+        return None
+    settings = card.get("settings")
+    is_whole = settings is not None
+    if settings is None:  # written before the package had other classes of objectives, or all of this one's options
+        objective = with_defaults({"_target_": _TARGET_OF_OLDER_CARDS, **card.get("architecture", {})})
+        settings = {f"objective.{key}": value for key, value in objective.items() if key != "seed"}
+        for key, name in (("num_agents", "population.size"), ("window_length", "agent.window_length")):
+            settings |= {name: card[key]} if key in card else {}
+    else:
+        settings = _all_completed(settings)
+    return Origin(card["seed"], tuple(sorted(card["training_environments"])), settings, str(card.get("commit") or ""), is_whole)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """An objective's card.
+
+    Raises:
+        ValueError: if the file is no JSON.
+    """
+    try:
+        card = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable: {one_line(error)}") from error
+    return card if isinstance(card, dict) else {}
+
+
+def with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of its class, for a run that is older than some of its keys is one that has their defaults."""
+    try:
+        parameters = parameters_of(import_target(node["_target_"], "")) if "_target_" in node else None
+    except ConfigError:  # a component that is not here
+        parameters = None
+    defaults = {name: one.default for name, one in (parameters or {}).items() if one.default is not one.empty}
+    return {**defaults, **node}
+
+
+def _all_completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`completed` for the groups of settings by dotted key."""
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in settings.items():
+        group, _, name = key.partition(".")
+        groups[group][name] = value
+    every = {f"{group}.{name}": value for group, node in groups.items() for name, value in with_defaults(node).items()}
+    return {key: value for key, value in every.items() if key in settings or key != "objective.seed"}  # its own, not a setting

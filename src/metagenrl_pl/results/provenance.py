@@ -1,0 +1,61 @@
+"""What a result was made with: the code's commit and the versions below it."""
+
+import json
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metagenrl_pl.common.files import atomic_write
+
+_PACKAGES = ("pytorch-lightning", "gymnasium", "mujoco", "numpy")
+FILE = "provenance.json"
+
+
+@cache
+def commit() -> str | None:
+    """The checkout's commit, with a mark if there are changes on top; None outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def provenance(**more: Any) -> dict[str, Any]:
+    """Commit, versions (null for a package that is not there), and whatever else is told."""
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{package: _version(package) for package in _PACKAGES},
+        **more,
+    }
+
+
+def add_provenance(folder: Path, **more: Any) -> None:
+    """Append what is at work now to the list in a folder's `provenance.json`, an entry for each time that its run begins or goes on.
+
+    Raises:
+        ValueError: if the file is there and holds no list.
+    """
+    path = folder / FILE
+    try:
+        entries = json.loads(path.read_text()) if path.exists() else []
+    except ValueError:  # no JSON, no text
+        entries = None
+    if not isinstance(entries, list):
+        raise ValueError(f"{FILE} is damaged; valid is a list of entries, or no file")
+    with atomic_write(path) as file:
+        file.write(f"{json.dumps([*entries, provenance(**more)], indent=2)}\n".encode())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,121 @@
+"""Run folders: what was meta-tested in each, by which objective."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from metagenrl_pl.config.schema import load_config
+from metagenrl_pl.objectives.parametric import pretrained_path
+from metagenrl_pl.results.origin import Origin, origin_in_card, origin_in_config, read_card, with_defaults
+from metagenrl_pl.results.rows import MetaTestRow, read_rows
+
+
+class Run(NamedTuple):
+    """One run folder.
+
+    Args:
+        folder: where it is.
+        name: what it is called on a page; no two runs share it.
+        rows: of its `meta_test.csv`, all stages.
+        origin: of its learned objective; None for a run that tests none.
+        meta_trains: whether its agents meta-train an objective, not only use one.
+        window_length: time steps of its agents' windows.
+        agent: settings of its agents; empty if unknown.
+    """
+
+    folder: Path
+    name: str
+    rows: Sequence[MetaTestRow]
+    origin: Origin | None
+    meta_trains: bool = False
+    window_length: int | None = None
+    agent: Mapping[str, Any] = {}
+
+    @property
+    def stage(self) -> int:
+        """Env steps of meta-training behind its newest objective."""
+        return max((row.meta_training_env_steps or 0 for row in self.rows), default=0)
+
+
+def depends_on_meta_training(row: MetaTestRow) -> bool:
+    """Whether a row's agent was trained by a meta-trained objective; hand-made, untrained ones and random actions were not."""
+    return row.method == "learned" or bool(row.meta_training_env_steps)
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """The runs in folders and below them, each once, and a note for each that has not been meta-tested.
+
+    Args:
+        paths: run folders, or folders that hold run folders at any depth.
+
+    Raises:
+        ValueError: no such folder, no `meta_test.csv` in it or below, or what `read_run` refuses.
+    """
+    folders: dict[Path, None] = {}
+    untested: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder; valid is a run folder or one that holds run folders")
+        found = sorted(file.parent for file in path.rglob("meta_test.csv"))
+        if not found:
+            raise ValueError(f"{path}: no meta_test.csv in this folder or below; has the run been meta-tested?")
+        folders |= dict.fromkeys(folder.resolve() for folder in found)
+        untested |= dict.fromkeys(file.parent.resolve() for file in path.rglob("config.yaml"))
+    names = _short_names([*folders, *untested])
+    runs = [read_run(folder, names[folder]) for folder in folders]
+    notes = [
+        f"{names[folder]} is left out: it has a config.yaml and no meta_test.csv." for folder in untested if folder not in folders
+    ]
+    return runs, notes
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """Read a run folder: `meta_test.csv`, and `config.yaml` or the card of its objective.
+
+    The origin of a learned objective is the config's of the run that meta-trained it. A run that tests an objective from a file
+    trains other agents in `env.train`: there its card tells, in the run's folder or else beside the file.
+
+    Raises:
+        ValueError: no `meta_test.csv`, nothing in it, other columns, an unreadable config, or results of a learned objective of which
+            neither config nor card tell where it comes from.
+    """
+    path = folder / "meta_test.csv"
+    if not path.exists():
+        raise ValueError(f"{folder}: no meta_test.csv in this folder; has the run been meta-tested?")
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path}: no result in it; was the run stopped during its meta-test?")
+    config = _read_config(folder / "config.yaml")
+    card_paths = [folder / "objective.json"]
+    objective = config.get("objective") or {}
+    if given := objective.get("path"):
+        card_paths.append(Path(given).with_suffix(".json"))
+    elif str(objective.get("_target_")).endswith(".pretrained"):
+        card_paths.append(pretrained_path(objective.get("name", "light")).with_suffix(".json"))
+    card = next((read_card(file) for file in card_paths if file.exists()), {})
+    meta_trains = config.get("meta", {}) is not None if config else card_paths[0].exists()
+    origin = None
+    if any(map(depends_on_meta_training, rows)):
+        told = meta_trains and bool(config)
+        origin = origin_in_config(folder / "config.yaml", config, card) if told else origin_in_card(card)
+        if origin is None:
+            tried = ", ".join(map(str, [folder / "config.yaml", *card_paths]))
+            raise ValueError(f"{folder}: nothing tells how its learned objective was meta-trained; looked for {tried}")
+    window_length = card.get("window_length", (config.get("agent") or {}).get("window_length"))
+    return Run(folder, name or folder.name, rows, origin, meta_trains, window_length, with_defaults(config.get("agent") or {}))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """As plain dictionaries; empty if there is no file."""
+    config: Any = OmegaConf.to_container(load_config(path)) if path.exists() else {}
+    return config
+
+
+def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Folders without what all of them share."""
+    shared = min((len(folder.parts) - 1 for folder in folders), default=0)
+    while len({folder.parts[:shared] for folder in folders}) > 1:
+        shared -= 1
+    return {folder: "/".join(folder.parts[shared:]) for folder in folders}

@@ -1,0 +1,112 @@
+"""Regimes: runs whose meta-training differs in its seed alone, and what they may be compared with."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from metagenrl_pl.common.messages import format_value
+from metagenrl_pl.results.origin import Origin
+from metagenrl_pl.results.run_folders import Run
+
+
+class Variant(NamedTuple):
+    """Runs whose meta-training differs in its seed alone.
+
+    Args:
+        title: what tells it from the others.
+        training_environments: of its meta-training.
+        runs: its own.
+        others: other runs of the same kind of agents, whose baselines serve where its own runs have none.
+        strangers: runs of other agents, and in which settings those differ: nothing of theirs is comparable.
+    """
+
+    title: str
+    training_environments: tuple[str, ...]
+    runs: Sequence[Run]
+    others: Sequence[Run]
+    strangers: Mapping[str, Sequence[str]] = {}
+
+
+def variants_of(runs: Sequence[Run]) -> list[Variant]:
+    """Runs grouped by all that shaped their objectives but the seed: environments, settings, length of meta-training.
+
+    Runs that tested in the same environments at other env steps stay apart, since their results are not comparable.
+
+    Settings that a card does not know do not tell runs apart, so that a test of an objective from a file joins the runs that meta-trained
+    it.
+    """
+    groups: list[list[tuple[Run, Origin]]] = []
+    with_origin = [(run, run.origin) for run in runs if run.origin is not None]
+    for run, origin in sorted(with_origin, key=lambda pair: -len(pair[1].settings)):
+        for group in groups:
+            first, first_origin = group[0]
+            if (
+                first.stage == run.stage
+                and first_origin.training_environments == origin.training_environments
+                and not first_origin.differences(origin)
+                and all(_tested_alike(member, run) for member, _ in group)
+            ):
+                group.append((run, origin))
+                break
+        else:
+            groups.append([(run, origin)])
+    variants = []
+    for group in groups:
+        members = sorted((run for run, _ in group), key=runs.index)
+        (first, origin), rest = group[0], [run for run in runs if run not in members]
+        strangers = {run.name: differing for run in rest if (differing := _other_agents(first, run))}
+        others = [_comparable(run, origin) for run in rest if run.name not in strangers]
+        variants.append(Variant(_title(group[0], groups), origin.training_environments, members, others, strangers))
+    return sorted(variants, key=lambda variant: runs.index(variant.runs[0]))
+
+
+def _other_agents(one: Run, other: Run) -> list[str]:
+    """Settings in which their agents differ; none if those of one are unknown."""
+    keys = one.agent.keys() | other.agent.keys() if one.agent and other.agent else ()
+    return sorted(f"agent.{key}" for key in keys if one.agent.get(key) != other.agent.get(key))
+
+
+def _comparable(run: Run, origin: Origin) -> Run:
+    """The run without an untrained objective of another kind than the learned one."""
+    if run.origin is None:
+        return run
+    differing = [key for key in run.origin.differences(origin) if key.startswith("objective.")]
+    return run._replace(rows=[row for row in run.rows if row.method != "untrained"]) if differing else run
+
+
+def _tested_alike(one: Run, other: Run) -> bool:
+    """Whether learned objectives were evaluated at the same env steps in the environments that both runs tested them in."""
+    grids: list[dict[str, set[int]]] = []
+    for run in (one, other):
+        grids.append(defaultdict(set))
+        for row in run.rows:
+            if row.method == "learned":
+                grids[-1][row.environment].add(row.env_steps)
+    return all(grids[0][environment] == grids[1][environment] for environment in grids[0].keys() & grids[1].keys())
+
+
+def _title(first: tuple[Run, Origin], groups: Sequence[Sequence[tuple[Run, Origin]]]) -> str:
+    """The environments, and what is not as in most of the variants that share them."""
+    run, origin = first
+    title = f"Meta-trained on {', '.join(origin.training_environments)}"
+    alike = [group[0] for group in groups if group[0][1].training_environments == origin.training_environments]
+    settings = [other.settings for _, other in alike]
+    distinct = {key for _, one in alike for _, other in alike for key in one.differences(other)}
+    details = [
+        f"{key}={format_value(origin.settings[key], quote='')}"
+        for key in sorted(distinct & origin.settings.keys())
+        if _is_unusual(origin.settings[key], [other[key] for other in settings if key in other])
+    ]
+    if _is_unusual(run.stage, [other.stage for other, _ in alike]):
+        details.append(f"for {run.stage:,} env steps per agent")
+    twins = [other for other, made in alike if other.stage == run.stage and not origin.differences(made)]
+    if len(twins) > 1:
+        details.append(f"tested for {max(row.env_steps for row in run.rows):,}")
+    return title + (f" ({', '.join(details)})" if details else "")
+
+
+def _is_unusual(value: Any, values: Sequence[Any]) -> bool:
+    """Whether a value is not the one that most have."""
+    return any(2 * values.count(other) >= len(values) for other in values if other != value) or 2 * values.count(value) < len(
+        values
+    )

@@ -1,0 +1,182 @@
+"""The processes of a run: what strategy joins them, where they agree, and what they leave behind."""
+
+import contextlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from pytorch_lightning.accelerators import MPSAccelerator
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+
+from metagenrl_pl.common.exit_codes import MISTAKE
+from metagenrl_pl.config.schema import ConfigError
+
+STRATEGIES = ("auto", "ddp")
+"""What `trainer.strategy` may be."""
+
+_OF_THE_RUN = {
+    "callbacks": "an entry below callbacks",
+    "logger": "logger=... or an entry below logger",
+    "enable_checkpointing": "callbacks.checkpoint=null for none",
+    "enable_progress_bar": "callbacks.display=null for none",
+    "plugins": "trainer.strategy and trainer.devices",
+}
+"""Arguments of Lightning's Trainer that the run gives itself, and where they come from."""
+SECONDS_TO_TELL = 4.0
+"""How long a process waits for another's last words; Lightning looks for dead processes every five seconds."""
+_RUN_DIR = "METAGENRL_RUN_DIR"
+_LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN_DIR)
+
+
+class PopulationStrategy(DDPStrategy):
+    """Lightning's DDP without its wrapper: launching, devices and process group, and nothing else.
+
+    Agents differ from process to process, and `DistributedDataParallel` would make them equal. The objective is the same in all
+    because every process steps it with the same gradient, gathered from all agents (`Placement.gather`).
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        # A process may wait for hours for one that still meta-tests its agents; launchers end all processes when one dies.
+        super().__init__(timeout=timedelta(days=7), **kwargs)
+
+    def configure_ddp(self) -> None:
+        """Leave the module as it is."""
+
+
+def make_strategy(trainer: DictConfig) -> Strategy | str:
+    """What the trainer's configuration asks for, as Lightning wants it: one process on one device, or the population's strategy.
+
+    Raises:
+        ConfigError: for a strategy that cannot serve.
+    """
+    strategy = trainer.get("strategy", "auto")
+    if strategy not in STRATEGIES:
+        raise ConfigError(
+            f"trainer.strategy={strategy} is no choice, since processes share the objective and not their agents; "
+            f"valid: {', '.join(STRATEGIES)}"
+        )
+    devices = trainer.get("devices", "auto")
+    is_one_device = devices in (1, "1") or (isinstance(devices, ListConfig) and len(devices) == 1)
+    if strategy == "auto" and is_one_device and trainer.get("num_nodes", 1) == 1:
+        return "auto"
+    return PopulationStrategy()
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """Refuse what would end a run unsaved, or in another precision, what the run sets itself, and devices that are none.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    defaults = inspect.signature(pl.Trainer).parameters
+    for key in ("max_time", "max_steps", "limit_train_batches", "overfit_batches", "fast_dev_run"):
+        if trainer.get(key) not in (None, defaults[key].default):
+            raise ConfigError(f"trainer.{key}={trainer[key]} would end the run unsaved; valid is env_steps=... for its length")
+    if trainer.get("max_epochs", 1) != 1:
+        raise ConfigError(f"trainer.max_epochs={trainer.max_epochs}: a run is one epoch, as long as env_steps; valid is 1")
+    for key, unset, valid in (
+        ("gradient_clip_val", None, "agent.policy_max_gradient_norm=..."),
+        ("accumulate_grad_batches", 1, "agent.num_windows=..."),
+    ):
+        if trainer.get(key, unset) != unset:
+            raise ConfigError(f"trainer.{key}={trainer[key]} cannot serve, since updates step by themselves; valid is {valid}")
+    for key, valid in _OF_THE_RUN.items():
+        if key in trainer:
+            raise ConfigError(f"trainer.{key}={trainer[key]} is set by the run; valid is {valid}")
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"\s*-?\d+(\s*,\s*\d+)*\s*,?\s*", devices):
+        raise ConfigError(f"trainer.devices={devices}: valid are auto, a number of devices, or a list of their indices")
+    if trainer.get("precision") not in (None, 32, "32", "32-true"):
+        raise ConfigError(
+            f"trainer.precision={trainer.precision}: agents compute in 32 bits; valid is 32-true, and float32_matmul_precision=high"
+        )
+
+
+def check_accelerator(trainer: pl.Trainer) -> None:
+    """Refuse a device that lacks the 64-bit numbers that windows are drawn with.
+
+    Raises:
+        ConfigError: on Apple's GPUs.
+    """
+    if isinstance(trainer.accelerator, MPSAccelerator):
+        raise ConfigError(
+            "trainer.accelerator: Apple's GPUs (mps) have no 64-bit floats, which replay needs; valid is trainer.accelerator=cpu"
+        )
+
+
+def check_world_size(world_size: int, num_agents: int) -> None:
+    """Refuse processes that would have no agent.
+
+    Raises:
+        ConfigError: if there are more processes than agents.
+    """
+    if world_size > num_agents:
+        raise ConfigError(
+            f"trainer.devices and trainer.num_nodes ask for {world_size} processes, population.size={num_agents} agents can be "
+            f"dealt to at most {num_agents}"
+        )
+
+
+def reported_by_another(trainer: pl.Trainer) -> bool:
+    """After an error here: whether it follows from one of a process that this one has started, and that has told it in a line.
+
+    A process that ends takes its connections with it, which the others notice while it still speaks.
+    """
+    started: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
+    until = time.monotonic() + SECONDS_TO_TELL
+    for process in started:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+    return any(process.returncode == MISTAKE for process in started)
+
+
+def agree_on_run_dir(run_dir: str) -> str:
+    """The run folder that the first process has chosen; every process has to call it.
+
+    Processes start at different times, and the default folder is named after the time.
+    """
+    if _RUN_DIR in os.environ:  # the first process has started this one
+        return os.environ[_RUN_DIR]
+    if not dist.is_torchelastic_launched():
+        return run_dir
+    store, rank, _ = next(dist.rendezvous("env://"))
+    job = OmegaConf.select(cast(DictConfig, HydraConfig.get()), "job.num", default=0) if HydraConfig.initialized() else 0
+    key = f"{_RUN_DIR}/{job}"  # each job of a sweep has its own
+    if rank == 0:
+        store.set(key, run_dir)
+    return str(store.get(key).decode())
+
+
+@contextlib.contextmanager
+def launching(run_dir: str) -> Iterator[None]:
+    """Prepares what further processes inherit, and afterwards takes away what a run leaves in this one, as a sweep goes on in it.
+
+    Args:
+        run_dir: the run's folder.
+    """
+    arguments, before = sys.argv, {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
+    os.environ[_RUN_DIR] = run_dir
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:  # another process runs this job, not the sweep
+        flags = [argument for argument in arguments[1:] if argument.startswith("-") and argument not in ("-m", "--multirun")]
+        sys.argv = [arguments[0], *flags, *HydraConfig.get().overrides.task]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if dist.is_initialized():
+            dist.destroy_process_group()

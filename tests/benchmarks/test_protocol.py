@@ -1,0 +1,261 @@
+"""The protocol in small: its runs, what they keep, and that what has ended is not run again."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from metagenrl_pl.config.schema import build
+from metagenrl_pl.evaluation.fresh_agents import agent_numbers
+from metagenrl_pl.results.rows import read_rows
+from metagenrl_pl.results.run_folders import find_runs
+from metagenrl_pl.results.variants import variants_of
+from protocol import WITHOUT, baselines, frozen_runs, keep, main, planned
+from side_by_side import Planned, Runner, alone_in, check_folders
+
+ROOT = Path(__file__).parents[2]
+PATHS = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+SMALL = [
+    *("env_steps=60", "updates_per_batch=10", "compile=false", "population.size=3", "population.lifetime_env_steps=null"),
+    *("agent.hidden_units=8", "agent.num_windows=3", "agent.window_length=3", "agent.random_env_steps=20"),
+    *("agent.warmup_env_steps=20", "env.test=[Pendulum-v1,InvertedPendulum-v5,Hopper-v5]", "callbacks.meta_test.seeds=[0,1]"),
+    *(
+        "callbacks.meta_test.env_steps=40",
+        "callbacks.meta_test.evaluate_every_env_steps=20",
+        "callbacks.meta_test.num_episodes=1",
+    ),
+    *("logger=csv", "env_workers=0"),
+]
+
+
+def protocol(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **PATHS}
+    command = [sys.executable, str(ROOT / "benchmarks" / "protocol.py"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_protocol(tmp_path: Path) -> None:
+    arguments = [*SMALL, "--variants", "protocol", "--seeds", "0", "1", "--jobs", "2", "--keep", "kept"]
+    done = protocol(tmp_path, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (read_rows(tmp_path / "kept" / "protocol" / f"seed_{seed}" / "meta_test.csv") for seed in (0, 1))
+    assert {row.method for row in first} == {"learned", "untrained", "critic"}  # what is tested once is dealt to the runs
+    assert {row.method for row in second} == {"learned", "reinforce", "random"}
+    assert {row.environment for row in second} == {"Pendulum-v1", "InvertedPendulum-v5", "Hopper-v5"}
+    runs, _ = find_runs([tmp_path / "kept"])
+    (variant,) = variants_of(runs)
+    assert [run.origin.seed for run in variant.runs if run.origin] == [0, 1]
+    page = (tmp_path / "runs" / "protocol" / "report.html").read_text()
+    assert "unseen" in page and "probability of improvement" in page.lower()
+    table = done.stdout[done.stdout.index("| variant") :]
+    assert re.search(r"^\| protocol \| 2 \|( -?[\d.]+ \(-?[\d.]+ to -?[\d.]+\) \|){2}", table, re.MULTILINE), table
+
+    again = protocol(tmp_path, *SMALL, "--seeds", "1")  # DDPG/TD3 is that of the run that has it
+    assert again.returncode == 0 and "exit code" not in again.stdout and "| protocol | 1 |" in again.stdout
+    other = protocol(tmp_path, *SMALL, "agent.num_windows=4")
+    assert (
+        other.returncode == 2
+        and "seed_0 holds a run of other settings (agent.num_windows: 3, not 4); valid is another" in other.stderr
+    )
+    variant = protocol(
+        tmp_path, *SMALL, "--variants", "clip", "--seeds", "0"
+    )  # on the same environments, beside the same baselines
+    assert variant.returncode == 0 and "| clip | 1 |" in variant.stdout, variant.stdout + variant.stderr
+    clip = tmp_path / "runs" / "protocol" / "clip" / "seed_0"
+    assert OmegaConf.load(clip / "config.yaml").meta.gradient == "clip"
+    assert {row.method for row in read_rows(clip / "meta_test.csv")} == {"learned"}
+    shutil.rmtree(clip)
+
+    longer = ["--out", "runs/longer", "--baseline-seeds", "0", "--keep", "longer", *SMALL, "callbacks.meta_test.env_steps=60"]
+    tested = protocol(tmp_path, "--objectives", "kept/protocol/seed_0", *longer)  # the same objective and agents, for longer
+    assert tested.returncode == 0 and "| protocol | 1 |" in tested.stdout, tested.stdout + tested.stderr
+    (variant,) = variants_of(find_runs([tmp_path / "longer"])[0])
+    (run,) = variant.runs
+    assert {file.name for file in run.folder.iterdir()} == {
+        "config.yaml",
+        "meta_test.csv",
+        "metrics.csv",
+        "objective.json",
+        "provenance.json",
+    }
+    assert run.origin and run.origin.seed == 0 and {row.env_steps for row in run.rows} == {20, 40, 60}
+    assert {row.method for run in variant.others for row in run.rows} == {"critic", "reinforce", "random"}
+    before, now = ({row[:4]: row.episode_return for row in rows if row.method == "learned"} for rows in (first, run.rows))
+    assert len(before) == 12 and {key: now[key] for key in before} == pytest.approx(before, rel=1e-4)
+
+    both = protocol(tmp_path, "--objectives", "kept/protocol", "--ensemble", "--out", "runs/both", "--keep", "both", *SMALL)
+    assert both.returncode == 0 and "| protocol | 1 |" in both.stdout, both.stdout + both.stderr
+    (run,) = [run for run in find_runs([tmp_path / "both"])[0] if run.origin]
+    assert (
+        run.folder == tmp_path / "both" / "protocol" / "ensemble_agents_0" and not (run.folder / "objective.safetensors").exists()
+    )
+    assert run.origin and run.origin.settings["objective.members"] == ["LearnedObjective", "LearnedObjective"]
+
+    folder = tmp_path / "runs" / "protocol" / "protocol"
+    assert "num_windows: 3" in (folder / "seed_0.settings.yaml").read_text()
+    shutil.rmtree(folder / "seed_0")
+    untested = protocol(tmp_path, *SMALL, "--seeds", "1")
+    assert untested.returncode == 2 and "tests untrained, critic; valid are more --seeds" in untested.stderr
+
+
+def test_further_agents_of_the_baselines_are_others_than_those_of_the_meta_tests(tmp_path: Path) -> None:
+    runs = baselines([1, 2], tmp_path, [*SMALL, "num_threads=2"])
+    assert [run.folder.name for run in runs] == ["critic_seed_1", "critic_seed_2", "reinforce_seed_1", "reinforce_seed_2"]
+    config = OmegaConf.create(runs[3].settings)
+    assert (config.seed, config.env_steps, config.agent.num_windows, config.compile) == (2, 40, 3, False)
+    assert config.num_threads == 2
+    assert config.callbacks.evaluation.every_env_steps == 20 and config.callbacks.evaluation.num_episodes == 1
+    specs = build(config.env).assign_round_robin(config.population.size)
+    assert {spec.name for spec in specs} == {"Pendulum-v1", "InvertedPendulum-v5", "Hopper-v5"}
+    assert sorted(agent_numbers(specs, 2)) == [4, 4, 4, 5, 5, 5]  # two of each in each run; meta-tests have 0 and 1
+    runner = Runner()
+    assert runner.run(runs[2]) == 0
+    rows = read_rows(runs[2].folder / "meta_test.csv")
+    assert {(row.method, row.seed, row.env_steps) for row in rows} == {("reinforce", n, s) for n in (2, 3) for s in (20, 40)}
+
+
+def test_what_was_tested_under_other_conditions_is_tested_again(tmp_path: Path) -> None:
+    """An untrained objective also depends on what kind of objective it is."""
+
+    def without(variants: dict[str, list[str]], *extra: str) -> list[set[str]]:
+        plans = planned(variants, [0], tmp_path, [*SMALL, *extra])
+        return [{method for method, option in WITHOUT.items() if option in plan.without} for plan in plans]
+
+    every = set(WITHOUT)
+    both = {"protocol": [], "paper": ["objective=learned"]}
+    assert without(both) == [{"reinforce", "random"}, {"critic"}]  # each tests its own untrained objective
+    (plan,) = planned({"protocol": []}, [0], tmp_path, SMALL)
+    begun = tmp_path / "before" / "seed_0"
+    begun.mkdir(parents=True)
+    (begun / "ended").touch()
+    OmegaConf.save(OmegaConf.create(plan.settings), begun / "config.yaml")
+    frozen = tmp_path / "before" / "seed_0_agents_1"  # tests nothing beside its own agents
+    frozen.mkdir()
+    (frozen / "ended").touch()
+    OmegaConf.save({"callbacks": {"meta_test": None}}, frozen / "config.yaml")
+    assert without(both) == [every, every - {"untrained"}]
+    assert without({"protocol": ["meta.gradient=clip"]}) == [every]
+    assert without({"protocol": []}, "agent.num_windows=4") == [set()]
+    assert without({"protocol": []}, "callbacks.meta_test.env_steps=60") == [set()]
+    assert without({"protocol": []}, "callbacks.meta_test.seeds=[0]") == [set()]
+    assert without({"protocol": []}, "callbacks.meta_test.baselines.reinforce.discount=0.5") == [every - {"reinforce"}]
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_has_its_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Planned(tmp_path / "run", ["env_steps=60"])
+    checkpoints = plan.folder / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "epoch=0-step=10.ckpt").touch()  # of another callback
+    assert not plan.is_begun
+    for name in ("env_steps_000000100", "env_steps_000000020"):  # the run went back, and was stopped again
+        (checkpoints / f"{name}.ckpt").touch()
+    (checkpoints / "env_steps_000000020.replay").mkdir()
+    commands: list[list[str]] = []
+
+    def started(command: list[str], **options: object) -> None:
+        commands.append(command)
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    Runner()._begun(plan)
+    assert plan.is_begun and commands[0][-1] == f"ckpt_path={checkpoints / 'env_steps_000000020.ckpt'}"
+
+
+def test_objectives_that_cannot_be_tested_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"--objectives {tmp_path}: no objective.safetensors there or below"):
+        frozen_runs([tmp_path], [0], tmp_path, SMALL)
+    for folder in ("a", "b"):
+        (tmp_path / folder / "protocol" / "seed_0").mkdir(parents=True)
+        (tmp_path / folder / "protocol" / "seed_0" / "objective.safetensors").touch()
+    plans = frozen_runs([tmp_path / "a"], [0, 2], tmp_path, SMALL)
+    assert [plan.folder for plan in plans] == [tmp_path / "protocol" / f"seed_0_agents_{seed}" for seed in (0, 2)]
+    assert [OmegaConf.create(plan.settings).seed for plan in plans] == [0, 2]
+    with pytest.raises(ValueError, match=f"several would be tested in {tmp_path / 'protocol' / 'seed_0'}"):
+        frozen_runs([tmp_path], [0], tmp_path, SMALL)
+    with pytest.raises(ValueError, match=r"callbacks.meta_test.seeds=\[1, 2\]: valid are 0, 1, 2"):
+        frozen_runs([tmp_path / "a"], [0], tmp_path, [*SMALL, "callbacks.meta_test.seeds=[1,2]"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variants", "nothing"], "--variants nothing: valid are protocol, "),
+        (["--levers", "--variants", "falling"], "--variants falling: valid are protocol, "),
+        (["agent.num_window=4"], "Could not override 'agent.num_window'"),
+        (["--jobs", "0"], "argument --jobs: must be at least 1, got 0"),
+        (["--seeds", "1", "1"], "--seeds and --baseline-seeds: valid are seeds that differ"),
+        (["callbacks.meta_test=null"], "callbacks.meta_test is null"),
+        (["--objectives", "."], "--objectives needs an --out of its own"),
+        (["--ensemble"], "--ensemble needs --objectives"),
+        (["--objectives", ".", "a=1", "--out", "x"], "--objectives a=1: no such folder"),
+        (["--levers", "--baseline-seeds", "1"], "--baseline-seeds go from 1 on, and not with --levers"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused_in_a_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["protocol.py", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2 and f"error: {message}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_values_under_other_keys_are_other_settings(tmp_path: Path) -> None:
+    folders = [tmp_path / "size_0.1", tmp_path / "size_0.2"]  # and what belongs to a folder with a dot is its own
+    runs = [Planned(folder, [], f"train: [{name}]\ntest: [B]\n") for folder, name in zip(folders, "AC", strict=True)]
+    for plan in runs:
+        plan.folder.mkdir()
+        (plan.folder / "ended").touch()
+        plan.note.write_text(plan.settings)
+    check_folders(runs)
+    assert len({path for plan in runs for path in (plan.note, plan.log)}) == 4
+    with pytest.raises(ValueError, match=r"size_0.1 holds a run of other settings \(test: \['B'\], not \['A'\]\)"):
+        check_folders([runs[0]._replace(settings="train: [B]\ntest: [A]\n")])
+
+
+def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(ValueError, match=f"{tmp_path}: another command is running there"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
+    done = protocol(tmp_path, *SMALL, "agent.num_windows=0", "--seeds", "0")
+    assert done.returncode == 1 and "1 of 1 runs did not end; see " in done.stderr and "Traceback" not in done.stderr
+    assert "num_windows must be at least 1" in (tmp_path / "runs" / "protocol" / "protocol" / "seed_0.log").read_text()
+
+
+def test_the_kept_results_of_two_variants_are_two_regimes(tmp_path: Path) -> None:
+    """Though they differ in a key that their objectives' cards do not know."""
+    folders = [tmp_path / name / "seed_0" for name in ("protocol", "clip")]
+    for folder, gradient in zip(folders, ("normalize", "clip"), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "meta_test.csv").write_text((ROOT / "results" / "quickstart" / "seed_0" / "meta_test.csv").read_text())
+        OmegaConf.save({"seed": 0, "env": {"train": ["A"]}, "meta": {"gradient": gradient}}, folder / "config.yaml")
+    runs = [Planned(folder, []) for folder in folders]
+    keep(runs, tmp_path, tmp_path / "kept")
+    titles = [variant.title for variant in variants_of(find_runs([tmp_path / "kept"])[0])]
+    assert len(titles) == 2 and any("meta.gradient=clip" in title for title in titles)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_lets_the_run_save_and_begins_no_other(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "protocol.py"), *SMALL, "env_steps=6000", "--seeds", "0", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **PATHS}, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "runs" / "protocol" / "protocol" / "seed_0.log"
+    while not (log.exists() and "/6,000 env steps" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "2 of 2 runs did not end" in errors
+    assert list((log.parent / "seed_0" / "checkpoints").glob("*.ckpt")) and not (log.parent / "seed_1").exists()

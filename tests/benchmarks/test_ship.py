@@ -1,0 +1,73 @@
+"""Which objective goes into the package, and what its card tells."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metagenrl_pl.objectives import LearnedObjective
+from metagenrl_pl.results.origin import Origin
+from metagenrl_pl.results.rows import MetaTestRow, append_rows
+from metagenrl_pl.results.run_folders import Run
+from ship import best_on_training_environments, scores_by_environment
+
+
+def run_of(seed: int, learned: dict[str, list[float]], settings: dict[str, object] | None = None) -> Run:
+    """A run that meta-trained on A and was tested on A and B, where random actions get 0 and DDPG/TD3 10."""
+    rows = [
+        MetaTestRow(environment, "learned", agent, 100, value, 500)
+        for environment, values in learned.items()
+        for agent, value in enumerate(values)
+    ]
+    for environment in learned:
+        rows += [MetaTestRow(environment, "random", 0, 0, 0.0), MetaTestRow(environment, "critic", 0, 100, 10.0)]
+    return Run(Path(f"seed_{seed}"), f"seed_{seed}", rows, Origin(seed, ("A",), settings or {}), True, 10)
+
+
+def test_training_environments_choose() -> None:
+    runs = [run_of(0, {"A": [5.0, 7.0], "B": [30.0]}), run_of(1, {"A": [8.0, 8.0], "B": [1.0]})]
+    best, scores = best_on_training_environments(runs)
+    assert best is runs[1]
+    assert scores_by_environment(scores) == {
+        "A": {"env_steps": 100, "agents": 2, "return": 8.0, "normalised": 0.8},
+        "B": {"env_steps": 100, "agents": 1, "return": 1.0, "normalised": 0.1},
+    }
+
+
+def test_refuses_runs_that_differ_in_more_than_their_seed() -> None:
+    runs = [run_of(0, {"A": [5.0]}, {"meta.gradient": "clip"}), run_of(1, {"A": [5.0]}, {"meta.gradient": "normalize"})]
+    with pytest.raises(ValueError, match="valid are runs that differ in their seed alone, these are: .*clip.*normalize"):
+        best_on_training_environments(runs)
+
+
+def test_baselines_may_lie_elsewhere() -> None:
+    whole = run_of(0, {"A": [5.0]})
+    alone = whole._replace(folder=Path("alone"), rows=[row for row in whole.rows if row.method == "learned"])
+    with pytest.raises(ValueError, match="no run has random or critic there"):
+        best_on_training_environments([alone])
+    assert best_on_training_environments([alone], [whole])[1][0].normalised_final == 0.5
+
+
+def test_a_run_that_diverged_is_not_taken() -> None:
+    runs = [run_of(0, {"A": [float("nan"), 9.0]}), run_of(1, {"A": [8.0, 8.0]})]
+    assert best_on_training_environments(runs)[0] is runs[1]
+
+
+def test_the_card_tells_where_it_comes_from(tmp_path: Path) -> None:
+    LearnedObjective(hidden_units=8).save(tmp_path / "objective.safetensors", {"seed": 3, "training_environments": ["A"]})
+    append_rows(tmp_path / "meta_test.csv", run_of(3, {"A": [8.0], "B": [2.0]}).rows)
+    script = Path(__file__).parents[2] / "benchmarks" / "ship.py"
+    command = [sys.executable, str(script), str(tmp_path), "--name", "mine", "--to", str(tmp_path / "package")]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1] / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    card = LearnedObjective.load(tmp_path / "package" / "mine.safetensors").card
+    assert (card["seed"], card["licence"], card["made_by"]) == (3, "Apache-2.0", "python benchmarks/protocol.py")
+    assert card["scores"]["B"] == {"env_steps": 100, "agents": 1, "return": 2.0, "normalised": 0.2}
+
+
+def test_refuses_runs_that_were_not_tested_on_a_training_environment() -> None:
+    with pytest.raises(ValueError, match="no run was tested on an environment that it was meta-trained on, "):
+        best_on_training_environments([run_of(0, {"B": [5.0]})])

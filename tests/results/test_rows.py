@@ -1,0 +1,158 @@
+"""`meta_test.csv` and the table made of it."""
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from metagenrl_pl.results.rows import (
+    MetaTestRow,
+    append_rows,
+    drop_rows_after,
+    final_table,
+    newest_stage,
+    read_rows,
+)
+
+LEARNED = [MetaTestRow("Hopper-v5", "learned", seed, 500, seed + 1 / 3, stage) for stage in (1000, 2000) for seed in (0, 1)]
+BASELINE = [MetaTestRow("Hopper-v5", "critic", 0, 500, -2.5)]
+UNTRAINED = [MetaTestRow("Hopper-v5", "untrained", 0, 500, -7.0, 0)]
+
+
+def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "meta_test.csv"
+    assert read_rows(path) == []
+
+    append_rows(path, LEARNED[:1])
+    append_rows(path, LEARNED[1:] + BASELINE)
+
+    assert read_rows(path) == LEARNED + BASELINE
+    lines = path.read_text().splitlines()
+    assert lines[0] == "environment,method,seed,env_steps,return,meta_training_env_steps"
+    assert lines[-1] == "Hopper-v5,critic,0,500,-2.5,"
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 5, 70, 90])
+def test_a_half_written_line_is_skipped_and_then_cut_off(tmp_path: Path, kept_bytes: int) -> None:
+    path = tmp_path / "meta_test.csv"
+    append_rows(path, LEARNED[:1])
+    whole = path.read_bytes()
+    assert whole.index(b"\n") < 70 < 90 < len(whole) - 1  # header cut at 0 and 5, the row at 70 and 90
+    path.write_bytes(whole[:kept_bytes])
+
+    assert read_rows(path) == []
+    append_rows(path, BASELINE)
+
+    assert read_rows(path) == BASELINE
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_row_made_twice_counts_once_and_the_later_one_wins(tmp_path: Path) -> None:
+    path = tmp_path / "meta_test.csv"
+    again = BASELINE[0]._replace(episode_return=4.0)
+    append_rows(path, [*BASELINE, *LEARNED, again])
+    assert read_rows(path) == [again, *LEARNED]
+
+
+def test_a_resume_drops_later_stages_alone(tmp_path: Path) -> None:
+    path = tmp_path / "meta_test.csv"
+    drop_rows_after(path, 1000)
+    assert not path.exists()
+    append_rows(path, UNTRAINED + LEARNED + BASELINE)
+
+    drop_rows_after(path, 2000)
+    assert read_rows(path) == UNTRAINED + LEARNED + BASELINE
+    drop_rows_after(path, 1999)
+    assert read_rows(path) == UNTRAINED + LEARNED[:2] + BASELINE
+    append_rows(path, LEARNED[2:])
+    assert sorted(read_rows(path), key=str) == sorted(UNTRAINED + LEARNED + BASELINE, key=str)
+
+
+def test_a_resumed_test_run_drops_its_own_later_rows(tmp_path: Path) -> None:
+    path = tmp_path / "meta_test.csv"
+    rows = [row._replace(env_steps=env_steps) for env_steps in (100, 200, 300) for row in UNTRAINED + LEARNED + BASELINE]
+    append_rows(path, rows)
+    drop_rows_after(path, env_steps=200)
+    assert read_rows(path) == [row for row in rows if row.env_steps <= 200]
+
+
+def test_refuses_a_file_with_other_columns(tmp_path: Path) -> None:
+    path = tmp_path / "meta_test.csv"
+    path.write_text("environment,reward\nHopper-v5,1\n")
+    with pytest.raises(ValueError, match=r"meta_test.csv has the columns environment,reward"):
+        append_rows(path, BASELINE)
+    with pytest.raises(ValueError, match=r"meta_test.csv has the columns environment,reward"):
+        read_rows(path)
+
+
+def test_newest_stage_is_each_methods_own() -> None:
+    assert newest_stage(UNTRAINED + LEARNED + BASELINE) == UNTRAINED + LEARNED[2:] + BASELINE
+
+
+def _cells(rows: list[MetaTestRow]) -> tuple[list[str], list[list[str]], set[str], str]:
+    """Header, rows of cells, the texts in bold, caption."""
+    table = final_table(rows)
+    columns = [list(column.cells) for column in table.columns]
+    bold = {str(cell) for column in columns for cell in column if isinstance(cell, Text) and cell.style == "bold"}
+    header = [str(column.header) for column in table.columns]
+    return header, [[str(cell) for cell in row] for row in zip(*columns, strict=True)], bold, str(table.caption)
+
+
+def test_final_table() -> None:
+    rows = [
+        MetaTestRow("Pendulum-v1", "random", 0, 0, -1300.0),
+        MetaTestRow("Pendulum-v1", "my_method", 0, 500, -900.0),
+        MetaTestRow("Hopper-v5", "critic", 0, 250, 99.0),  # not the largest env_steps
+        MetaTestRow("Hopper-v5", "critic", 0, 500, 12.0),
+        MetaTestRow("Hopper-v5", "critic", 0, 300, 99.0),  # not the largest env_steps
+        MetaTestRow("Hopper-v5", "critic", 1, 500, 14.0),
+        MetaTestRow("Hopper-v5", "learned", 0, 500, 77.0, 1000),  # not the newest stage
+        MetaTestRow("Hopper-v5", "learned", 0, 500, 20.0, 2000),
+        MetaTestRow("Hopper-v5", "learned", 1, 500, 20.0, 2000),
+        MetaTestRow("Pendulum-v1", "learned", 0, 500, -1000.0, 2000),
+        MetaTestRow("Pendulum-v1", "learned", 1, 500, -1010.0, 2000),
+    ]
+    header, cells, bold, caption = _cells(rows)
+    assert header == ["method", "Hopper-v5", "Pendulum-v1"]
+    assert cells == [
+        ["learned objective", "20.0 ± 0.0", "-1,005 ± 64"],  # t(0.95, 1) = 12.706, times the standard error 5
+        ["DDPG/TD3", "13.0 ± 12.7", "-"],
+        ["random actions", "-", "-1,300"],
+        ["my_method", "-", "-900"],
+    ]
+    assert bold == {"20.0 ± 0.0", "-900"}
+    assert "over 1 to 2 seeds" in caption
+    assert "after 500 env steps" in caption
+    assert "meta-trained for 2,000 env steps per agent" in caption
+
+
+def test_final_table_of_one_seed_says_so_and_shows_means_only() -> None:
+    _, cells, bold, caption = _cells([MetaTestRow("Hopper-v5", "learned", 0, 500, 1.234, 1000), *BASELINE])
+    assert cells == [["learned objective", "1.23"], ["DDPG/TD3", "-2.50"]]
+    assert bold == {"1.23"}
+    assert caption.startswith("one seed: mean only, no interval")
+
+
+def test_final_table_survives_a_diverged_agent_and_odd_names() -> None:
+    rows = [
+        MetaTestRow("a[red]", "critic", 0, 1, math.nan),
+        MetaTestRow("a[red]", "critic", 1, 1, 1.0),
+        MetaTestRow("a[red]", "[b]", 0, 1, 2.0),
+    ]
+    header, cells, bold, _ = _cells(rows)
+    assert header == ["method", "a[red]"]
+    assert cells == [["DDPG/TD3", "nan"], ["[b]", "2.00"]]
+    assert bold == {"2.00"}
+
+
+def test_final_table_prints() -> None:
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(final_table(LEARNED))
+    console.print(final_table([]))
+    words = console.export_text().split()
+    assert "learned" in words
+    assert "results" in words  # the caption of the empty table: no results yet
