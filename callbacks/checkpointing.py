@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
-from callbacks.schedule import check_interval, datamodule_of, env_steps_of, is_due, is_last, module_of
+from callbacks.schedule import agents_of, check_interval, datamodule_of, env_steps_of, is_due, is_last, module_of
 from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.origin import meta_training_settings
 from metagenrl_pl.results.provenance import commit
@@ -43,8 +43,13 @@ class RunCheckpoint(Checkpoint):
         check_interval("keep", keep, ", or null for all")
         self._folder = Path(run_dir) / "checkpoints"
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
-        self.told_to_stop = self.stopped_by_signal = self._is_complete = False
+        self.stop_requested = self._signalled = self._is_complete = False
         self._former_handlers: dict[int, Any] = {}
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """Whether a signal, in whichever process it arrived, has stopped the run, and not another callback alone."""
+        return self.stop_requested or self._signalled
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals. After a resume drop metrics that come after the checkpoint, which are logged again."""
@@ -52,9 +57,9 @@ class RunCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
 
             def stop(number: int, frame: FrameType | None) -> None:
-                if self.told_to_stop or self._is_complete:
+                if self.stop_requested or self._is_complete:
                     raise KeyboardInterrupt
-                self.told_to_stop = True
+                self.stop_requested = True
 
             self._former_handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         if env_steps := env_steps_of(trainer):
@@ -67,12 +72,12 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Save when the interval is crossed, at the end of the run and when told to stop, also by another callback (a timer)."""
         # A signal may reach one process alone. Lightning calls checkpoints last, after whoever else may stop the run.
-        told = module_of(trainer).placement.gather_objects((self.told_to_stop, trainer.should_stop))
-        self.stopped_by_signal, told_to_stop = any(signalled for signalled, _ in told), any(map(any, told))
-        if told_to_stop or is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
+        requests = agents_of(trainer).placement.gather_objects((self.stop_requested, trainer.should_stop))
+        self._signalled, stop = any(signalled for signalled, _ in requests), any(map(any, requests))
+        if stop or is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             path = self.save(trainer)
             self._is_complete = is_last(trainer)
-            if told_to_stop:
+            if stop:
                 trainer.should_stop = True
                 rank_zero_only(print)(
                     f"Stopping after {env_steps_of(trainer):,} env steps. To go on: python train.py ckpt_path={path}", flush=True
@@ -119,15 +124,10 @@ class RunCheckpoint(Checkpoint):
                 old.unlink()
 
 
-def told_to_stop(trainer: pl.Trainer) -> bool:
-    """Whether a signal has told this process to stop."""
-    return any(isinstance(callback, RunCheckpoint) and callback.told_to_stop for callback in trainer.callbacks)  # type: ignore[attr-defined]
-
-
-def stopped_by_signal(trainer: pl.Trainer) -> bool:
-    """Whether it was a signal that has stopped a run, in whichever process it arrived, and no callback alone."""
-    checkpoints = [callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoint)]  # type: ignore[attr-defined]
-    return any(callback.told_to_stop or callback.stopped_by_signal for callback in checkpoints)
+def stop_requested(trainer: pl.Trainer) -> bool:
+    """Whether a signal has asked this process to stop."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, RunCheckpoint) and callback.stop_requested for callback in callbacks)
 
 
 class ObjectiveExport(pl.Callback):
@@ -150,7 +150,7 @@ class ObjectiveExport(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write an objective that stays what it is."""
-        learner = module_of(trainer).learner
+        learner = agents_of(trainer).learner
         if trainer.is_global_zero and learner.meta is None and isinstance(learner.objective, ParametricObjective):
             learner.objective.save(self._run_dir / "objective.safetensors")
 
@@ -158,8 +158,8 @@ class ObjectiveExport(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Write when the interval is crossed and at the end, if the objective is being learned."""
-        learner, env_steps = module_of(trainer).learner, env_steps_of(trainer)
-        objective = learner.result
+        learner, env_steps = agents_of(trainer).learner, env_steps_of(trainer)
+        objective = learner.objective
         if learner.meta is None or not isinstance(objective, ParametricObjective):
             return
         if trainer.is_global_zero and (is_due(self._every, env_steps, batch) or is_last(trainer)):
@@ -172,13 +172,13 @@ class ObjectiveExport(pl.Callback):
 
     @staticmethod
     def _card(trainer: pl.Trainer) -> Mapping[str, Any]:
-        environments = [spec.name for spec in datamodule_of(trainer).specs]
+        environments = [spec.name for spec in agents_of(trainer).specs]
         config = module_of(trainer).run_config
         return {
             "training_environments": sorted(set(environments)),
             "num_agents": len(environments),
             "env_steps": env_steps_of(trainer),
-            "window_length": module_of(trainer).agent.window_length,
+            "window_length": agents_of(trainer).settings.window_length,
             "seed": config.get("seed"),
             "commit": commit(),
             "settings": meta_training_settings(config),

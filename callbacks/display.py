@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from callbacks.schedule import datamodule_of, env_steps_of, gather_from_agents, module_of
+from callbacks.schedule import agents_of, datamodule_of, env_steps_of, gather_from_agents, module_of
 from metagenrl_pl.reporting.plots import learning_curves
 from metagenrl_pl.results.rows import final_table, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
@@ -62,7 +62,7 @@ class PopulationDisplay(ProgressBar):
         if self._console.is_terminal and not self._console.quiet:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        what = "meta-training" if module_of(trainer).learner.meta else "training"
+        what = "meta-training" if agents_of(trainer).learner.meta else "training"
         self._training = self._add(
             what, datamodule_of(trainer).env_steps, env_steps_of(trainer), lines_in_all=20, note=self._returns_text
         )
@@ -72,7 +72,7 @@ class PopulationDisplay(ProgressBar):
     ) -> None:
         """Move the bar."""
         assert self._training is not None  # made in on_train_start
-        recent = datamodule_of(trainer).collector.recent_returns
+        recent = agents_of(trainer).collector.recent_returns
         self._recent_returns = gather_from_agents(trainer, [fmean(returns) if returns else None for returns in recent])
         self._training(env_steps_of(trainer))
 
@@ -127,7 +127,7 @@ class PopulationDisplay(ProgressBar):
         """Mean over agents of their last episodes' returns, by environment."""
         assert self._trainer_shown is not None
         by_environment: dict[str, list[float]] = {}
-        for spec, value in zip(datamodule_of(self._trainer_shown).specs, self._recent_returns, strict=True):
+        for spec, value in zip(agents_of(self._trainer_shown).specs, self._recent_returns, strict=True):
             if value is not None:
                 by_environment.setdefault(spec.name, []).append(value)
         return "".join(f", {name} {fmean(values):.1f}" for name, values in by_environment.items())
@@ -135,7 +135,7 @@ class PopulationDisplay(ProgressBar):
     def _table(self) -> Table:
         """One row for each agent."""
         assert self._trainer_shown is not None
-        specs, metrics = datamodule_of(self._trainer_shown).specs, module_of(self._trainer_shown).metrics
+        specs, metrics = agents_of(self._trainer_shown).specs, module_of(self._trainer_shown).metrics
         table = Table(title="population")
         table.add_column("agent", justify="right")
         table.add_column("environment")

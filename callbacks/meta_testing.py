@@ -6,12 +6,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from callbacks.checkpointing import told_to_stop
+from callbacks.checkpointing import stop_requested
 from callbacks.display import progress_of
 from callbacks.schedule import (
     agent_names,
+    agents_of,
     check_interval,
-    datamodule_of,
     env_steps_of,
     gather_from_agents,
     is_due,
@@ -20,18 +20,17 @@ from callbacks.schedule import (
     module_of,
 )
 from metagenrl_pl.common.messages import one_line
-from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.evaluation.evaluator import Evaluator
 from metagenrl_pl.evaluation.fresh_agents import (
-    Evaluator,
+    MetaTestPlan,
     MetaTestStopped,
     agent_numbers,
     fresh_seeds,
     meta_test,
-    needed_capacity,
     random_returns,
 )
 from metagenrl_pl.experience.replay import check_memory, memory_bytes
@@ -114,13 +113,14 @@ class MetaTest(pl.Callback):
         Raises:
             ConfigError: names what is needed and what there is.
         """
-        datamodule, agent = datamodule_of(trainer), module_of(trainer).agent
+        resources, plan = agents_of(trainer).resources, self._plan(trainer)
         specs, _, seeds = fresh_seeds(self._specs, self._seeds)
-        sizes = Placement(len(seeds), trainer.global_rank, trainer.world_size).local(sizes_of(specs)) if seeds else []
-        needed = memory_bytes(sizes, needed_capacity(self._env_steps, agent, datamodule.replay_settings.capacity))
-        device = datamodule.replay_device
-        if device.type == "cpu":  # a GPU tells what is free, with the training's replay in its place already
-            needed = datamodule.num_processes * (needed + datamodule.replay_bytes)
+        sizes = resources.placement(len(seeds)).local(sizes_of(specs)) if seeds else []
+        needed = memory_bytes(sizes, plan.replay_capacity(resources.replay_capacity))
+        device = agents_of(trainer).replay.device
+        if device.type == "cpu":  # a GPU says what is free, with the training's replay in its place already
+            num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its memory
+            needed = num_processes * (needed + agents_of(trainer).replay.num_bytes)
         try:
             check_memory(needed, device)
         except ValueError as error:
@@ -128,7 +128,7 @@ class MetaTest(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a resume of meta-training: drop the tests of later objectives, which are made again."""
-        if trainer.is_global_zero and module_of(trainer).learner.meta is not None and (env_steps := env_steps_of(trainer)):
+        if trainer.is_global_zero and agents_of(trainer).learner.meta is not None and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, meta_training_env_steps=env_steps)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MacroBatch, batch_idx: int) -> None:
@@ -155,11 +155,11 @@ class MetaTest(pl.Callback):
 
     def _test_so_far(self, trainer: pl.Trainer) -> None:
         """Test the objective in the middle of meta-training, unless told to stop."""
-        objective = module_of(trainer).learner.result
+        objective = agents_of(trainer).objective
         if not isinstance(objective, ParametricObjective):
             return
         try:
-            self._test(trainer, "learned", objective, _stage(trainer, objective), lambda: told_to_stop(trainer))
+            self._test(trainer, "learned", objective, _stage(trainer, objective), lambda: stop_requested(trainer))
             self._is_given_up = False
         except MetaTestStopped:
             self._is_given_up = True
@@ -168,7 +168,7 @@ class MetaTest(pl.Callback):
         """Test the final objective and whatever it is compared with."""
         if not is_last(trainer) or trainer.should_stop or not self._specs:
             return
-        objective = module_of(trainer).learner.result
+        objective = agents_of(trainer).objective
         tests: list[tuple[str, Objective, int | None]] = []
         if isinstance(objective, ParametricObjective):
             tests.append(("learned", objective, _stage(trainer, objective)))
@@ -182,6 +182,10 @@ class MetaTest(pl.Callback):
         if trainer.is_global_zero and self._random and not self._is_done("random", 0, None):
             append_rows(self._path, random_returns(self._specs, self._seeds, self._num_episodes))
 
+    def _plan(self, trainer: pl.Trainer) -> MetaTestPlan:
+        agent = agents_of(trainer).settings
+        return MetaTestPlan(self._specs, self._seeds, agent, self._env_steps, self._evaluate_every, self._num_episodes)
+
     def _is_done(self, method: str, env_steps: int, stage: int | None) -> bool:
         """Whether every result of a method is in the file: a run that was stopped here goes on with the rest."""
         done = {row[:4] for row in read_rows(self._path) if row.meta_training_env_steps == stage}
@@ -193,31 +197,12 @@ class MetaTest(pl.Callback):
         method: str,
         objective: Objective,
         stage: int | None,
-        is_told_to_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         if not self._specs:
             return
-        module = module_of(trainer)
         with progress_of(trainer).task(f"meta-test, {method_name(method)}", self._env_steps) as report:
-            rows = meta_test(
-                method,
-                objective,
-                self._specs,
-                self._seeds,
-                module.agent,
-                self._env_steps,
-                self._evaluate_every,
-                self._num_episodes,
-                device=module.device,
-                compile=module.learner.is_compiled,
-                report=report,
-                make=datamodule_of(trainer).make_group,
-                rank=trainer.global_rank,
-                world_size=trainer.world_size,
-                replay_capacity=datamodule_of(trainer).replay_settings.capacity,
-                replay_device=datamodule_of(trainer).replay_device,
-                is_told_to_stop=is_told_to_stop,
-            )
+            rows = meta_test(method, objective, self._plan(trainer), agents_of(trainer).resources, report, should_stop)
         if trainer.is_global_zero:
             append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
         final = [row for row in rows if row.env_steps == self._env_steps]
@@ -253,7 +238,7 @@ def _check_baseline(method: str, baseline: Objective | None) -> None:
 
 def _stage(trainer: pl.Trainer, objective: ParametricObjective) -> int:
     """Env steps that the objective was meta-trained for: in this run, or as its card says."""
-    return env_steps_of(trainer) if module_of(trainer).learner.meta else int(objective.card.get("env_steps", 0))
+    return env_steps_of(trainer) if agents_of(trainer).learner.meta else int(objective.card.get("env_steps", 0))
 
 
 class PolicyEvaluation(pl.Callback):
@@ -287,22 +272,24 @@ class PolicyEvaluation(pl.Callback):
         """Evaluate when the interval is crossed and at the end."""
         if not (is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer)):
             return
-        datamodule, placement = datamodule_of(trainer), module_of(trainer).placement
-        population = module_of(trainer).learner.population
+        agents = agents_of(trainer)
+        placement, population = agents.placement, agents.population
         if self._evaluator is None:
-            specs, seeds = placement.local(datamodule.specs), placement.local(datamodule.seeds)
-            self._evaluator = Evaluator(specs, seeds, self._num_episodes, datamodule.make_group, population.observation_size)
+            specs, seeds = placement.local(agents.specs), placement.local(agents.seeds)
+            self._evaluator = Evaluator(
+                specs, seeds, self._num_episodes, agents.resources.make_group, population.observation_size
+            )
         returns = gather_from_agents(trainer, self._evaluator(population.act).tolist())
         log_metrics(
             trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
         )
         if trainer.is_global_zero and self._method is not None:
-            objective = module_of(trainer).objective
+            objective = agents.objective
             stage = int(objective.card.get("env_steps", 0)) if isinstance(objective, ParametricObjective) else None
-            numbers = agent_numbers(datamodule.specs, module_of(trainer).run_config.get("seed", 0))
+            numbers = agent_numbers(agents.specs, module_of(trainer).run_config.get("seed", 0))
             rows = [
                 MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), stage)
-                for spec, number, value in zip(datamodule.specs, numbers, returns, strict=True)
+                for spec, number, value in zip(agents.specs, numbers, returns, strict=True)
             ]
             append_rows(self._path, rows)
 

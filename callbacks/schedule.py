@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 
+from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
 
@@ -30,24 +31,29 @@ def module_of(trainer: pl.Trainer) -> MetaGenRL:
     return cast(MetaGenRL, trainer.lightning_module)
 
 
+def agents_of(trainer: pl.Trainer) -> Agents:
+    """The run's agents, those of this process."""
+    return module_of(trainer).agents
+
+
 def env_steps_of(trainer: pl.Trainer) -> int:
     """Env steps that each agent has taken."""
-    return datamodule_of(trainer).collector.env_steps
+    return agents_of(trainer).env_steps
 
 
 def gather_from_agents(trainer: pl.Trainer, values: Sequence[Any]) -> list[Any]:
     """One object for each agent of this process -> one for each agent of all; every process has to call it."""
-    return module_of(trainer).placement.gather_list(list(values))
+    return agents_of(trainer).placement.gather_list(list(values))
 
 
 def is_last(trainer: pl.Trainer) -> bool:
     """Whether the run has reached its length."""
-    return env_steps_of(trainer) >= datamodule_of(trainer).env_steps
+    return datamodule_of(trainer).env_steps_left <= 0
 
 
 def agent_names(trainer: pl.Trainer) -> list[str]:
     """`<environment>/agent_<i>` of each agent, also those of other processes, as used in metric names."""
-    return [f"{spec.name}/agent_{i}" for i, spec in enumerate(datamodule_of(trainer).specs)]
+    return [f"{spec.name}/agent_{i}" for i, spec in enumerate(agents_of(trainer).specs)]
 
 
 def log_metrics(trainer: pl.Trainer, metrics: dict[str, float], is_in_batch: bool = True) -> None:

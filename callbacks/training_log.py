@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 
 from callbacks.schedule import (
     agent_names,
+    agents_of,
     check_interval,
-    datamodule_of,
     env_steps_of,
     gather_from_agents,
     is_due,
@@ -41,7 +41,7 @@ class EpisodeReturns(pl.Callback):
         """Log when the interval is crossed."""
         if is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             names = agent_names(trainer)
-            returns = zip(names, gather_from_agents(trainer, datamodule_of(trainer).collector.take_returns()), strict=True)
+            returns = zip(names, gather_from_agents(trainer, agents_of(trainer).collector.take_returns()), strict=True)
             metrics = {f"episode_return/{name}": float(np.mean(values)) for name, values in returns if values}
             for metric, values in module_of(trainer).metrics.items():
                 metrics |= {f"{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
@@ -68,11 +68,11 @@ class ActionGradientAgreement(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Log when the interval is crossed and updates have begun."""
-        env_steps, learner = env_steps_of(trainer), module_of(trainer).learner
+        env_steps, learner = env_steps_of(trainer), agents_of(trainer).learner
         if not (is_due(self._every, env_steps, batch) and learner.num_updates):
             return
         seeds = [derive_seed(agent, "agreement", env_steps) for agent in learner.placement.agents]
-        windows = datamodule_of(trainer).collector.sample(self._num_windows, AgentStreams(seeds, "windows"))
+        windows = agents_of(trainer).collector.sample(self._num_windows, AgentStreams(seeds, "windows"))
         cosines = learner.placement.gather(learner.agreement(windows))
         log_metrics(trainer, {f"agreement/{name}": float(c) for name, c in zip(agent_names(trainer), cosines, strict=True)})
 
@@ -107,11 +107,11 @@ class Throughput(pl.Callback):
             log_metrics(
                 trainer,
                 {
-                    "throughput/agent_env_steps_per_second": env_steps * module_of(trainer).placement.num_agents / seconds,
+                    "throughput/agent_env_steps_per_second": env_steps * agents_of(trainer).placement.num_agents / seconds,
                     "throughput/update_cycles_per_second": updates / seconds,
                 },
             )
 
     @staticmethod
     def _now(trainer: pl.Trainer) -> tuple[float, int, int]:
-        return time.perf_counter(), env_steps_of(trainer), module_of(trainer).learner.num_updates
+        return time.perf_counter(), env_steps_of(trainer), agents_of(trainer).learner.num_updates

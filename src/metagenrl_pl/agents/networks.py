@@ -52,11 +52,6 @@ def first_critic(critics: Parameters) -> Parameters:
     return {name: p[:, 0] for name, p in critics.items()}
 
 
-def second_critic(critics: Parameters) -> Parameters:
-    """Q2 of every agent as an ensemble of one: [P, 2, ...] -> [P, 1, ...]."""
-    return {name: p[:, 1:] for name, p in critics.items()}
-
-
 def bootstrap_observation(windows: Windows) -> Tensor:
     """The state after each window's last valid step, [P, B, O]."""
     index = windows.length[..., None, None].expand(-1, -1, 1, windows.states.shape[-1])

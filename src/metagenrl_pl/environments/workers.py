@@ -70,13 +70,13 @@ def choose_num_workers(num_workers: int | None, num_environments: int, num_proce
     return min(num_workers, num_environments)
 
 
-def make_group(specs: Sequence[EnvironmentSpec], num_workers: int | None) -> EnvironmentGroup:
-    """Environments in this many worker processes; 0: in this process; None: see `choose_num_workers`.
+def make_group(specs: Sequence[EnvironmentSpec], num_workers: int | None, num_processes: int = 1) -> EnvironmentGroup:
+    """Environments in as many worker processes as `choose_num_workers` says; 0: in this process.
 
     Raises:
         ValueError: if an environment cannot serve, or the number is not valid.
     """
-    num_workers = choose_num_workers(num_workers, len(specs))
+    num_workers = choose_num_workers(num_workers, len(specs), num_processes)
     return SerialGroup(specs) if num_workers == 0 else WorkerGroup(specs, num_workers)
 
 

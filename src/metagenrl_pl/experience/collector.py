@@ -37,8 +37,8 @@ class Collector:
         exploration_noise: standard deviation, for actions in [-1, 1].
         random_env_steps: steps with uniformly random actions at the start.
         update_device: where windows are wanted; the replay's own by default.
-        lifetimes: when agents are born again; never by default.
-        renew: told a newborn agent and the seed of its first weights when its networks are to take over.
+        lifetimes: when agents are replaced by fresh ones; never by default.
+        renew: called with an agent and the seed of its fresh weights, when a new life's networks take over.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Collector:
             self._is_open = True
             for agent in range(len(self.environments)):
                 self._begin_episode(agent)
-        self._turn_lives()
+        self._start_lives()
         action = self._explore()
         self._action = action.to("cpu", non_blocking=True)
         if action.is_cuda:
@@ -96,12 +96,12 @@ class Collector:
         else:
             self.environments.begin_step(self._action.numpy())
 
-    def _turn_lives(self) -> None:
+    def _start_lives(self) -> None:
         """Begin the lives that are due, and let those take over whose warm-up is over."""
-        for agent in self._lifetimes.born(self.env_steps):
+        for agent in self._lifetimes.starting(self.env_steps):
             self._begin_episode(agent)  # the predecessor's open one counts as truncated
             self.recent_returns[agent].clear()
-        for agent in self._lifetimes.grown(self.env_steps):
+        for agent in self._lifetimes.ending_warmup(self.env_steps):
             life = int(self._lifetimes.life(self.env_steps)[agent])
             self._renew(agent, derive_seed(self._seeds[agent], "life", life))
             self.replay.keep_newest(agent, self._lifetimes.warmup)

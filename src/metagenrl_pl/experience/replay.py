@@ -14,6 +14,31 @@ from metagenrl_pl.common.streams import AgentStreams, to_device
 _NEVER = torch.iinfo(torch.int64).max
 
 
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Where experience is kept.
+
+    Args:
+        capacity: slots of each agent's ring buffer: its env steps plus one for each episode.
+        device: `auto` for the device of the updates, or a device's name.
+
+    Raises:
+        ValueError: if the capacity is not positive or there is no such device.
+    """
+
+    capacity: int = 1_000_000
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {self.capacity}")
+        if self.device != "auto":
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+                raise ValueError(f"device={self.device} is not there; valid is auto, cpu or a GPU (cuda)") from error
+
+
 @dataclass
 class _Group:
     """Agents whose environments have spaces of the same size share one tensor, unpadded."""
@@ -73,6 +98,11 @@ class Replay:
         self._forgotten = np.zeros(num_agents, np.int64)  # episodes dropped from the left of `_starts`
         self._num_starts = np.zeros(num_agents, np.int64)
         self._set_starts(np.full((num_agents, 64), _NEVER))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the buffers."""
+        return memory_bytes(self.sizes, self.capacity)
 
     def __len__(self) -> int:
         """Stored steps of the agent that has fewest."""

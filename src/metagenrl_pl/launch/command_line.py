@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from metagenrl_pl.common.exit_codes import MISTAKE
+from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE
 from metagenrl_pl.common.messages import choice_message, key_message, one_line
 from metagenrl_pl.config.schema import ConfigError, explanation, import_target, parameters_of, validate
 
@@ -78,6 +78,9 @@ def hydra_entry(
 
     try:
         hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
+    except KeyboardInterrupt:  # before or after training, which has an answer of its own
+        print("Stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if error in bugs:
             raise

@@ -1,26 +1,24 @@
-"""Meta update: improve the objective by asking the critic what a policy step down its gradient would be worth (paper eq. 5 and 6).
+"""Meta update: improve the objective by judging the policies that it leads to (paper eq. 5 and 6).
 
-Two exact paths to the same gradient. `inner_stepped` differentiates through the whole inner loop. With one inner step the second order
-lives in the objective alone: with g(alpha) = dL/da, J = d pi / d phi and phi' = step(phi, J^T g),
-
-    d(-Q)/d alpha = d/d alpha < g(alpha), J w >,    w = d(-Q(phi')) / d(J^T g),
-
-where w needs one backward pass through critic, policy and the inner step, and J w one pass through the transpose of the policy's
-backward pass.
+We take one policy step down the objective, let the judge say how bad the new policy is (for the paper: minus its value under the critic),
+and backpropagate the answer into the objective. Two exact paths lead to the same gradient: `general_meta_gradients` differentiates through
+the whole inner loop; `factored_meta_gradients` serves a single inner step and is cheaper.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metagenrl_pl.agents.networks import Networks, first_critic
-from metagenrl_pl.agents.stacked_networks import Parameters, inverse_root_mean_square, norm_per_agent, scale_per_agent
+from metagenrl_pl.agents.networks import Networks
+from metagenrl_pl.agents.stacked_networks import Parameters, norm_per_agent, scale_per_agent
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.learning.inner_step import AdamMoments, InnerStep
+from metagenrl_pl.learning.judges import Judge
 from metagenrl_pl.learning.policy_update import objective_inputs
-from metagenrl_pl.objectives import Objective, Reinforce
+from metagenrl_pl.learning.settings import GradientRule
+from metagenrl_pl.objectives import Objective
 
 
 class MetaTask(NamedTuple):
@@ -28,44 +26,16 @@ class MetaTask(NamedTuple):
 
     policy: Parameters  # [P, ...]
     critics: Parameters  # the twins, [P, 2, ...]
-    windows: Windows  # (K + 1) B windows: inner step k uses windows k B to (k + 1) B, the meta-loss all of them
+    windows: Windows  # (K + 1) B windows: inner step k uses windows k B to (k + 1) B, the judge all of them
     moments: AdamMoments | None = None
-    judges: Parameters | None = None  # E critics, [P, E, ...], whose minimum the meta-loss takes; None for the first of `critics`
-    advantage: Reinforce | None = None  # judges as well, by the returns of replayed actions
-    advantage_share: float = 0.0  # of its say
 
 
-def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
-    """How bad a policy is, [P].
-
-    -mean over valid steps of Q(s, pi(s)) of the task's first critic or of the minimum of its judges. With an advantage that judges as well,
-    the same mean of its loss, which is low for actions near to replayed ones that had better returns than the critic expected; both
-    over the root mean square of their action gradients at the policy before its step, and weighted by their shares.
-    """
-    windows = task.windows
-    action = networks.action(policy, windows.observation)
-    loss = -(_judged_value(networks, task, action) * windows.valid).sum((1, 2)) / windows.num_valid
-    if task.advantage is None:
-        return loss
-    before = networks.action(task.policy, windows.observation)
-    inputs = objective_inputs(networks, task.advantage, task.policy, task.critics, windows, before)
-    by_advantage = task.advantage.loss({}, inputs._replace(policy_action=action)).sum((1, 2)) / windows.num_valid
-    slopes = (
-        torch.func.grad(lambda a: _judged_value(networks, task, a).sum())(before) * networks.action_mask[:, None, None],
-        task.advantage.action_gradient({}, inputs),
-    )
-    scales = [inverse_root_mean_square(x, inputs.action_weight, windows.valid) for x in slopes]
-    return (1 - task.advantage_share) * scales[0] * loss + task.advantage_share * scales[1] * by_advantage
+def meta_loss(networks: Networks, judge: Judge, stepped: Parameters, task: MetaTask) -> Tensor:
+    """How bad the policies are after the inner loop, [P]."""
+    return judge.loss(networks, stepped, task.policy, task.critics, task.windows)
 
 
-def _judged_value(networks: Networks, task: MetaTask, action: Tensor) -> Tensor:
-    """Q of the task's first critic, or the minimum of its judges', [P, B, T]."""
-    if task.judges is None:
-        return networks.q(first_critic(task.critics), task.windows.observation, action)
-    return networks.ensemble_q(task.judges, task.windows.observation, action).amin(1)
-
-
-def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask) -> Parameters:
+def run_inner_loop(networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask) -> Parameters:
     """The policies after K inner steps, differentiable in alpha."""
     num_windows = task.windows.reward.shape[1] // (inner.num_steps + 1)
     policy = task.policy
@@ -86,83 +56,78 @@ def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, al
 
 
 def general_meta_gradients(
-    networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
+    networks: Networks, objective: Objective, inner: InnerStep, judge: Judge, alpha: Parameters, task: MetaTask
 ) -> tuple[Parameters, Tensor]:
     """Gradient of each agent's meta-loss in its copy of alpha, [P, ...], through the whole inner loop, and the losses, [P]."""
 
     def total(alpha: Parameters) -> tuple[Tensor, Tensor]:
-        loss = meta_loss(networks, inner_stepped(networks, objective, inner, alpha, task), task)
+        loss = meta_loss(networks, judge, run_inner_loop(networks, objective, inner, alpha, task), task)
         return loss.sum(), loss
 
     return torch.func.grad(total, has_aux=True)(alpha)
 
 
 def factored_meta_gradients(
-    networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
+    networks: Networks, objective: Objective, inner: InnerStep, judge: Judge, alpha: Parameters, task: MetaTask
 ) -> tuple[Parameters, Tensor]:
-    """The same as `general_meta_gradients` for one inner step, without differentiating twice through policy or critic."""
-    return policy_and_meta_gradients(networks, objective, inner, alpha, task)[1:]
+    """The same as `general_meta_gradients` for one inner step, without differentiating twice through policy or critic.
 
+    Write a = pi_phi(s) for the actions, J = d a / d phi, g(alpha) = dL_alpha / da for the action gradient, G = J^T g for the policy's
+    gradient, phi' = step(phi, G) for the inner step and M(phi') for the judge's loss. Neither J nor phi depends on alpha, so by the
+    chain rule, with w = dM / dG held constant,
 
-def policy_and_meta_gradients(
-    networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
-) -> tuple[Parameters, Parameters, Tensor]:
-    """With `factored_meta_gradients` also the gradient that the inner step descends, as the mean over valid steps, [P, ...].
-
-    It is what `policy_gradients` gives for the inner step's windows, at no further cost.
+        dM / d alpha = d/d alpha < G(alpha), w > = d/d alpha < J^T g(alpha), w > = d/d alpha < g(alpha), J w >.
     """
     windows = task.windows.part(0, task.windows.reward.shape[1] // 2)
 
+    # 1. The actions, and J^T as a function: pull_back_policy(u) = J^T u.
     action, pull_back_policy = torch.func.vjp(  # type: ignore[misc]
         lambda phi: networks.action(phi, windows.observation), task.policy
     )
+    # 2. g(alpha), and the function that takes a cotangent u of g to d/d alpha < g(alpha), u >. The second order is in here alone.
     inputs = objective_inputs(networks, objective, task.policy, task.critics, windows, action)
     action_gradient, pull_back_objective = torch.func.vjp(  # type: ignore[misc]
         lambda alpha: objective.action_gradient(alpha, inputs), alpha
     )
-    # The pull-back u -> J^T u is linear, so its own transpose is w -> J w.
+    # 3. G = J^T g. The function u -> J^T u is linear, so its own transpose is w -> J w, which needs no forward-mode derivative.
     (gradient,), push_forward_policy = torch.func.vjp(pull_back_policy, action_gradient)  # type: ignore[misc]
 
+    # 4. w = dM / dG: one ordinary backward pass through the judge, the policy at phi' and the inner step.
     def total(gradient: Parameters) -> tuple[Tensor, Tensor]:
-        stepped = inner(task.policy, gradient, windows.num_valid, task.moments)
-        loss = meta_loss(networks, stepped, task)
+        loss = meta_loss(networks, judge, inner(task.policy, gradient, windows.num_valid, task.moments), task)
         return loss.sum(), loss
 
     cotangent, loss = torch.func.grad(total, has_aux=True)(gradient)
-    (direction,) = push_forward_policy((cotangent,))  # J w, [P, B, T, A]
+
+    # 5. J w, [P, B, T, A], and from it the gradient of alpha.
+    (direction,) = push_forward_policy((cotangent,))
     (meta_gradient,) = pull_back_objective(direction)
-    return scale_per_agent(gradient, 1 / windows.num_valid), meta_gradient, loss
+    return meta_gradient, loss
 
 
 def meta_gradients(
-    networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask
+    networks: Networks, objective: Objective, inner: InnerStep, judge: Judge, alpha: Parameters, task: MetaTask
 ) -> tuple[Parameters, Tensor]:
     """Gradient of each agent's meta-loss in its copy of alpha, [P, ...], and the losses, [P], by the cheapest exact path."""
     path = factored_meta_gradients if inner.num_steps == 1 else general_meta_gradients
-    return path(networks, objective, inner, alpha, task)
+    return path(networks, objective, inner, judge, alpha, task)
 
 
 def combine_meta_gradients(
-    gradients: Parameters,
-    rule: Literal["clip", "normalize"],
-    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
-    weight: Tensor | None = None,
+    gradients: Parameters, rule: GradientRule, gather: Callable[[Tensor], Tensor] = lambda rows: rows
 ) -> tuple[Parameters, Tensor]:
     """Mean over agents of their gradients, each clipped or normalised to norm 1 first, [...], and the raw norms, [P].
 
-    The paper clips. Where norms are far below 1 clipping does nothing and agents with large values drown the others; normalising
-    gives each agent the same say.
+    The paper clips. Where norms are far below 1 clipping does nothing and agents with large values drown the others. Normalising
+    gives every agent the same weight.
 
     Args:
         gradients: of P agents, [P, ...].
         rule: what is done to each.
         gather: makes rows of all agents of the rows of these, where others are computed elsewhere.
-        weight: of each agent of all in the mean, positive; the same by default.
     """
     norm = norm_per_agent(gradients)
     scaled = scale_per_agent(gradients, 1 / norm.clamp(min=1.0 if rule == "clip" else 1e-12))
     flat = torch.cat([g.flatten(1) for g in scaled.values()], 1)  # in one piece, so that all of them are gathered at once
-    every = gather(flat)
-    mean = every.mean(0) if weight is None else (weight / weight.sum()).to(every.dtype) @ every
-    parts = mean.split([g[0].numel() for g in scaled.values()])
+    parts = gather(flat).mean(0).split([g[0].numel() for g in scaled.values()])
     return {name: part.view(g.shape[1:]) for (name, g), part in zip(scaled.items(), parts, strict=True)}, norm

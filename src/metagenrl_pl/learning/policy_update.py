@@ -1,7 +1,5 @@
 """Policy update: descend the objective, annealed from the critic (paper eq. 4 and section 3.3)."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -9,6 +7,7 @@ from metagenrl_pl.agents.networks import Networks, first_critic, window_values
 from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.objectives import Objective, ObjectiveInputs
+from metagenrl_pl.objectives.contract import CriticChoice
 
 
 def objective_inputs(
@@ -37,9 +36,7 @@ def objective_inputs(
     )
 
 
-def critic_action_gradient(
-    networks: Networks, critics: Parameters, windows: Windows, action: Tensor, of: Literal["first", "both"]
-) -> Tensor:
+def critic_action_gradient(networks: Networks, critics: Parameters, windows: Windows, action: Tensor, of: CriticChoice) -> Tensor:
     """dQ/da at some actions, of the first critic or the mean of both, [P, B, T, A], 0 in padded dimensions."""
 
     def total(action: Tensor) -> Tensor:

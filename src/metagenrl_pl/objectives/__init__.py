@@ -1,8 +1,10 @@
-"""Objectives behind one contract: learned (LSTM), off-policy REINFORCE with GAE, the critic itself (DDPG/TD3), a mixture, ensembles."""
+"""Objectives behind one contract: learned (LSTM), off-policy REINFORCE with GAE, the critic itself (DDPG/TD3), a mixture of those.
+
+Import them from here. `contract` has what the updates need to know of one.
+"""
 
 from metagenrl_pl.objectives.contract import DirectedObjective, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.critic import CriticObjective
-from metagenrl_pl.objectives.ensemble import ObjectiveEnsemble
 from metagenrl_pl.objectives.learned import LearnedObjective
 from metagenrl_pl.objectives.mixture import LearnedMixture
 from metagenrl_pl.objectives.parametric import ParametricObjective
@@ -14,7 +16,6 @@ __all__ = [
     "LearnedMixture",
     "LearnedObjective",
     "Objective",
-    "ObjectiveEnsemble",
     "ObjectiveInputs",
     "ParametricObjective",
     "Reinforce",

@@ -3,12 +3,15 @@
 import traceback
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from metagenrl_pl.agents.stacked_networks import Parameters
+
+CriticChoice = Literal["first", "both"]
+"""Whose action gradient: the first critic's, or the mean of both twins', which do not share all of their errors."""
 
 
 class ObjectiveInputs(NamedTuple):
@@ -43,8 +46,8 @@ class Objective(nn.Module, ABC):
     #: Whether `ObjectiveInputs.critic_gradient` has to be computed for this objective.
     needs_critic_gradient: bool = False
 
-    #: Whose dQ/da that is: the first critic's, or the mean of both twins', which do not share all of their errors.
-    critic_gradient_of: Literal["first", "both"] = "first"
+    #: Whose dQ/da that is.
+    critic_gradient_of: CriticChoice = "first"
 
     @abstractmethod
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
@@ -79,14 +82,14 @@ class DirectedObjective(Objective):
         return (self.action_gradient(parameters, here) * inputs.policy_action).sum(-1)
 
 
-def check_critics(critic_gradient_of: Literal["first", "both"]) -> Literal["first", "both"]:
+def check_critics(critic_gradient_of: CriticChoice) -> CriticChoice:
     """Give back whose dQ/da an objective looks at.
 
     Raises:
         ValueError: if there are no such critics.
     """
-    if critic_gradient_of not in ("first", "both"):
-        raise ValueError(f"critic_gradient_of must be first or both, got {critic_gradient_of!r}")
+    if critic_gradient_of not in get_args(CriticChoice):
+        raise ValueError(f"critic_gradient_of must be {' or '.join(get_args(CriticChoice))}, got {critic_gradient_of!r}")
     return critic_gradient_of
 
 

@@ -1,11 +1,9 @@
 """The deterministic policy gradient (DDPG, TD3) as an objective."""
 
-from typing import Literal
-
 from torch import Tensor
 
 from metagenrl_pl.agents.stacked_networks import Parameters
-from metagenrl_pl.objectives.contract import DirectedObjective, ObjectiveInputs, check_critics
+from metagenrl_pl.objectives.contract import CriticChoice, DirectedObjective, ObjectiveInputs, check_critics
 
 
 class CriticObjective(DirectedObjective):
@@ -20,7 +18,7 @@ class CriticObjective(DirectedObjective):
 
     needs_value, needs_critic_gradient = False, True
 
-    def __init__(self, critic_gradient_of: Literal["first", "both"] = "first") -> None:
+    def __init__(self, critic_gradient_of: CriticChoice = "first") -> None:
         super().__init__()
         self.critic_gradient_of = check_critics(critic_gradient_of)
 

@@ -1,7 +1,5 @@
 """The learned objective L_alpha: an LSTM that reads windows of experience backwards in time (paper section 3.2, figure 2)."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,9 +14,8 @@ from metagenrl_pl.agents.stacked_networks import (
     stacked_linear,
 )
 from metagenrl_pl.agents.windows import valid_states
-from metagenrl_pl.objectives.contract import ObjectiveInputs, check_critics
+from metagenrl_pl.objectives.contract import CriticChoice, ObjectiveInputs, check_critics
 from metagenrl_pl.objectives.parametric import ParametricObjective
-from metagenrl_pl.objectives.reinforce import generalised_advantage
 
 _NORMALISATION_EPS = 1e-8
 
@@ -40,14 +37,11 @@ class LearnedObjective(ParametricObjective):
         use_critic_gradient: whether the critic's own action gradient dQ1/da, a constant scaled to root mean square 1, is a third input for
             each action dimension; with it the family of objectives contains DDPG/TD3 as well as REINFORCE. Not in the paper.
         critic_gradient_of: whose gradient that is, the first critic's or the mean of both twins'.
-        use_advantage: whether the generalised advantage of the replayed action, scaled to root mean square 1, is an input as well. Rewards
-            and values are normalised apart, so that it cannot be computed from them. Not in the paper.
-        discount, gae_lambda: of that advantage, see `Reinforce`.
         layer_norm_eps: added to the variance of the layer norms.
         seed: of the initial weights.
 
     Raises:
-        ValueError: if a width is odd or not positive, a number is outside [0, 1], or there are no such critics.
+        ValueError: if a width is odd or not positive, or there are no such critics.
     """
 
     #: How many numbers the head gives for each step.
@@ -62,10 +56,7 @@ class LearnedObjective(ParametricObjective):
         use_lstm: bool = True,
         bounded_head: bool = True,
         use_critic_gradient: bool = False,
-        critic_gradient_of: Literal["first", "both"] = "first",
-        use_advantage: bool = False,
-        discount: float = 0.99,
-        gae_lambda: float = 0.97,
+        critic_gradient_of: CriticChoice = "first",
         layer_norm_eps: float = 1e-5,
         seed: int = 0,
     ) -> None:
@@ -73,9 +64,6 @@ class LearnedObjective(ParametricObjective):
             raise ValueError(f"hidden_units must be even and at least 2, got {hidden_units}")
         if context_units < 1:
             raise ValueError(f"context_units must be at least 1, got {context_units}")
-        for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {share}")
         super().__init__(
             hidden_units=hidden_units,
             context_units=context_units,
@@ -85,13 +73,9 @@ class LearnedObjective(ParametricObjective):
             bounded_head=bounded_head,
             use_critic_gradient=use_critic_gradient,
             critic_gradient_of=critic_gradient_of,
-            use_advantage=use_advantage,
-            discount=discount,
-            gae_lambda=gae_lambda,
             layer_norm_eps=layer_norm_eps,
         )
-        self.use_advantage, self.discount, self.gae_lambda = use_advantage, discount, gae_lambda
-        self.needs_value = use_value or use_advantage
+        self.needs_value = use_value
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
         self.needs_critic_gradient, self.critic_gradient_of = use_critic_gradient, check_critics(critic_gradient_of)
         self.hidden_units = hidden_units
@@ -100,7 +84,7 @@ class LearnedObjective(ParametricObjective):
         self._head = StackedMLP(2, mixed, layer_norm_eps, prefix="head.")
 
         generator = torch.Generator().manual_seed(seed)
-        num_context = 1 + use_time + 2 * use_value + use_advantage
+        num_context = 1 + use_time + 2 * use_value
         num_features = hidden_units + context_units
         parameters = self._action_transform.init(2 + use_critic_gradient, hidden_units, 0, generator)
         parameters |= self._context_transform.init(num_context, hidden_units, context_units, generator)
@@ -138,7 +122,7 @@ class LearnedObjective(ParametricObjective):
         return self._head(parameters, features).view(num_agents, num_windows, num_steps, self.num_outputs)
 
     def _context(self, inputs: ObjectiveInputs) -> Tensor:
-        """Normalised reward, t / T, V(s') and V(s), and the scaled advantage of every step, [P, B, T, 1 to 5]."""
+        """Normalised reward, t / T, V(s') and V(s) of every step, [P, B, T, 1 to 4]."""
         num_steps = inputs.reward.shape[-1]
         context = [normalise(inputs.reward, inputs.valid)]
         if self.use_time:
@@ -148,11 +132,6 @@ class LearnedObjective(ParametricObjective):
             assert inputs.value is not None  # promised by needs_value
             value = normalise(inputs.value, valid_states(inputs.valid))
             context += [value[..., 1:] * (1 - inputs.terminated), value[..., :-1]]
-        if self.use_advantage:
-            advantage = generalised_advantage(inputs, self.discount, self.gae_lambda) * inputs.valid
-            mean_square = (advantage * advantage).sum((1, 2), keepdim=True) / inputs.valid.sum((1, 2), keepdim=True)
-            # Not centred, since its sign has a meaning; clamped, since a fall's would drown all others.
-            context.append((advantage * torch.rsqrt(mean_square + _NORMALISATION_EPS)).clamp(-2, 2))
         return torch.stack(context, -1)
 
     def _backward_lstm(self, parameters: Parameters, features: Tensor, valid: Tensor) -> Tensor:

@@ -1,13 +1,11 @@
 """A learned mixture of hand-made objectives: an LSTM says, step by step, how much to trust the critic and how much the returns."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from metagenrl_pl.agents.stacked_networks import Parameters
-from metagenrl_pl.objectives.contract import DirectedObjective, ObjectiveInputs
+from metagenrl_pl.objectives.contract import CriticChoice, DirectedObjective, ObjectiveInputs
 from metagenrl_pl.objectives.critic import CriticObjective
 from metagenrl_pl.objectives.learned import LearnedObjective, scaled_to_one
 from metagenrl_pl.objectives.reinforce import Reinforce
@@ -22,12 +20,12 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
     REINFORCE's loss, so less can go wrong in environments that it never saw. Nothing inside is differentiated twice. Not in the paper.
 
     Args:
-        discount, gae_lambda, advantage: of REINFORCE, see `Reinforce`.
+        discount, gae_lambda: of REINFORCE, see `Reinforce`.
         critic_gradient_of: whose dQ/da DDPG's part is, see `LearnedObjective`.
         hidden_units, context_units, use_time, use_lstm, layer_norm_eps, seed: of the network, see `LearnedObjective`.
 
     Raises:
-        ValueError: if a width is odd or not positive, a number is outside [0, 1], or there are no such critics or advantages.
+        ValueError: if a width is odd or not positive, a number is outside [0, 1], or there are no such critics.
     """
 
     num_outputs = 2
@@ -36,8 +34,7 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
         self,
         discount: float = 0.99,
         gae_lambda: float = 0.97,
-        advantage: Literal["signed", "positive", "indicator"] = "signed",
-        critic_gradient_of: Literal["first", "both"] = "first",
+        critic_gradient_of: CriticChoice = "first",
         hidden_units: int = 32,
         context_units: int = 8,
         use_time: bool = True,
@@ -52,15 +49,12 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
             use_lstm=use_lstm,
             use_critic_gradient=True,
             critic_gradient_of=critic_gradient_of,
-            discount=discount,
-            gae_lambda=gae_lambda,
             layer_norm_eps=layer_norm_eps,
             seed=seed,
         )
         self.architecture = {
             "discount": discount,
             "gae_lambda": gae_lambda,
-            "advantage": advantage,
             "critic_gradient_of": critic_gradient_of,
             "hidden_units": hidden_units,
             "context_units": context_units,
@@ -68,7 +62,7 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
             "use_lstm": use_lstm,
             "layer_norm_eps": layer_norm_eps,
         }
-        self.critic, self.reinforce = CriticObjective(), Reinforce(discount, gae_lambda, advantage)
+        self.critic, self.reinforce = CriticObjective(), Reinforce(discount, gae_lambda)
 
     def weights(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """w of DDPG and of REINFORCE for every step, [P, B, T, 2], positive; anything where padded."""

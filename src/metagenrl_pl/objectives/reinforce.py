@@ -1,7 +1,5 @@
 """Off-policy REINFORCE with generalised advantage estimation, the hand-made objective that the paper compares with."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -28,37 +26,22 @@ class Reinforce(Objective):
     Args:
         discount: of the advantage.
         gae_lambda: trade-off between bias (0) and variance (1) of the advantage.
-        advantage: `signed` is REINFORCE. `positive` leaves out actions that were worse than expected, from which the policy would be
-            pushed away, so that it imitates those alone that were better (self-imitation learning, Oh et al. 2018). `indicator` does
-            so for all of these alike, whatever their advantage (critic regularised regression, Wang et al. 2020).
 
     Raises:
-        ValueError: if a number is outside [0, 1], or there is no such kind of advantage.
+        ValueError: if a number is outside [0, 1].
     """
 
-    def __init__(
-        self,
-        discount: float = 0.99,
-        gae_lambda: float = 0.97,
-        advantage: Literal["signed", "positive", "indicator"] = "signed",
-    ) -> None:
+    def __init__(self, discount: float = 0.99, gae_lambda: float = 0.97) -> None:
         super().__init__()
-        if advantage not in ("signed", "positive", "indicator"):
-            raise ValueError(f"advantage must be signed, positive or indicator, got {advantage!r}")
         for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
         self.discount = discount
         self.gae_lambda = gae_lambda
-        self.advantage = advantage
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """Loss of every step, [P, B, T]; takes no parameters."""
         squared = (inputs.replay_action - inputs.policy_action) ** 2  # [P, B, T, A]
         distance = (squared * inputs.action_weight[:, None, None]).sum(-1)
         weight = generalised_advantage(inputs, self.discount, self.gae_lambda)
-        if self.advantage == "positive":
-            weight = weight.clamp(min=0)
-        elif self.advantage == "indicator":
-            weight = (weight > 0).to(weight.dtype)
         return distance * weight * inputs.valid

@@ -132,7 +132,7 @@ def critic_share_by_step(mixture: LearnedMixture, num_steps: int, num_windows: i
     inputs = _inputs(reward, value, critic_gradient, replay_action, policy_action)
     of_critic, of_returns = mixture.weights(mixture.stacked_parameters(1), inputs)[0].unbind(-1)  # [B, T] each
     share = of_critic / (of_critic + of_returns)
-    is_better = generalised_advantage(inputs, mixture.discount, mixture.gae_lambda)[0] > 0
+    is_better = generalised_advantage(inputs, mixture.reinforce.discount, mixture.reinforce.gae_lambda)[0] > 0
     return torch.stack([(share * steps).sum(0) / steps.sum(0) for steps in (is_better, ~is_better)]).detach().numpy()
 
 

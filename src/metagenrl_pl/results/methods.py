@@ -21,10 +21,6 @@ def check_method(method: str | None, objective: Objective) -> None:
         raise ValueError(
             f"{method} is the name of {kind.__name__}, not of {type(objective).__name__}; valid is a name of your own"
         )
-    if method == "reinforce" and isinstance(objective, Reinforce) and objective.advantage != "signed":
-        raise ValueError(
-            f"{method} is the name of REINFORCE, which has advantage=signed, not {objective.advantage}; valid is a name of your own"
-        )
     followed = {"critic": "first", "critic_both": "both"}.get(method or "")
     if followed is not None and objective.critic_gradient_of != followed:
         raise ValueError(

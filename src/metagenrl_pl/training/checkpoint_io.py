@@ -13,7 +13,7 @@ from metagenrl_pl.common.files import atomic_write
 PROJECT_KEY = "metagenrl"
 """Top-level key that every checkpoint of this project has."""
 
-FORMAT = 2
+FORMAT = 3
 """Version of what lies below that key and of the optimizers' states."""
 
 

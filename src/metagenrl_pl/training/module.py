@@ -1,21 +1,15 @@
-"""The Lightning face of learning: one macro batch is a few update cycles with manual optimization."""
+"""The Lightning side of learning: one macro batch is a few update cycles with manual optimization."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from metagenrl_pl.agents.lifetimes import Lifetimes
-from metagenrl_pl.agents.population import AgentSettings, Population
-from metagenrl_pl.agents.windows import widest
-from metagenrl_pl.common.placement import Placement
-from metagenrl_pl.learning.compiling import Notify
-from metagenrl_pl.learning.inner_step import InnerStep
-from metagenrl_pl.learning.learner import Learner, MetaSettings
-from metagenrl_pl.objectives import Objective
-from metagenrl_pl.training.checkpoint_io import FORMAT, PROJECT_KEY
+from metagenrl_pl.learning.cycle import Agents
+from metagenrl_pl.training.checkpoint_io import FORMAT, PROJECT_KEY, CheckpointError
 from metagenrl_pl.training.datamodule import MacroBatch
 
 
@@ -26,50 +20,20 @@ class MetaGenRL(pl.LightningModule):
     submodules: the objective is all that processes share.
 
     Args:
-        sizes: observation and action size of each agent's environment; of all agents, also those of other processes.
-        seeds: one for each agent.
-        objective: what the policies descend.
-        agent: settings of the agents.
-        inner, meta: how the objective is meta-learned; None for a frozen objective or one with nothing to learn.
-        compile: run the updates through `torch.compile`.
+        agents: of this process.
         run_config: kept in checkpoints, so that a checkpoint alone can rebuild its run; plain containers.
-        placement: which agents live in this process; all by default.
-        notify: told when something is compiled.
-        lifetimes: when agents are born again, of all agents; never by default.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[tuple[int, int]],
-        seeds: Sequence[int],
-        objective: Objective,
-        agent: AgentSettings,
-        inner: InnerStep | None = None,
-        meta: MetaSettings | None = None,
-        compile: bool = False,
-        run_config: Mapping[str, Any] | None = None,
-        placement: Placement | None = None,
-        notify: Notify = lambda message: None,
-        lifetimes: Lifetimes | None = None,
-    ) -> None:
+    def __init__(self, agents: Agents, run_config: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.objective = objective
-        self.agent = agent
-        self.placement = placement or Placement(len(sizes))
-        my_seeds = self.placement.local(seeds)
-        population = Population(self.placement.local(sizes), my_seeds, agent, widest(sizes))
-        self.learner = Learner(population, objective, agent, my_seeds, inner, meta, compile, self.placement, notify, lifetimes)
+        self.agents, self.learner, self.objective = agents, agents.learner, agents.objective
         self.run_config = dict(run_config or {})
         self.metrics: dict[str, np.ndarray] = {}  # of all agents after the newest macro batch, [P]
 
-    def setup(self, stage: str) -> None:
-        """Move the population to the device of this process; Lightning moves the objective."""
-        self.learner.to(self.trainer.strategy.root_device)
-
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Critics, policies and, in meta-training, the objective."""
-        return self.learner.optimizers
+        return list(self.learner.optimizers.values())
 
     def training_step(self, batch: MacroBatch, batch_idx: int) -> None:
         """Let every agent act and learn for a few cycles.
@@ -80,43 +44,70 @@ class MetaGenRL(pl.LightningModule):
         """
         optimizers = self.optimizers()
         critic_step = (optimizers[0] if isinstance(optimizers, list) else optimizers).step
-        for collector in batch:
-            if collector.num_collected >= self.agent.warmup_env_steps:
-                self.learner.update(collector.draw, collector.env_steps, critic_step)
+        for draw in batch:
+            self.agents.learn(draw, critic_step)
         self.metrics = self.learner.checked_metrics()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the agents, also those of other processes, and the run's config."""
+        """Add the agents, also those of other processes, their optimizers by name, and the run's config."""
         # A run is one epoch. If its last batch were remembered as such, Lightning would refuse to make the run longer on a resume.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        checkpoint[PROJECT_KEY] = {"format": FORMAT, "config": self.run_config, "learner": self.learner.state_dict()}
-        self._gather_agent_moments(checkpoint)
+        states = zip(self.learner.optimizers, checkpoint["optimizer_states"], strict=True)
+        checkpoint[PROJECT_KEY] = {
+            "format": FORMAT,
+            "config": self.run_config,
+            "environments": [spec.name for spec in self.agents.specs],
+            "env_steps": self.agents.env_steps,
+            "learner": self.learner.state_dict(),
+            "optimizers": {name: self._gathered(state) if self._is_of_agents(name) else state for name, state in states},
+        }
+        checkpoint["optimizer_states"] = []  # by name above; Lightning's own list would be that of one process
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the agents of this process.
+        """Restore the agents of this process, and give Lightning their optimizers' states.
 
         Raises:
             CheckpointError: if the checkpoint was saved with other agents.
         """
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        datamodule.check_agents(checkpoint[type(datamodule).__qualname__])  # Lightning restores the datamodule after the module
-        self.learner.load_state_dict(checkpoint[PROJECT_KEY]["learner"])
-        self._spread_agent_moments(checkpoint)
+        saved = checkpoint[PROJECT_KEY]
+        self._check_agents(saved["environments"])
+        self.learner.load_state_dict(saved["learner"])
+        checkpoint["optimizer_states"] = [
+            self._local(saved["optimizers"][name]) if self._is_of_agents(name) else saved["optimizers"][name]
+            for name in self.learner.optimizers
+        ]
 
-    def _gather_agent_moments(self, checkpoint: dict[str, Any]) -> None:
-        """Of critics and policies, whose optimizers hold one tensor for each agent: all agents' states in one, [P, ...]."""
-        for optimizer in checkpoint["optimizer_states"][:2]:  # the third is the objective's, the same in all processes
-            states = list(optimizer["state"].values())
-            names = states[0] if states else ()
-            gathered = {name: self.placement.gather(torch.stack([state[name] for state in states])) for name in names}
-            optimizer["state"] = {0: gathered} if states else {}  # new containers: the old belong to the optimizer itself
-            optimizer["param_groups"] = [{**optimizer["param_groups"][0], "params": [0]}]
+    def _check_agents(self, saved: list[str]) -> None:
+        ours = [spec.name for spec in self.agents.specs]
+        if saved != ours:
+            assert self.trainer.ckpt_path is not None  # Lightning loads from it
+            raise CheckpointError(
+                f"ckpt_path={Path(self.trainer.ckpt_path)}: saved with population.size={len(saved)} on "
+                f"{', '.join(dict.fromkeys(saved))}, this run has population.size={len(ours)} on {', '.join(dict.fromkeys(ours))}"
+            )
 
-    def _spread_agent_moments(self, checkpoint: dict[str, Any]) -> None:
-        """Undo it for the agents of this process."""
-        num_agents = len(self.placement.agents)
-        for optimizer in checkpoint["optimizer_states"][:2]:
-            state = optimizer["state"].get(0, {})
-            mine = {name: self.placement.local_rows(value) for name, value in state.items()}
-            optimizer["state"] = {i: {name: value[i] for name, value in mine.items()} for i in range(num_agents)} if mine else {}
-            optimizer["param_groups"] = [{**optimizer["param_groups"][0], "params": list(range(num_agents))}]
+    @staticmethod
+    def _is_of_agents(optimizer: str) -> bool:
+        """Whether an optimizer holds one tensor for each agent of this process. The objective's is the same in all processes."""
+        return optimizer != "objective"
+
+    def _gathered(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """The state of an agents' optimizer, of all agents: one tensor [P, ...] for each quantity."""
+        states = list(optimizer["state"].values())
+        names = states[0] if states else ()
+        gathered = {name: self.agents.placement.gather(torch.stack([state[name] for state in states])) for name in names}
+        # New containers: the old ones belong to the optimizer itself.
+        return {
+            "state": {0: gathered} if states else {},
+            "param_groups": [{**optimizer["param_groups"][0], "params": [0]}],
+        }
+
+    def _local(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """What `_gathered` gave, for the agents of this process: one state for each agent's tensor."""
+        placement = self.agents.placement
+        local = {name: placement.local_rows(value) for name, value in optimizer["state"].get(0, {}).items()}
+        agents = range(len(placement.agents))
+        return {
+            "state": {i: {name: value[i] for name, value in local.items()} for i in agents} if local else {},
+            "param_groups": [{**optimizer["param_groups"][0], "params": list(agents)}],
+        }

@@ -1,0 +1,78 @@
+"""Noise-free returns of policies."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metagenrl_pl.common.streams import derive_seed
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.environments.group import SerialGroup
+from metagenrl_pl.learning.cycle import MakeGroup
+
+Act = Callable[[Tensor], Tensor]
+
+
+class Evaluator:
+    """Noise-free returns: the mean of some episodes, whose starts are the same at every evaluation.
+
+    Args:
+        specs: each agent's environment.
+        seeds: one for each agent.
+        num_episodes: per agent; they run side by side.
+        make_group: makes the environments; in this process by default.
+        observation_size: what the agents' observations are padded to; the widest here by default.
+
+    Raises:
+        ValueError: if there is no episode to run.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[EnvironmentSpec],
+        seeds: Sequence[int],
+        num_episodes: int,
+        make_group: MakeGroup = SerialGroup,
+        observation_size: int | None = None,
+    ) -> None:
+        if num_episodes < 1:
+            raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
+        self._shape = len(specs), num_episodes
+        self._seeds = [derive_seed(seed, "evaluation", episode) % 2**31 for seed in seeds for episode in range(num_episodes)]
+        self.environments = make_group([spec for spec in specs for _ in range(num_episodes)])
+        self._observation_size = observation_size or self.environments.observation_size
+        self._action_sizes = np.array([action_size for _, action_size in self.environments.sizes])
+
+    def __call__(self, act: Act) -> np.ndarray:
+        """Mean return of each agent, [P]; NaN for one that has diverged, that is, with an action that is not finite.
+
+        Args:
+            act: observations [P, num_episodes, O] -> actions [P, num_episodes, A] in [-1, 1].
+        """
+        environments, size = self.environments, self.environments.observation_size
+        observation = np.zeros((len(environments), self._observation_size), np.float32)
+        returns, is_open = np.zeros(len(environments)), np.ones(len(environments), bool)
+        for index, seed in enumerate(self._seeds):
+            first = environments.reset(index, seed)
+            observation[index, : len(first)] = first
+        while is_open.any():
+            action = act(torch.from_numpy(observation).view(*self._shape, -1)).cpu().flatten(0, 1).numpy()
+            has_diverged = is_open & ~self._are_finite(action)
+            returns[has_diverged] = np.nan  # what an environment makes of NaN, rewards included, is no merit of the agent
+            is_open = is_open & ~has_diverged
+            environments.begin_step(action, is_open)
+            steps = environments.end_step()
+            observation[is_open, :size] = steps.observation[is_open]
+            returns[is_open] += steps.reward[is_open]
+            is_open = is_open & ~steps.ended
+        return returns.reshape(self._shape).mean(1)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.environments.close()
+
+    def _are_finite(self, action: np.ndarray) -> np.ndarray:
+        """Whether the real dimensions of each action, [N, A], are finite, [N]."""
+        is_real = np.arange(action.shape[1]) < self._action_sizes[:, None]
+        return np.isfinite(action).all(1, where=is_real)

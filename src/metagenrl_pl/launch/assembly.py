@@ -1,0 +1,86 @@
+"""The parts of a run that take more than a line to make from its configuration."""
+
+from functools import partial
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.loggers import Logger
+
+from metagenrl_pl.common.streams import derive_seed
+from metagenrl_pl.config.schema import build
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.environments.workers import make_group
+from metagenrl_pl.evaluation.fresh_agents import agent_numbers, fresh_seed
+from metagenrl_pl.experience.replay import ReplaySettings, check_memory, memory_bytes
+from metagenrl_pl.launch.checks import build_callback
+from metagenrl_pl.launch.endings import FirstBatch
+from metagenrl_pl.learning.compiling import Notify
+from metagenrl_pl.learning.cycle import Resources
+from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
+from metagenrl_pl.training.processes import check_accelerator, check_trainer, check_world_size, make_strategy
+
+
+def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
+    """Lightning's trainer with the run's callbacks and loggers.
+
+    Raises:
+        ConfigError: if the configuration asks for what a run cannot do.
+    """
+    check_trainer(config.trainer)
+    callbacks = [build_callback(name, node) for name, node in config.callbacks.items() if node]
+    trainer: pl.Trainer = build(
+        config.trainer,
+        strategy=make_strategy(config.trainer),
+        callbacks=[FirstBatch(), *callbacks],
+        logger=[build(node, Logger) for node in config.logger.values() if node],
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # Lightning would add its own
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+    )
+    check_accelerator(trainer)
+    check_world_size(trainer.world_size, num_agents)
+    return trainer
+
+
+def agent_seeds(config: DictConfig, specs: list[EnvironmentSpec]) -> list[int]:
+    """The seed of each agent: in meta-training its own, elsewhere that of the fresh agent that a meta-test would train."""
+    if config.meta is None:
+        numbers = agent_numbers(specs, config.seed)
+        return [fresh_seed(spec, number) for spec, number in zip(specs, numbers, strict=True)]
+    return [derive_seed(config.seed, "agent", agent) for agent in range(len(specs))]
+
+
+def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[EnvironmentSpec], notify: Notify) -> Resources:
+    """Where the agents of this process live.
+
+    Raises:
+        ValueError: if this machine cannot hold the replay of all of its processes.
+    """
+    settings: ReplaySettings = build(config.replay, ReplaySettings)
+    device = trainer.strategy.root_device
+    replay_device = device if settings.device == "auto" else torch.device(settings.device)
+    num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its cores and its memory
+    resources = Resources(
+        device=device,
+        replay_device=replay_device,
+        replay_capacity=settings.capacity,
+        make_group=partial(make_group, num_workers=config.env_workers, num_processes=num_processes),
+        compile=config.compile,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        notify=notify,
+    )
+    if replay_device.type == "cpu":
+        local_sizes = resources.placement(len(specs)).local(sizes_of(specs))
+        check_memory(num_processes * memory_bytes(local_sizes, settings.capacity), replay_device)
+    return resources
+
+
+def describe_device(trainer: pl.Trainer) -> str:
+    """What the run computes on: `cpu`, or the GPU's name, and the number of processes."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name} x {trainer.world_size}"
