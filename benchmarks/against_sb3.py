@@ -14,6 +14,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -35,8 +36,9 @@ from measure import (
 )
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
+from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.objectives import CriticObjective
-from workloads import Agents, assign_round_robin
+from workloads import assign_round_robin, make_agents, pair_of_updates
 
 UNITS, BATCH, DELAY, NUM_STORED, STACKED = 256, 256, 2, 1000, 8
 SETTINGS = AgentSettings(UNITS, layer_norm=False, window_length=1, num_windows=BATCH, policy_delay=DELAY)
@@ -75,7 +77,7 @@ def sb3_updates(env: str, seed: int) -> Callable[[], object]:
 def our_updates(env: str, seed: int, num_agents: int, compile: bool) -> Agents:
     """Agents of this project, with as much experience."""
     specs, objective = assign_round_robin([env], num_agents), CriticObjective()
-    return Agents(specs, SETTINGS, seed, objective=objective, learns=False, compile=compile, num_stored=NUM_STORED)
+    return make_agents(specs, SETTINGS, seed, objective=objective, learns=False, compile=compile, num_stored=NUM_STORED)
 
 
 def work(side: str, options: argparse.Namespace) -> None:
@@ -84,7 +86,7 @@ def work(side: str, options: argparse.Namespace) -> None:
     if side == SB3:
         pair = sb3_updates(options.env, options.seed)
     else:
-        pair = our_updates(options.env, options.seed, num_agents, side == COMPILED).pair_of_updates
+        pair = partial(pair_of_updates, our_updates(options.env, options.seed, num_agents, side == COMPILED))
     jobs: dict[str, Callable[[], object]] = {"pair": pair, "product": MatrixProduct()}
 
     def answer(question: str) -> float:
@@ -148,7 +150,7 @@ def comparison(times: dict[str, list[float]], env: str) -> Result:
 def stacked(times: dict[str, list[float]], options: argparse.Namespace) -> Result:
     """Several agents in one program, against the floor, against one agent of this project and against Stable-Baselines3."""
     agents = our_updates(options.env, options.seed, STACKED, compile=False)
-    flop = total(needed_per_cycle(agents.sizes, SETTINGS, agents.objective, learns=False).values()).flop
+    flop = total(needed_per_cycle(agents.replay.sizes, SETTINGS, agents.objective, learns=False).values()).flop
     rows: list[list[Any]] = []
     product_flop = MatrixProduct().flop
     for side in (EAGER, COMPILED):

@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clock import CRITIC, META, POLICY
 from metagenrl_pl.agents.population import AgentSettings
+from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.objectives import LearnedObjective, Objective
-from workloads import Agents
+from workloads import updates
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def needed_per_cycle(
 def counted(agents: Agents) -> dict[str, float]:
     """Floating-point operations that each of the eager updates really does, as torch counts them."""
     counts = {}
-    for part, update in agents.updates().items():
+    for part, update in updates(agents).items():
         with FlopCounterMode(display=False) as counter:
             update()
         counts[part] = float(counter.get_total_flops())

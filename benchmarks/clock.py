@@ -12,8 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.core.optimizer import LightningOptimizer
 
 from measure import MatrixProduct, elapsed, wait
-from metagenrl_pl.experience.collector import Collector
-from metagenrl_pl.learning.learner import Learner
+from metagenrl_pl.learning.cycle import Agents
 
 ENVIRONMENTS, SAMPLING, CRITIC, POLICY, META = PARTS = (
     "environments and acting",
@@ -24,13 +23,6 @@ ENVIRONMENTS, SAMPLING, CRITIC, POLICY, META = PARTS = (
 )
 REST, LOGGING, CHECKPOINTS, LIGHTNING = "targets, checks, rest", "logging and display", "checkpoints", "Lightning"
 
-_METHODS = {
-    ENVIRONMENTS: ("step", "begin_step", "end_step"),
-    SAMPLING: ("draw",),
-    CRITIC: ("_update_critics",),
-    POLICY: ("_update_policies",),
-    META: ("_update_objective",),
-}
 _HOOKS = ("on_train_batch_start", "on_train_batch_end")
 
 
@@ -46,13 +38,14 @@ class Clock:
         """From now on this object's method is timed as a part of the cycle."""
         setattr(owner, method, self._timed(getattr(owner, method), part))
 
-    def put_on_cycle(self, learner: Learner, collector: Collector) -> None:
+    def put_on_cycle(self, agents: Agents) -> None:
         """Time all that a cycle consists of."""
-        for part, methods in _METHODS.items():
-            for owner in (learner, collector):
-                for method in methods:
-                    if hasattr(owner, method):
-                        self.put_on(owner, method, part)
+        self.put_on(agents.collector, "begin_step", ENVIRONMENTS)
+        self.put_on(agents.collector, "end_step", ENVIRONMENTS)
+        self.put_on(agents.collector, "draw", SAMPLING)
+        self.put_on(agents.learner, "update_critics", CRITIC)
+        self.put_on(agents.learner, "update_policies", POLICY)
+        self.put_on(agents.learner, "update_objective", META)
 
     def take(self) -> dict[str, float]:
         """The seconds since the last call."""
@@ -102,8 +95,7 @@ class CycleClock(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the clock on everything; from the last callback's start on all of it is there."""
         module: Any = pl_module
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._clock.put_on_cycle(module.learner, datamodule.collector)
+        self._clock.put_on_cycle(module.agents)
         self._clock.put_on(module, "training_step", REST)
         optimizers = module.optimizers()
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:

@@ -27,8 +27,9 @@ from omegaconf import DictConfig, open_dict
 from arithmetic import Work, counted, needed, needed_per_cycle, total
 from clock import CHECKPOINTS, CRITIC, ENVIRONMENTS, LIGHTNING, LOGGING, META, PARTS, POLICY, REST, SAMPLING
 from measure import ROOT, Result, Turns, arguments, machine, prepare, ratio, report
+from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import build, validate
-from workloads import Agents, assign_round_robin
+from workloads import assign_round_robin, make_agents, run_cycles
 
 sys.path.insert(0, str(ROOT))  # train.py and callbacks/ are no part of the package
 import train
@@ -88,7 +89,7 @@ def configuration(options: argparse.Namespace, run_dir: Path, cycles_per_turn: i
         else:
             config.callbacks, config.logger = {}, {}
         config.callbacks.clock = clock
-    return validate(config, train.RunConfig)
+    return validate(config, RunConfig)
 
 
 def run(config: DictConfig) -> list[dict[str, float]]:
@@ -124,14 +125,14 @@ class Cycle:
             turn["whole cycle"] += (often - 1) * turn[CHECKPOINTS]
             turn[CHECKPOINTS] *= often
         settings, envs = build(config.agent), list(config.env.train)
-        self.agents = Agents(assign_round_robin(envs, config.population.size), settings, config.seed)
+        self.agents = make_agents(assign_round_robin(envs, config.population.size), settings, config.seed)
         workload = f"{len(self.agents.specs)} agents of {settings.hidden_units} units"
         windows = f"{settings.num_windows} windows of {settings.window_length}"
         self.title = f"{workload}, {windows}, {', '.join(envs)}, {'compiled' if config.compile else 'eager'}"
 
     def parts(self) -> Result:
         """The table of parts."""
-        work = needed_per_cycle(self.agents.sizes, self.agents.settings, self.agents.objective)
+        work = needed_per_cycle(self.agents.replay.sizes, self.agents.settings, self.agents.objective)
         names = [*PARTS, REST, LOGGING, LIGHTNING, CHECKPOINTS]
         seconds = {part: [turn.get(part, 0.0) for turn in self.turns] for part in (*names, "whole cycle")}
         rates = [turn["flop per second"] for turn in self.turns]
@@ -165,9 +166,11 @@ class Cycle:
     def arithmetic(self, size: str) -> Result:
         """One agent's arithmetic, needed and really done, beside what was expected at the paper's sizes."""
         settings, objective, agents = self.agents.settings, self.agents.objective, self.agents
-        works, counts = needed(agents.sizes[0], settings, objective), counted(Agents(agents.specs[:1], settings, 0))
+        works, counts = needed(agents.replay.sizes[0], settings, objective), counted(make_agents(agents.specs[:1], settings, 0))
         share = {part: 1.0 if part == CRITIC else 1 / settings.policy_delay for part in works}
-        is_paper = size == "paper" and (settings.hidden_units, *agents.sizes[0]) == (350, 17, 6) and settings.num_windows == 100
+        is_paper = (
+            size == "paper" and (settings.hidden_units, *agents.replay.sizes[0]) == (350, 17, 6) and settings.num_windows == 100
+        )
         expected = EXPECTED if is_paper and settings.window_length == 20 else {}
         rows: list[list[Any]] = [[part, 1e-9 * works[part].flop, 1e-9 * counts[part], expected.get(part)] for part in works]
         sums = [sum(share[row[0]] * (row[column] or 0) for row in rows) for column in (1, 2, 3)]
@@ -177,10 +180,10 @@ class Cycle:
 
     def profile(self) -> Result:
         """The operators that take longest in eager updates."""
-        self.agents.cycles(4)
+        run_cycles(self.agents, 4)
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities) as profiler:
-            self.agents.cycles(num_cycles := 4)
+            run_cycles(self.agents, num_cycles := 4)
         events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
         whole = sum(event.self_cpu_time_total for event in events)
         rows: list[list[Any]] = [

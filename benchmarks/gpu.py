@@ -26,7 +26,8 @@ from arithmetic import needed_per_cycle, total
 from clock import CRITIC
 from measure import Job, MatrixProduct, Result, Turns, add_compile, arguments, elapsed, parsed, prepare, ratio, report, wait
 from metagenrl_pl.agents.population import AgentSettings
-from workloads import Agents, assign_round_robin
+from metagenrl_pl.learning.cycle import Agents
+from workloads import assign_round_robin, make_agents, pair_of_updates, run_cycles, updates
 
 IDS = ["LunarLanderContinuous-v3", "HalfCheetah-v5"]
 FLOAT32, TF32 = "highest", "high"
@@ -133,7 +134,11 @@ class Bench:
     def _warmed_up(self, variant: str) -> dict[str, Job]:
         compile, precision = VARIANTS[variant]
         agents = self._agents(compile)
-        halves: dict[str, Job] = {UPDATES: agents.pair_of_updates, CYCLES: agents.cycles, **agents.updates()}
+        halves: dict[str, Job] = {
+            UPDATES: partial(pair_of_updates, agents),
+            CYCLES: partial(run_cycles, agents),
+            **updates(agents),
+        }
         jobs = {}
         for part, job in halves.items():
             name, job = f"{variant}: {part}", at_precision(precision, job)
@@ -146,12 +151,14 @@ class Bench:
 
     def _agents(self, compile: bool) -> Agents:
         specs = assign_round_robin(IDS, self.options.agents)
-        return Agents(specs, self._settings, self.options.seed, compile=compile, device=self.options.device, env_workers=None)
+        return make_agents(
+            specs, self._settings, self.options.seed, compile=compile, device=self.options.device, env_workers=None
+        )
 
     def cycles(self, facts: dict[str, Any]) -> Result:
         """Whole cycles and their floors."""
         agents, num_agents = self._agents(compile=False), self.options.agents
-        work = total(needed_per_cycle(agents.sizes, self._settings, agents.objective).values())
+        work = total(needed_per_cycle(agents.replay.sizes, self._settings, agents.objective).values())
         traffic = 1e-9 * work.bytes / facts["copied gigabytes per s"]
         rows: list[list[Any]] = []
         for variant, (_, precision) in self.variants.items():

@@ -9,6 +9,7 @@ work of one.
 """
 
 import argparse
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from measure import Result, Turns, add_compile, arguments, machine, parsed, prepare, ratio, report
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.agents.stacked_networks import norm_per_agent
-from workloads import Agents, assign_round_robin
+from metagenrl_pl.learning.cycle import Agents
+from workloads import assign_round_robin, make_agents, run_cycles, updates
 
 REFERENCE, EAGER, COMPILED = "eager, general meta-gradient", "eager", "compiled"
 WAYS: dict[str, dict[str, Any]] = {REFERENCE: {"general": True}, EAGER: {}, COMPILED: {"compile": True}}
@@ -26,7 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {REFERENCE: {"general": True}, EAGER: {}, COMP
 def agents_of(num_agents: int, way: str, options: argparse.Namespace) -> Agents:
     """A population that learns in one of the ways."""
     settings = AgentSettings(options.units, num_windows=options.windows, window_length=options.window_length)
-    return Agents(assign_round_robin([options.env], num_agents), settings, options.seed, **WAYS[way])
+    return make_agents(assign_round_robin([options.env], num_agents), settings, options.seed, **WAYS[way])
 
 
 def times_of(options: argparse.Namespace, turns: Turns) -> dict[str, list[float]]:
@@ -36,7 +38,7 @@ def times_of(options: argparse.Namespace, turns: Turns) -> dict[str, list[float]
     check_same_gradients(options)
     # Populations of two sizes in one process: each is to be compiled for its own shapes, as where it is alone.
     torch._dynamo.config.automatic_dynamic_shapes = False
-    return turns.take({name: agents.cycles for name, agents in populations.items()})
+    return turns.take({name: partial(run_cycles, agents) for name, agents in populations.items()})
 
 
 def check_same_gradients(options: argparse.Namespace) -> None:
@@ -44,7 +46,7 @@ def check_same_gradients(options: argparse.Namespace) -> None:
     gradients = []
     for way in (REFERENCE, EAGER):
         agents = agents_of(1, way, options)
-        agents.updates()["meta update"]()
+        updates(agents)["meta update"]()
         gradients.append({name: p.grad[None] for name, p in agents.objective.named_parameters() if p.grad is not None})
     difference = norm_per_agent({name: gradients[0][name] - gradients[1][name] for name in gradients[0]})
     assert (difference < 1e-3 * norm_per_agent(gradients[0])).all(), "not the same meta-gradient"

@@ -21,10 +21,11 @@ from clock import PARTS, REST, Clock
 from measure import Job, Result, Turns, Worker, arguments, call_each, elapsed, machine, prepare, ratio, report, serve
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.agents.stacked_networks import norm_per_agent
+from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.learning.meta_update import MetaTask, factored_meta_gradients, general_meta_gradients
-from metagenrl_pl.training.datamodule import ReplayDataModule, ReplaySettings
+from metagenrl_pl.training.datamodule import ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
-from workloads import CAPACITY, Agents, assign_round_robin
+from workloads import META, assign_round_robin, make_agents, run_cycles, updates
 
 WORKLOADS = {64: (["Pendulum-v1", "InvertedPendulum-v5", "Reacher-v5"], 32), 350: (["HalfCheetah-v5"], 100)}
 """By hidden units of an agent's networks: the environments, dealt round robin, and the windows per update."""
@@ -34,15 +35,15 @@ def agents_of(num_agents: int, units: int, seed: int, only: int | None = None, *
     """The agents of a workload; with `only`, nothing but that one of them."""
     ids, num_windows = WORKLOADS[units]
     specs, first = assign_round_robin(ids, num_agents), only or 0
-    settings = AgentSettings(units, num_windows=num_windows, random_env_steps=0, warmup_env_steps=1)
+    settings = AgentSettings(units, num_windows=num_windows)
     chosen = specs if only is None else specs[only : only + 1]
-    return Agents(chosen, settings, seed, first=first, **options)
+    return make_agents(chosen, settings, seed, first=first, **options)
 
 
 def population_sizes(sizes: Mapping[int, Sequence[int]], seed: int, turns: Turns) -> Result:
     """Whole cycles by network size (the keys of `sizes`) and population size."""
     names = {(units, n): f"{units} units, {n} agents" for units in sizes for n in sizes[units]}
-    times = turns.take({name: agents_of(n, units, seed).cycles for (units, n), name in names.items()})
+    times = turns.take({name: partial(run_cycles, agents_of(n, units, seed)) for (units, n), name in names.items()})
     times = {name: [s / 2 for s in seconds] for name, seconds in times.items()}  # one cycle
     rows = []
     for (units, n), name in names.items():
@@ -55,12 +56,12 @@ def population_sizes(sizes: Mapping[int, Sequence[int]], seed: int, turns: Turns
 def parts_of_a_cycle(num_agents: int, seed: int, turns: Turns, num_cycles: int) -> Result:
     """Where the time of a whole cycle goes, and what Lightning adds to it."""
     agents, clock = agents_of(num_agents, 64, seed), Clock()
-    clock.put_on_cycle(agents.learner, agents.collector)
-    agents.cycles()
+    clock.put_on_cycle(agents)
+    run_cycles(agents)
     times: dict[str, list[float]] = defaultdict(list)
     for _ in range(turns.number):
         clock.take()
-        whole = elapsed(agents.cycles, num_cycles // 2) / 2
+        whole = elapsed(partial(run_cycles, agents), num_cycles // 2) / 2
         parts = {part: seconds / num_cycles for part, seconds in clock.take().items()}
         parts = {part: parts[part] for part in PARTS}
         for part, seconds in {**parts, REST: whole - sum(parts.values()), "whole cycle": whole}.items():
@@ -94,15 +95,13 @@ def lightning_and_bare(seed: int, num_turns: int, num_cycles: int) -> dict[str, 
 
     Lightning's part does not depend on what a cycle does, so this is one agent without a meta update, which shows it best.
     """
-    twin = agents_of(1, 64, seed, num_stored=0, learns=False)
-    module = MetaGenRL(twin.sizes, twin.seeds, twin.objective, twin.settings)
+    twin, agents = (agents_of(1, 64, seed, num_stored=0, learns=False) for _ in range(2))
     env_steps = (num_turns + 2) * num_cycles  # the first batch warms up, the last has no successor that ends its time
-    datamodule = ReplayDataModule(twin.specs, twin.seeds, twin.settings, ReplaySettings(CAPACITY), env_steps, num_cycles)
-    callback = SideBySide(partial(twin.cycles, num_cycles))
+    callback = SideBySide(partial(run_cycles, twin, num_cycles))
     silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(accelerator="cpu", devices=1, max_epochs=1, enable_checkpointing=False, callbacks=[callback], **silent)
-    trainer.fit(module, datamodule)
-    for name, p in module.learner.population.policy.items():
+    trainer.fit(MetaGenRL(agents), ReplayDataModule(agents, env_steps, num_cycles))
+    for name, p in agents.population.policy.items():
         assert torch.equal(p, twin.population.policy[name]), "not the same cycles"
     both = {"1 agent without meta update, Lightning": callback.lightning, "1 agent without meta update, bare loop": callback.bare}
     return {name: [s / num_cycles for s in seconds[1 : num_turns + 1]] for name, seconds in both.items()}
@@ -110,8 +109,8 @@ def lightning_and_bare(seed: int, num_turns: int, num_cycles: int) -> dict[str, 
 
 def stacking(num_agents: int, units: int, seed: int, turns: Turns) -> Result:
     """A stacked population against its agents one at a time."""
-    stacked = agents_of(num_agents, units, seed).updates()
-    agents = [agents_of(num_agents, units, seed, only=i).updates() for i in range(num_agents)]
+    stacked = updates(agents_of(num_agents, units, seed))
+    agents = [updates(agents_of(num_agents, units, seed, only=i)) for i in range(num_agents)]
     one_at_a_time = {name: partial(call_each, [agent[name] for agent in agents]) for name in stacked}
     title = f"A stacked population against one agent at a time ({num_agents} agents of {units} units)"
     return turns.compare(title, ("stacked", "one at a time"), stacked, one_at_a_time)
@@ -126,7 +125,7 @@ def meta_gradient_paths(workloads: Sequence[tuple[int, int]], seed: int, turns: 
         windows = agents.collector.draw(2 * agents.settings.num_windows)
         task = MetaTask(agents.population.policy, agents.population.critics, windows)
         alpha = agents.objective.stacked_parameters(num_agents)
-        inputs = (agents.population.networks, agents.objective, agents.inner, alpha, task)
+        inputs = (agents.population.networks, agents.objective, META.inner, META.judge, alpha, task)
         factored, general = factored_meta_gradients(*inputs)[0], general_meta_gradients(*inputs)[0]
         difference = norm_per_agent({name: factored[name] - general[name] for name in general})
         differences.append(float((difference / norm_per_agent(general)).max()))
@@ -138,10 +137,15 @@ def meta_gradient_paths(workloads: Sequence[tuple[int, int]], seed: int, turns: 
     return result
 
 
+def jobs_of(agents: Agents) -> dict[str, Job]:
+    """The updates and a pair of cycles."""
+    return {**updates(agents), "pair of cycles": partial(run_cycles, agents)}
+
+
 def compiling(num_agents: int, units: int, seed: int, turns: Turns) -> Result:
     """Updates and pairs of cycles through `torch.compile` against eager ones."""
     sides = [agents_of(num_agents, units, seed, compile=compile) for compile in (True, False)]
-    compiled, eager = ({**agents.updates(), "pair of cycles": agents.cycles} for agents in sides)
+    compiled, eager = (jobs_of(agents) for agents in sides)
     return turns.compare(f"torch.compile ({num_agents} agents of {units} units)", ("compiled", "eager"), compiled, eager)
 
 
@@ -168,7 +172,7 @@ def main() -> None:
     prepare(options.threads, keep_memory=options.allocator != "default")
     if options.allocator:
         agents = agents_of(options.worker_agents, 64, options.seed)
-        return serve(lambda question: agents.cycles())
+        return serve(lambda question: run_cycles(agents))
 
     quick, seed, num_agents = options.quick, options.seed, 2 if options.quick else 6
     turns = Turns(1, 0.01) if quick else Turns(5, 1.0)

@@ -12,12 +12,14 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.learning.cycle import Agents, Resources
 from metagenrl_pl.learning.inner_step import SGD
-from metagenrl_pl.learning.learner import MetaSettings
+from metagenrl_pl.learning.judges import CriticJudge
+from metagenrl_pl.learning.settings import MetaLearning, MetaSettings
 from metagenrl_pl.objectives import LearnedObjective, Objective
 from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
 from metagenrl_pl.training.csv_logger import RunCSVLogger
-from metagenrl_pl.training.datamodule import ReplayDataModule, ReplaySettings
+from metagenrl_pl.training.datamodule import ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
 
 TOYS = [
@@ -68,9 +70,9 @@ def tiny_run(
     """Train; the trainer knows the rest."""
     settings = settings or tiny_settings()
     seeds = [derive_seed(seed, "agent", agent) for agent in range(len(specs))]
-    datamodule = ReplayDataModule(specs, seeds, settings, ReplaySettings(capacity=500), env_steps, updates_per_batch)
-    meta = None if frozen else MetaSettings(gradient="normalize", annealing_env_steps=30, average_decay=0.9)
-    module = MetaGenRL(datamodule.sizes, seeds, objective or tiny_objective(seed), settings, SGD(1e-2), meta)
+    meta = None if frozen else MetaLearning(SGD(1e-2), CriticJudge(), MetaSettings(gradient="normalize", annealing_env_steps=30))
+    agents = Agents(specs, seeds, settings, objective or tiny_objective(seed), meta, resources=Resources(replay_capacity=500))
+    datamodule, module = ReplayDataModule(agents, env_steps, updates_per_batch), MetaGenRL(agents)
     trainer = tiny_trainer(callbacks, run_dir)
     trainer.fit(module, datamodule, ckpt_path=ckpt_path)
     return trainer
@@ -79,12 +81,12 @@ def tiny_run(
 def everything(trainer: pl.Trainer) -> dict[str, Any]:
     """All that training has made, copied: what learns, what remembers, what draws."""
     module: Any = trainer.lightning_module
-    collector = trainer.datamodule.collector  # type: ignore[attr-defined]
+    collector = module.agents.collector
     state = {
         "global_step": trainer.global_step,
         "learner": module.learner.state_dict(),
         "objective": module.objective.state_dict(),
-        "optimizers": [optimizer.state_dict()["state"] for optimizer in module.learner.optimizers],
+        "optimizers": [optimizer.state_dict()["state"] for optimizer in module.learner.optimizers.values()],
         "collector": collector.state_dict(),
         "replay": [collector.replay.agent_state(agent) for agent in range(len(collector.environments))],
     }

@@ -13,8 +13,10 @@ from metagenrl_pl.agents.stacked_networks import Parameters, norm_per_agent
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.learning.critic_update import critic_gradients
 from metagenrl_pl.learning.inner_step import SGD, Adam, InnerStep
-from metagenrl_pl.learning.learner import Learner, MetaSettings
+from metagenrl_pl.learning.judges import CriticJudge
+from metagenrl_pl.learning.learner import Learner
 from metagenrl_pl.learning.meta_update import MetaTask, meta_gradients
+from metagenrl_pl.learning.settings import MetaLearning, MetaSettings
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
 
 WIDTH = (5, 3)  # of the widest observation and action in SIZES
@@ -136,7 +138,7 @@ def test_an_agent_among_others_learns_as_it_would_alone(objective: Objective) ->
         for kind, parameters in alone.parameter_sets.items():
             assert_same_agent(kind, together.parameter_sets[kind], parameters, agent, tolerance=1e-9)
         for metric in ("critic_loss", "policy_gradient_norm"):
-            actual, expected = together_learner.metrics[metric][agent], alone_learner.metrics[metric][0]
+            actual, expected = together_learner.metrics.newest[metric][agent], alone_learner.metrics.newest[metric][0]
             torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
         inners: list[InnerStep] = [SGD(step_size=0.02), Adam(), SGD(step_size=0.02, num_steps=2)]
@@ -148,7 +150,7 @@ def test_an_agent_among_others_learns_as_it_would_alone(objective: Objective) ->
             ):
                 task = meta_task(population, random_windows(num_windows, sizes=size, seeds=seed), learner, inner)
                 alpha = objective.stacked_parameters(population.num_agents)
-                gradients.append(meta_gradients(population.networks, objective, inner, alpha, task)[0])
+                gradients.append(meta_gradients(population.networks, objective, inner, CriticJudge(), alpha, task)[0])
             among_others, own = ({name: g[[k]] for name, g in x.items()} for x, k in zip(gradients, (agent, 0), strict=True))
             norm = float(norm_per_agent(own))
             assert norm > 1e-6
@@ -174,8 +176,8 @@ def test_noise_on_padded_actions_does_nothing() -> None:
 @pytest.mark.parametrize("gradient", ["clip", "normalize"])
 def test_padding_stays_zero_while_the_objective_learns(gradient: Any) -> None:
     population = small_population()
-    meta = MetaSettings(gradient=gradient, annealing_env_steps=4)
-    learner = Learner(population, LearnedObjective(8, 3), small_settings(), SEEDS, Adam(), meta)
+    meta = MetaLearning(Adam(), CriticJudge(), MetaSettings(gradient=gradient, annealing_env_steps=4))
+    learner = Learner(population, LearnedObjective(8, 3), small_settings(), SEEDS, meta)
     for update in range(6):
         learner.update(partial(random_windows, seeds=[seed + update for seed in SEEDS]), env_steps=update)
     for kind, parameters in population.parameter_sets.items():

@@ -14,7 +14,8 @@ from toy_environments import Counting
 
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.workers import make_group
-from metagenrl_pl.evaluation.fresh_agents import Evaluator, fresh_seeds, meta_test, random_returns
+from metagenrl_pl.evaluation.evaluator import Evaluator
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, fresh_seeds, meta_test, random_returns
 from metagenrl_pl.objectives import CriticObjective, Objective, Reinforce
 from metagenrl_pl.results.rows import MetaTestRow
 
@@ -127,7 +128,7 @@ def run(
     every: int = 10,
     report: Callable[[int], None] = lambda env_steps: None,
 ) -> list[MetaTestRow]:
-    return meta_test("name", objective, specs, seeds, tiny_settings(), env_steps, every, 2, report=report)
+    return meta_test("name", objective, MetaTestPlan(specs, seeds, tiny_settings(), env_steps, every, 2), report=report)
 
 
 def test_every_agent_has_a_row_for_every_evaluation_and_one_at_the_end() -> None:
@@ -181,7 +182,7 @@ def test_a_second_test_repeats_the_first() -> None:
 
 def test_a_test_may_be_shorter_than_a_window() -> None:
     settings = tiny_settings(window_length=20)
-    assert len(meta_test("name", tiny_objective(), [THREE_STEPS], [0], settings, 3, 3, 1)) == 1
+    assert len(meta_test("name", tiny_objective(), MetaTestPlan([THREE_STEPS], [0], settings, 3, 3, 1))) == 1
 
 
 def test_own_seeds_follow_from_seed_and_environment() -> None:

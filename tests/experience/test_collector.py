@@ -383,9 +383,9 @@ def test_a_saved_state_is_a_copy() -> None:
 # ------------------------------------------------------------------------------------------------------------------- lives
 
 
-def test_a_newborn_acts_at_random_and_takes_over_with_its_own_experience_alone() -> None:
+def test_a_new_agent_acts_at_random_and_takes_over_with_its_own_experience_alone() -> None:
     renewed: list[tuple[int, int, int]] = []
-    lifetimes = Lifetimes(60, warmup=20, offsets=(0, 30))  # born at 60, 120 and at 30, 90
+    lifetimes = Lifetimes(60, warmup=20, offsets=(0, 30))  # new lives at 60, 120 and at 30, 90
     collector = collect(
         counting(ends_after=7),
         counting(),
@@ -397,11 +397,11 @@ def test_a_newborn_acts_at_random_and_takes_over_with_its_own_experience_alone()
     )
     steps(collector, 45)
     first_life = collector.draw(200).states[1, :, 0, 0].unique().tolist()
-    assert len(first_life) == 2 and not renewed  # episodes of the predecessor and of the newborn
+    assert len(first_life) == 2 and not renewed  # episodes of the predecessor and of the new agent
     steps(collector, 6)
     assert renewed == [(50, 1, derive_seed(6, "life", 1))]
     windows = collector.draw(200)
-    assert windows.states[1, :, 0, 0].unique().tolist() in [[episode] for episode in first_life]  # the newborn's alone
+    assert windows.states[1, :, 0, 0].unique().tolist() in [[episode] for episode in first_life]  # the new agent alone
     assert windows.states[1, ..., 1].max() == 21  # env steps since its birth
     assert len(windows.states[0, :, 0, 0].unique()) > 5  # nothing happened to the other agent
     # Uniform actions up to an age of 20, then the policy's 0.25.

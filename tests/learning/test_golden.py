@@ -15,12 +15,13 @@ from metagenrl_pl.agents.stacked_networks import Parameters, StackedMLP, norm_pe
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.learning.critic_update import critic_gradients, critic_targets
 from metagenrl_pl.learning.inner_step import SGD
+from metagenrl_pl.learning.judges import CriticJudge
 from metagenrl_pl.learning.meta_update import (
     MetaTask,
     combine_meta_gradients,
     factored_meta_gradients,
     general_meta_gradients,
-    inner_stepped,
+    run_inner_loop,
 )
 from metagenrl_pl.learning.policy_update import objective_inputs, policy_gradients
 from metagenrl_pl.objectives import LearnedObjective, Objective, Reinforce
@@ -154,12 +155,12 @@ def test_meta(golden: Golden) -> None:
     config = golden.config
     inner = SGD(config["inner_step_size"], config["inner_steps"])
     task = MetaTask(golden.agent("policy"), golden.agent("critics"), golden.windows)
-    stepped = inner_stepped(golden.networks, golden.objective, inner, golden.alpha, task)
+    stepped = run_inner_loop(golden.networks, golden.objective, inner, golden.alpha, task)
     assert_all_near(stepped, golden.under("expect/meta/updated_policy/policy."), golden.tolerance(FIRST_ORDER))
 
     paths = [general_meta_gradients] + ([factored_meta_gradients] if inner.num_steps == 1 else [])
     for path in paths:
-        gradients, loss = path(golden.networks, golden.objective, inner, golden.alpha, task)
+        gradients, loss = path(golden.networks, golden.objective, inner, CriticJudge(), golden.alpha, task)
         assert_near(loss, golden.data["expect/meta/exact/loss"], golden.tolerance(FIRST_ORDER))
         assert_all_near(gradients, golden.under("expect/meta/exact/gradient/"), golden.tolerance(SECOND_ORDER))
         mean, norm = combine_meta_gradients(gradients, "clip")
@@ -173,7 +174,7 @@ def test_meta_gradient_is_not_that_of_the_paper_code(golden: Golden) -> None:
         pytest.skip("file without these results")
     inner = SGD(golden.config["inner_step_size"], golden.config["inner_steps"])
     task = MetaTask(golden.agent("policy"), golden.agent("critics"), golden.windows)
-    gradients, _ = general_meta_gradients(golden.networks, golden.objective, inner, golden.alpha, task)
+    gradients, _ = general_meta_gradients(golden.networks, golden.objective, inner, CriticJudge(), golden.alpha, task)
     other = golden.under("expect/meta/tf_moments/gradient/")
     difference = norm_per_agent({name: gradients[name] - other[name] for name in other}) / norm_per_agent(other)
     assert (difference > 0.01).all()

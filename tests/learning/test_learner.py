@@ -10,12 +10,13 @@ import torch
 from random_population import SEEDS, SIZES, random_windows, small_population, small_settings
 from torch import Tensor
 
-from metagenrl_pl.agents.lifetimes import Lifetimes
-from metagenrl_pl.agents.stacked_networks import Parameters, norm_per_agent, scale_per_agent
+from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.learning.inner_step import SGD, Adam, InnerStep
-from metagenrl_pl.learning.learner import Learner, MetaSettings
-from metagenrl_pl.learning.meta_update import meta_gradients
+from metagenrl_pl.learning.judges import CriticJudge, Judge, ReturnsJudge
+from metagenrl_pl.learning.learner import Learner
+from metagenrl_pl.learning.meta_update import MetaTask, combine_meta_gradients, meta_gradients
+from metagenrl_pl.learning.settings import MetaLearning, MetaSettings
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
 
 B = 3  # windows per update, `small_settings`
@@ -25,20 +26,17 @@ def small_objective(seed: int = 0) -> LearnedObjective:
     return LearnedObjective(hidden_units=8, context_units=3, seed=seed)
 
 
-def learner_of(
-    objective: Objective,
-    inner: InnerStep | None = None,
-    meta: MetaSettings | None = None,
-    seeds: list[int] = SEEDS,
-    **settings: Any,
-) -> Learner:
+def learner_of(objective: Objective, meta: MetaLearning | None = None, seeds: list[int] = SEEDS, **settings: Any) -> Learner:
     every = small_settings(**settings)
-    return Learner(small_population(seeds=seeds, settings=every), objective, every, seeds, inner, meta)
+    return Learner(small_population(seeds=seeds, settings=every), objective, every, seeds, meta)
+
+
+def meta_learning(inner: InnerStep | None = None, annealing_env_steps: int = 0) -> MetaLearning:
+    return MetaLearning(inner or SGD(), CriticJudge(), MetaSettings(annealing_env_steps=annealing_env_steps))
 
 
 def meta_learner(num_inner_steps: int = 1, annealing_env_steps: int = 0, **settings: Any) -> Learner:
-    inner, meta = SGD(num_steps=num_inner_steps), MetaSettings(annealing_env_steps=annealing_env_steps)
-    return learner_of(small_objective(), inner, meta, **settings)
+    return learner_of(small_objective(), meta_learning(SGD(num_steps=num_inner_steps), annealing_env_steps), **settings)
 
 
 def copied(parameters: Parameters) -> Parameters:
@@ -177,15 +175,22 @@ def test_annealing_goes_from_the_critic_to_the_objective() -> None:
             torch.testing.assert_close(g, share * objective[name] + (1 - share) * critic[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("inner", [None, SGD()])
-def test_no_annealing_where_nothing_is_meta_learned(inner: InnerStep | None) -> None:
-    """A frozen objective, though the settings of meta-training are there; and one without parameters."""
-    frozen = learner_of(small_objective(), None, MetaSettings(annealing_env_steps=100))
-    baseline = learner_of(Reinforce(), inner, MetaSettings(annealing_env_steps=100))
-    for learner, same in ((frozen, learner_of(small_objective())), (baseline, learner_of(Reinforce()))):
-        first, last = policy_gradient(learner, 0), policy_gradient(same, 100)
-        assert all(torch.equal(g, last[name]) for name, g in first.items())
-        assert learner.objective_optimizer is None
+def frozen_objective() -> LearnedObjective:
+    return small_objective().requires_grad_(False)
+
+
+@pytest.mark.parametrize("make", [frozen_objective, Reinforce])
+def test_no_annealing_where_there_is_nothing_to_learn(make: Callable[[], Objective]) -> None:
+    """Though the settings of meta-training are there: an objective whose parameters are frozen, and one without parameters."""
+    learner, same = learner_of(make(), meta_learning(annealing_env_steps=100)), learner_of(make())
+    first, last = policy_gradient(learner, 0), policy_gradient(same, 100)
+    assert all(torch.equal(g, last[name]) for name, g in first.items())
+    assert learner.meta is None and learner.objective_optimizer is None
+
+
+def test_no_annealing_without_meta_learning() -> None:
+    first, last = (policy_gradient(learner_of(small_objective()), env_steps) for env_steps in (0, 10**6))
+    assert all(torch.equal(g, last[name]) for name, g in first.items())
 
 
 def test_policy_gradients_are_clipped_per_agent() -> None:
@@ -206,16 +211,16 @@ def test_a_frozen_objective_stays_as_it_is() -> None:
         learner.update(draw, env_steps=0)
     assert changed(before, snapshot(learner)) == POLICIES
     assert [n for n, _ in draw.calls] == [B, B, B, B, B, B]  # nothing is drawn for the objective
-    assert learner.objective_optimizer is None and len(learner.optimizers) == 2
-    assert learner.metrics.keys() == {"critic_loss", "policy_gradient_norm"}
+    assert learner.objective_optimizer is None and learner.optimizers.keys() == {"critics", "policy"}
+    assert learner.metrics.newest.keys() == {"critic_loss", "policy_gradient_norm"}
 
 
 def test_metrics_are_per_agent() -> None:
     learner = meta_learner()
     learner.update(numbered_draw(0), env_steps=0)
-    assert len(learner.optimizers) == 3
-    assert learner.metrics.keys() == {"critic_loss", "policy_gradient_norm", "meta_loss", "meta_gradient_norm"}
-    for name, values in learner.metrics.items():
+    assert learner.optimizers.keys() == {"critics", "policy", "objective"}
+    assert learner.metrics.newest.keys() == {"critic_loss", "policy_gradient_norm", "meta_loss", "meta_gradient_norm"}
+    for name, values in learner.metrics.newest.items():
         assert values.shape == (3,) and values.unique().numel() == 3, name
 
 
@@ -236,7 +241,7 @@ def test_continues_bit_for_bit(num_before: int, inner: InnerStep) -> None:
     """In the middle of a policy's delay too; through a file, as plain containers."""
 
     def new(seed: int) -> Learner:
-        return learner_of(small_objective(seed), inner, MetaSettings(annealing_env_steps=6), seeds=[s + seed for s in SEEDS])
+        return learner_of(small_objective(seed), meta_learning(inner, annealing_env_steps=6), seeds=[s + seed for s in SEEDS])
 
     def run(learner: Learner, start: int, stop: int) -> None:
         for cycle in range(start, stop):
@@ -248,7 +253,7 @@ def test_continues_bit_for_bit(num_before: int, inner: InnerStep) -> None:
     state = {
         "learner": learner.state_dict(),
         "objective": learner.objective.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()},
     }
     torch.save(state, file)
     saved = snapshot(learner)
@@ -260,8 +265,8 @@ def test_continues_bit_for_bit(num_before: int, inner: InnerStep) -> None:
     assert changed(saved, snapshot(resumed)) == POLICIES | {"objective"}
     resumed.load_state_dict(state["learner"])
     resumed.objective.load_state_dict(state["objective"])
-    for optimizer, its_state in zip(resumed.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(its_state)
+    for name, optimizer in resumed.optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][name])
     assert_same(saved, snapshot(resumed))
     run(resumed, num_before, num_before + 3)
     assert_same(snapshot(learner), snapshot(resumed))
@@ -283,7 +288,7 @@ def test_noise_on_targets_belongs_to_the_agent() -> None:
     assert torch.equal(critic_of_seed_12([12, 5]), critic_of_seed_12([6, 12]))
 
 
-# What is refused
+# Metrics that are not finite
 
 
 def test_check_finite_names_the_agent() -> None:
@@ -303,19 +308,16 @@ def test_check_finite_names_the_agent() -> None:
         assert torch.equal(p[[0, 2]], healthy.population.critics[name][[0, 2]])
 
 
-@pytest.mark.parametrize(("name", "value"), [("learning_rate", 0.0), ("gradient", "sum"), ("annealing_env_steps", -1)])
-def test_meta_settings_refuse(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name} must .*, got {value!r}"):
-        MetaSettings(**{name: value})
+# Compiled
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_inner_steps", [1, 2])
 def test_compiled_updates_compute_the_same(num_inner_steps: int) -> None:
-    inner, meta, settings = SGD(num_steps=num_inner_steps), MetaSettings(annealing_env_steps=3), small_settings()
+    meta, settings = meta_learning(SGD(num_steps=num_inner_steps), annealing_env_steps=3), small_settings()
     results = []
     for compile in (False, True):
-        learner = Learner(small_population(SIZES, SEEDS), small_objective(), settings, SEEDS, inner, meta, compile)
+        learner = Learner(small_population(SIZES, SEEDS), small_objective(), settings, SEEDS, meta, compile=compile)
         for cycle in range(4):
             learner.update(numbered_draw(cycle), env_steps=cycle)
         results.append(snapshot(learner))
@@ -327,196 +329,45 @@ def test_compiled_updates_compute_the_same(num_inner_steps: int) -> None:
     assert changed(start, results[1]) == POLICIES | {"objective"}
 
 
-# Windows that policy step and inner step share
+# The objective's step
 
 
-def sharing(annealing_env_steps: int = 0) -> Learner:
-    return learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=annealing_env_steps, share_windows=True))
+@pytest.mark.parametrize("gradient", ["clip", "normalize"])
+@pytest.mark.parametrize("judge", [CriticJudge(), ReturnsJudge(share=1.0)], ids=["critic", "returns"])
+@pytest.mark.parametrize("inner", [SGD(step_size=0.02), SGD(step_size=0.02, num_steps=2)], ids=["one", "two"])
+def test_the_objective_descends_what_its_meta_learning_gives(inner: InnerStep, judge: Judge, gradient: Any) -> None:
+    """The mean of the agents' gradients, by the inner step, the judge and the rule that the learner was made with."""
+    meta = MetaLearning(inner, judge, MetaSettings(gradient=gradient))
+    learner, windows = learner_of(small_objective(), meta), random_windows((inner.num_steps + 1) * B)
+    population, alpha = learner.population, learner.objective.stacked_parameters(3)
+    task = MetaTask(copied(population.policy), copied(population.critics), windows)
+    gradients, loss = meta_gradients(population.networks, learner.objective, inner, judge, alpha, task)
+    expected, norm = combine_meta_gradients(gradients, gradient)
+    learner.update_objective(windows)
+    for name, p in learner.objective.named_parameters():
+        assert p.grad is not None and torch.equal(p.grad, expected[name])
+    assert torch.equal(learner.metrics.newest["meta_loss"], loss)
+    assert torch.equal(learner.metrics.newest["meta_gradient_norm"], norm)
 
 
-def test_shared_windows_save_a_draw_after_the_annealing() -> None:
-    drawn: list[int] = []
-
-    def draw(num_windows: int) -> Windows:
-        drawn.append(num_windows)
-        return random_windows(num_windows)
-
-    learner = sharing(annealing_env_steps=10)
-    learner.update(draw, env_steps=9)
-    assert drawn == [B, B, 2 * B]
-    drawn.clear()
-    learner.num_updates = 0
-    learner.update(draw, env_steps=10)
-    assert drawn == [B, 2 * B]
-
-
-def test_shared_windows_take_the_policy_step_that_those_windows_give() -> None:
-    windows = [random_windows(2 * B), random_windows(2 * B, seeds=[4, 5, 6])]
-    shared, separate = sharing(), meta_learner()
-    for learner, second in ((shared, windows[1]), (separate, windows[1].part(0, B))):
-        draws = iter([windows[0].part(0, B), second, windows[1]])
-        before = snapshot(learner)
-        learner.update(lambda _, draws=draws: next(draws), env_steps=0)
-        assert changed(before, snapshot(learner)) >= {"policy", "objective"}
-    for name, p in shared.population.policy.items():
-        torch.testing.assert_close(p, separate.population.policy[name], rtol=1e-4, atol=1e-5)
-    # Its objective is judged before the policies' step, theirs after it.
-    assert any(not torch.equal(p, q) for p, q in zip(shared.objective.parameters(), separate.objective.parameters(), strict=True))
-
-
-# What judges the stepped policy, and how often the objective is updated
-
-
-@pytest.mark.parametrize(("critic", "kind"), [("twin_minimum", "critics"), ("target_minimum", "target_critics")])
-def test_the_judges_are_the_critics_that_the_setting_names(critic: Any, kind: str) -> None:
-    """Both judges raised by 7 judge the policies 7 better; the first critic does not, though it is one of the twins."""
-    losses = []
-    for shift in (0.0, 7.0):
-        learner = learner_of(small_objective(), SGD(), MetaSettings(critic=critic))
-        getattr(learner.population, kind)["out.bias"] += shift
-        learner._update_objective(random_windows(2 * B), env_steps=0)
-        losses.append(learner.metrics["meta_loss"])
-    torch.testing.assert_close(losses[0] - losses[1], torch.full((3,), 7.0), rtol=1e-4, atol=1e-4)
-    first = learner_of(small_objective(), SGD(), MetaSettings())
-    first._update_objective(random_windows(2 * B), env_steps=0)
-    assert (first.metrics["meta_loss"] < losses[0]).any()
-
-
-def test_the_second_critic_judges_alone() -> None:
-    losses = {}
-    for index, shift in ((0, 0.0), (0, 7.0), (1, 7.0)):
-        learner = learner_of(small_objective(), SGD(), MetaSettings(critic="second"))
-        learner.population.critics["out.bias"][:, index] += shift
-        learner._update_objective(random_windows(2 * B), env_steps=0)
-        losses[index, shift] = learner.metrics["meta_loss"]
-    torch.testing.assert_close(losses[0, 0.0] - losses[1, 7.0], torch.full((3,), 7.0), rtol=1e-4, atol=1e-4)
-    # The first one raised changes the objective's inputs, and by them a small inner step alone.
-    torch.testing.assert_close(losses[0, 7.0], losses[0, 0.0], rtol=0, atol=0.1)
-
-
-def test_the_eldest_critic_of_the_environment_judges() -> None:
-    """Agents 0 and 2 are in one environment, the second has it to itself; the last agent is younger: grown up at 15 env steps."""
-    lifetimes = Lifetimes(100, warmup=10, offsets=(0, 30, 95), num_environments=2)
-    shifts = {None: torch.zeros(3), 0: torch.tensor([7.0, 0, 7]), 1: torch.tensor([0, 7.0, 0]), 2: torch.zeros(3)}
-    losses = {}
-    for raised in shifts:
-        settings = small_settings()
-        population = small_population([(3, 2), (5, 1), (3, 2)], settings=settings)
-        learner = Learner(
-            population, small_objective(), settings, SEEDS, SGD(), MetaSettings(critic="eldest"), lifetimes=lifetimes
-        )
-        if raised is not None:
-            population.critics["out.bias"][raised, 0] += 7
-        learner._update_objective(random_windows(2 * B, sizes=[(3, 2), (5, 1), (3, 2)]), env_steps=15)
-        losses[raised] = learner.metrics["meta_loss"]
-    for raised, shift in shifts.items():  # a raised one also changes the objective's inputs, and by them a small inner step
-        torch.testing.assert_close(losses[None] - losses[raised], shift, rtol=0, atol=0.1)
-
-
-def test_the_eldest_critic_needs_lives() -> None:
-    with pytest.raises(
-        ValueError, match="meta.critic=eldest needs agents of different ages in an environment; valid is a number"
+def test_every_update_can_be_made_alone() -> None:
+    """In the order of a cycle they give the cycle's bits, but for the targets, which move within it."""
+    together, apart = meta_learner(), meta_learner()
+    together.update(numbered_draw(0), env_steps=0)
+    draw, before = numbered_draw(0), snapshot(apart)
+    for update, num_windows, changes in (
+        (apart.update_critics, B, "critics"),
+        (apart.update_policies, B, "policy"),
+        (apart.update_objective, 2 * B, "objective"),
     ):
-        learner_of(small_objective(), SGD(), MetaSettings(critic="eldest"))
+        update(draw(num_windows))
+        assert changed(before, snapshot(apart)) == {changes}
+        before = snapshot(apart)
+        assert_same({changes: before[changes]}, {changes: snapshot(together)[changes]})
+    assert apart.num_updates == 0
 
 
-def test_returns_judge_by_the_share_that_the_setting_gives_them() -> None:
-    """Rewards 3 higher at every step raise all advantages, so that nearness to replayed actions is worth more; to a critic nothing."""
-    changes = []
-    for share in (0.0, 1.0):
-        losses = []
-        for shift in (0.0, 3.0):
-            learner = learner_of(small_objective(), SGD(step_size=1e-9), MetaSettings(advantage_share=share))
-            windows = random_windows(2 * B)
-            learner._update_objective(windows._replace(reward=windows.reward + shift * windows.valid), env_steps=0)
-            losses.append(learner.metrics["meta_loss"])
-        changes.append(losses[1] - losses[0])
-    torch.testing.assert_close(changes[0], torch.zeros(3), rtol=0, atol=1e-5)
-    assert (changes[1].abs() > 0.05).all()
-
-
-def test_returns_judge_by_the_kind_of_advantage_that_the_setting_names() -> None:
-    """With rewards far below what the critic expects every action was worse than expected: nothing is left to come nearer to."""
-    losses = {}
-    for kind in ("signed", "positive", "indicator"):
-        settings = MetaSettings(advantage_share=1.0, advantage=kind)
-        learner, windows = learner_of(small_objective(), SGD(), settings), random_windows(2 * B)
-        learner._update_objective(windows._replace(reward=windows.reward - 100 * windows.valid), env_steps=0)
-        losses[kind] = learner.metrics["meta_loss"]
-    assert (losses["signed"] < -0.01).all()
-    assert losses["positive"].eq(0).all() and losses["indicator"].eq(0).all()
-
-
-def test_beginners_have_more_say_in_the_objective_where_asked_for() -> None:
-    """Networks of 80, 40 and 10 env steps (births at 0, 40 and 70) and a half-life of 10: weights of 2**-8, 2**-4 and 2**-1."""
-    lifetimes = Lifetimes(length=100, warmup=0, offsets=(0, 60, 30))
-    assert lifetimes.age_of_networks(80).tolist() == [80, 40, 10]
-    settings, windows = small_settings(), random_windows(2 * B)
-    every: dict[int | None, dict[str, Tensor]] = {}
-    for half_life in (None, 10):
-        objective, meta = small_objective(), MetaSettings(gradient="normalize", half_life_env_steps=half_life)
-        learner = Learner(small_population(), objective, settings, SEEDS, SGD(), meta, lifetimes=lifetimes)
-        task = learner._meta_arguments(windows, 80)
-        gradients = meta_gradients(*task)[0]
-        learner._update_objective(windows, env_steps=80)
-        every[half_life] = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
-    unit = scale_per_agent(gradients, 1 / norm_per_agent(gradients))
-    for half_life, weight in ((None, torch.ones(3)), (10, torch.tensor([2.0**-8, 2.0**-4, 2.0**-1]))):
-        expected = {name: (weight / weight.sum()) @ g.flatten(1) for name, g in unit.items()}
-        for name, gradient in every[half_life].items():
-            torch.testing.assert_close(gradient.flatten(), expected[name])
-
-
-def test_agents_far_older_than_the_half_life_still_have_a_mean() -> None:
-    lifetimes = Lifetimes(length=10**9, warmup=0, offsets=(0, 0, 0))
-    every = []
-    for half_life in (None, 1):
-        objective, meta = small_objective(), MetaSettings(half_life_env_steps=half_life)
-        learner = Learner(small_population(), objective, small_settings(), SEEDS, SGD(), meta, lifetimes=lifetimes)
-        learner._update_objective(random_windows(2 * B), env_steps=10**6)
-        every.append(torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]))
-    torch.testing.assert_close(every[1], every[0])
-
-
-def test_the_objective_is_updated_as_often_as_asked() -> None:
-    drawn: list[int] = []
-
-    def draw(num_windows: int) -> Windows:
-        drawn.append(num_windows)
-        return random_windows(num_windows, seeds=[len(drawn), 7, 8])
-
-    def steps_of(learner: Learner) -> set[float]:
-        assert learner.objective_optimizer is not None
-        return {float(state["step"]) for state in learner.objective_optimizer.state.values()}
-
-    learner = learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=0, updates_per_cycle=3))
-    learner.update(draw, env_steps=0)
-    assert drawn == [B, B, 2 * B, 2 * B, 2 * B] and steps_of(learner) == {3}
-    drawn.clear()
-    learner = learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=0, updates_per_cycle=3, share_windows=True))
-    learner.update(draw, env_steps=0)
-    assert drawn == [B, 2 * B, 2 * B, 2 * B] and steps_of(learner) == {3}  # the first one's windows are the policy's too
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"critic": "third"}, "critic must be first, second, twin_minimum, target_minimum or eldest, got 'third'"),
-        ({"advantage_share": 1.5}, "advantage_share must be between 0 and 1, got 1.5"),
-        ({"advantage": "negative"}, "advantage must be signed, positive or indicator, got 'negative'"),
-        ({"half_life_env_steps": 0}, "half_life_env_steps must be at least 1, or null, got 0"),
-        ({"updates_per_cycle": 0}, "updates_per_cycle must be at least 1, got 0"),
-    ],
-)
-def test_meta_settings_are_checked(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        MetaSettings(**options)
-
-
-@pytest.mark.parametrize("inner", [SGD(num_steps=2), Adam()])
-def test_shared_windows_need_one_plain_step(inner: InnerStep) -> None:
-    with pytest.raises(ValueError, match="meta.share_windows=true needs an inner loop of one step without moments"):
-        learner_of(small_objective(), inner, MetaSettings(share_windows=True))
+# New agents
 
 
 def test_a_renewed_agent_learns_as_a_fresh_one_does() -> None:
@@ -539,25 +390,3 @@ def test_a_renewed_agent_learns_as_a_fresh_one_does() -> None:
             assert torch.equal(p[[0, 2]], old.population.parameter_sets[kind][name][[0, 2]]), (kind, name)
     weights = [learner.population.policy["hidden.0.weight"][1] for learner in (renewed, old)]
     assert not torch.equal(*weights)
-
-
-@pytest.mark.parametrize("decay", [None, 0.75])
-def test_the_result_is_the_moving_average_of_the_objective_where_asked_for(decay: float | None) -> None:
-    learner = learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=0, average_decay=decay), policy_delay=1)
-    teacher = learner_of(small_objective(), SGD(), MetaSettings(annealing_env_steps=0), policy_delay=1)
-    expected: dict[str, Tensor] = {}
-    for cycle in range(4):
-        learner.update(numbered_draw(cycle), env_steps=0)
-        teacher.update(numbered_draw(cycle), env_steps=0)
-        for name, p in copied(dict(teacher.objective.named_parameters())).items():
-            is_first = name not in expected or decay is None
-            expected[name] = p if is_first else 0.75 * expected[name] + 0.25 * p
-    assert_same(snapshot(learner), snapshot(teacher))  # agents are taught by the newest parameters
-    for name, p in learner.result.named_parameters():
-        torch.testing.assert_close(p.detach(), expected[name])
-    assert (learner.result is learner.objective) == (decay is None)
-
-
-def test_refuses_a_decay_that_is_none() -> None:
-    with pytest.raises(ValueError, match="average_decay must be between 0 and 1, or null, got 1.0"):
-        MetaSettings(average_decay=1.0)

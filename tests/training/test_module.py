@@ -13,14 +13,10 @@ from callbacks.meta_testing import MetaTest, PolicyEvaluation
 from callbacks.schedule import env_steps_of, module_of
 from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
 from metagenrl_pl.agents.windows import Windows
-from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import EnvironmentSpec
-from metagenrl_pl.environments.group import sizes_of
-from metagenrl_pl.evaluation.fresh_agents import meta_test
-from metagenrl_pl.experience import replay as replay_module
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
 from metagenrl_pl.experience.collector import Collector
-from metagenrl_pl.experience.replay import Replay, memory_bytes
-from metagenrl_pl.training.datamodule import ReplayDataModule
+from metagenrl_pl.experience.replay import Replay
 
 TIMED = [EnvironmentSpec("Counting-v0", {}, 8), EnvironmentSpec("Counting-v0", {"num_actions": 2}, 5)]
 
@@ -136,7 +132,7 @@ def test_an_agent_acts_with_what_it_has_just_learned(monkeypatch: pytest.MonkeyP
     assert len(seen) == 20
     for acted, policy_action in seen:
         np.testing.assert_array_equal(acted, policy_action)
-    (windows,) = [trainers[0].datamodule.collector.draw(200)]  # type: ignore[attr-defined]
+    (windows,) = [module_of(trainers[0]).agents.collector.draw(200)]
     assert set(windows.action[windows.valid.bool()].flatten().tolist()) <= {float(action[0]) for action, _ in seen}
     after_updates = [float(action[0]) for action, _ in seen[5:]]  # the fifth cycle has four steps to learn from
     assert len(set(after_updates)) == len(after_updates)
@@ -189,17 +185,8 @@ def test_the_process_is_not_a_source_of_randomness() -> None:
         np.random.seed(seed)
         random.seed(seed)
         before = global_randomness()
-        rows = meta_test("learned", tiny_objective(), TIMED, [0, 1], tiny_settings(), 20, 10, 1)
+        rows = meta_test("learned", tiny_objective(), MetaTestPlan(TIMED, [0, 1], tiny_settings(), 20, 10, 1))
         assert global_randomness() == before
         runs.append((everything(tiny_run(TOYS, 30)), rows))
         assert global_randomness() == before
     assert differences(runs[0][0], runs[1][0]) == [] and runs[0][1] == runs[1][1]
-
-
-def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = memory_bytes(sizes_of(TOYS), 500)
-    monkeypatch.setattr(replay_module, "available_bytes", lambda device: needed)
-    tiny_run(env_steps=1)  # just fits
-    monkeypatch.setattr(ReplayDataModule, "num_processes", 2)
-    with pytest.raises(ConfigError, match=r"^replay.capacity needs 0.0 GB on cpu"):
-        tiny_run(env_steps=1)

@@ -30,11 +30,7 @@ TINY = [
     "population.lifetime_env_steps=90",  # births in all processes, and between a checkpoint and its resume
     *("agent.hidden_units=8", "agent.num_windows=5", "agent.window_length=3"),
     *("agent.random_env_steps=60", "agent.warmup_env_steps=20", "meta.annealing_env_steps=100"),
-    *(
-        "meta.average_decay=0.9",
-        "meta.critic=eldest",
-        "meta.advantage_share=0.5",
-    ),  # of the two agents of an environment, each in another process
+    "judge=returns",
     *("env.test=[Pendulum-v1]", "callbacks.meta_test.env_steps=40", "callbacks.meta_test.evaluate_every_env_steps=20"),
     *("callbacks.meta_test.num_episodes=1", "callbacks.meta_test.seeds=[0,1,2]"),
     *("callbacks.checkpoint.every_env_steps=100", "callbacks.checkpoint.keep=null"),

@@ -1,0 +1,31 @@
+"""The parts of a run that take more than a line to make."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tiny_runs import TOYS
+
+from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.experience import replay as replay_module
+from metagenrl_pl.experience.replay import memory_bytes
+from metagenrl_pl.launch.assembly import choose_resources
+
+
+def trainer_of(num_processes: int, rank: int = 0, world_size: int = 1) -> Any:
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), num_processes=num_processes)
+    return SimpleNamespace(strategy=strategy, global_rank=rank, world_size=world_size)
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"_target_": "metagenrl_pl.experience.replay.ReplaySettings", "capacity": 500}
+    config = OmegaConf.create({"replay": node, "env_workers": 0, "compile": False})
+    monkeypatch.setattr(replay_module, "available_bytes", lambda device: memory_bytes(sizes_of(TOYS), 500))
+    resources = choose_resources(config, trainer_of(1), TOYS, print)  # just fits
+    assert resources.replay_capacity == 500 and len(resources.make_group(TOYS)) == len(TOYS)
+    with pytest.raises(ValueError, match=r"^replay.capacity needs 0.0 GB on cpu"):
+        choose_resources(config, trainer_of(2), TOYS, print)
+    resources = choose_resources(config, trainer_of(1, rank=1, world_size=2), TOYS, print)
+    assert list(resources.placement(len(TOYS)).agents) == [2]
