@@ -22,18 +22,14 @@ from metagenrl_pl.config.schema import load_config
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import random_returns
 from metagenrl_pl.reporting.report import main as report
+from metagenrl_pl.results.methods import LEARNED, METHODS, RANDOM, UNTRAINED
 from metagenrl_pl.results.rows import append_rows
 from metagenrl_pl.results.run_folders import Run, find_runs
-from metagenrl_pl.results.scores import Score, aggregate, learning_curves, normalised, scores_of
+from metagenrl_pl.results.scores import Score, aggregate, learning_curves, scores_of, select_normalised
 from side_by_side import Planned, composed, is_begun, run_all
 
-WITHOUT = {
-    "untrained": "callbacks.meta_test.untrained=false",
-    "reinforce": "callbacks.meta_test.baselines.reinforce=null",
-    "critic": "callbacks.meta_test.baselines.critic=null",
-    "random": "callbacks.meta_test.random=false",
-}
-"""What leaves out the test of each method that does not depend on meta-training."""
+WITHOUT = {name: method.switch for name, method in METHODS.items() if method.switch is not None}
+"""The override that leaves out the test of each method that does not depend on meta-training."""
 OF_META_TRAINING = (
     *("callbacks.meta_test", "callbacks.objective_export", "env.train", "env_steps", "experiment", "inner", "meta", "objective"),
     *("population", "run_dir", "seed"),
@@ -89,9 +85,9 @@ def _tests(config: Any) -> list[tuple[str, Hashable]]:
     conditions = [config.agent, *(test[key] for key in CONDITIONS)]
     own: dict[str, Any] = dict(test["baselines"] or {})
     if test["untrained"]:
-        own["untrained"] = {key: value for key, value in config.objective.items() if key != "seed"}
+        own[UNTRAINED.name] = {key: value for key, value in config.objective.items() if key != "seed"}
     if test["random"]:
-        own["random"] = {}
+        own[RANDOM.name] = {}
     return [(method, _frozen([*conditions, own[method]])) for method in WITHOUT if own.get(method) is not None]
 
 
@@ -170,8 +166,9 @@ def baselines(seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[Pla
         ValueError: if overrides compose no configuration.
     """
     return [
-        _run_of_fresh_agents(out / "baselines" / f"{method}_seed_{seed}", [f"experiment=baseline/{experiment}"], seed, extra)
-        for method, experiment in (("critic", "ddpg"), ("reinforce", "off_policy_reinforce"))
+        _run_of_fresh_agents(out / "baselines" / f"{method.name}_seed_{seed}", [f"experiment={method.experiment}"], seed, extra)
+        for method in METHODS.values()
+        if method.experiment is not None
         for seed in seeds
     ]
 
@@ -239,12 +236,12 @@ def comparison(variants: Mapping[str, Sequence[Run]], others: Sequence[Run]) -> 
     lines = ["| variant | runs | training | training, area | other | other, area |", "|---|---|---|---|---|---|"]
     measures: list[Callable[[Score], float]] = [lambda score: score.normalised_final, lambda score: score.normalised_area]
     for name, runs in variants.items():
-        scores = normalised(scores_of(learning_curves(runs, others)[0])[0])
+        scores = select_normalised(scores_of(learning_curves(runs, others)[0])[0])
         trained_on = {environment for run in runs if run.origin for environment in run.origin.training_environments}
         cells = []
         for is_training in (True, False):
             own = [score for score in scores if (score.environment in trained_on) == is_training]
-            values = [aggregate(own, "learned", measure) for measure in measures]
+            values = [aggregate(own, LEARNED.name, measure) for measure in measures]
             cells += ["-" if value is None else f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})" for value in values]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -29,11 +29,12 @@ from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import Evaluator, fresh_seed
 from metagenrl_pl.experience.collector import episode_seed
+from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.provenance import add_provenance
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, read_rows
 from side_by_side import composed
 
-METHODS = ("ppo", "td3")
+SB3_METHODS = [name for name, method in METHODS.items() if method.library == "stable_baselines3"]
 
 
 class Episodes(gym.Env):
@@ -141,7 +142,7 @@ def run(method: str, seeds: Sequence[int], settings: Any, file: Path, num_jobs: 
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ppo"])
+    parser.add_argument("--methods", nargs="+", choices=SB3_METHODS, default=["ppo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[*range(9)], metavar="N", help="agents in each environment")
     parser.add_argument("--jobs", type=int, default=1, help="agents side by side, each on a core of its own")
     parser.add_argument("--out", type=Path, default=Path("runs/protocol/sb3"), help="holds a folder for each method")

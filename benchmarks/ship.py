@@ -14,7 +14,7 @@ from typing import Any
 
 from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.results.run_folders import Run, find_runs
-from metagenrl_pl.results.scores import Score, aggregate, learning_curves, normalised, scores_of
+from metagenrl_pl.results.scores import Score, aggregate, learning_curves, scores_of, select_normalised
 from metagenrl_pl.results.variants import variants_of
 
 PRETRAINED = Path(__file__).parents[1] / "src" / "metagenrl_pl" / "pretrained"
@@ -40,7 +40,7 @@ def best_on_training_environments(runs: Sequence[Run], others: Sequence[Run] = (
         curves, _ = learning_curves([run], [*runs, *others])
         every, notes = scores_of(curves)
         scores = [score for score in every if score.method == "learned"]
-        trained_on = [score for score in normalised(scores) if score.environment in run.origin.training_environments]
+        trained_on = [score for score in select_normalised(scores) if score.environment in run.origin.training_environments]
         value = aggregate(trained_on, "learned", lambda score: score.normalised_final)
         if value is not None and math.isfinite(value.mean) and (best is None or value.mean > best[0]):  # NaN: an agent diverged
             best = value.mean, run, scores

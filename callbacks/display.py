@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from callbacks.schedule import datamodule_of, env_steps_of, gather_from_agents, module_of
+from metagenrl_pl.reporting.final_table import final_table
 from metagenrl_pl.reporting.plots import learning_curves
-from metagenrl_pl.results.rows import final_table, read_rows
+from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
 _MAX_ROWS = 20

@@ -64,7 +64,7 @@ def test_a_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         command(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("method", sb3_baselines.METHODS)
+@pytest.mark.parametrize("method", sb3_baselines.SB3_METHODS)
 def test_an_agent_follows_from_its_number(method: str) -> None:
     settings = OmegaConf.create(composed(["experiment=protocol", *SMALL]))
     first, again, other = (trained((method, PENDULUM, number), settings) for number in (0, 0, 1))

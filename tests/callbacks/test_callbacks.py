@@ -27,7 +27,8 @@ from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.experience.replay import memory_bytes
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
 from metagenrl_pl.objectives.contract import ObjectiveInputs
-from metagenrl_pl.results.rows import METHOD_NAMES, read_rows
+from metagenrl_pl.results.methods import METHODS
+from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
 
@@ -413,7 +414,7 @@ def test_a_meta_test_has_a_bar_of_its_own(shown_on: str, request: pytest.Fixture
     sent: io.StringIO = request.getfixturevalue(shown_on)
     tiny_run(callbacks=[PopulationDisplay(1000), meta_test(run_dir=str(tmp_path), baselines={"critic": CriticObjective()})])
     for method in ("learned", "untrained", "critic"):
-        assert re.search(rf"meta-test, {re.escape(METHOD_NAMES[method])}\W.*20/20", plain(sent)), method
+        assert re.search(rf"meta-test, {re.escape(METHODS[method].label)}\W.*20/20", plain(sent)), method
 
 
 def test_without_a_display_progress_goes_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -431,7 +432,7 @@ def test_the_final_report_prints_the_table_and_draws(tmp_path: Path, no_terminal
     for text in ("Meta-test: return of fresh agents", "Approach-v0", "over 2 seeds", "after 20 env steps"):
         assert text in printed, text
     for method in ("learned", "untrained", "critic", "random"):
-        assert METHOD_NAMES[method] in printed
+        assert METHODS[method].label in printed
     assert printed.endswith(f"Learning curves: {tmp_path}/learning_curves.png\n")
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
 

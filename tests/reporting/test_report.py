@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from metagenrl_pl.objectives import LearnedMixture, LearnedObjective
 from metagenrl_pl.reporting.report import main, render
 from metagenrl_pl.reporting.report_parts import interval_text, number, slug
-from metagenrl_pl.results.rows import METHOD_NAMES, MetaTestRow, append_rows
+from metagenrl_pl.results.methods import METHODS, Method
+from metagenrl_pl.results.rows import MetaTestRow, append_rows
 from metagenrl_pl.results.statistics import Interval
 
 METRICS = """env_steps,agreement/Seen-v0/agent_0,agreement/Seen-v0/agent_1,episode_return/Seen-v0/agent_0,episode_return/Seen-v0/agent_1
@@ -108,7 +109,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes
 
 def test_the_page_is_well_formed_and_names_everything(made: tuple[str, dict[str, bytes]]) -> None:
     page = Page(made[0])
-    methods = [METHOD_NAMES[method] for method in ("learned", "untrained", "reinforce", "critic", "random")]
+    methods = [METHODS[method].label for method in ("learned", "untrained", "reinforce", "critic", "random")]
     for name in (*methods, "Seen-v0", "Unseen-v0", "Lone<v0>", "<base>", "run_0", "run_1", "c0ffee1"):
         assert name in page.text, name
     assert "$" not in page.text
@@ -248,3 +249,9 @@ def test_numbers_as_text() -> None:
     assert interval_text(Interval(1.0, 0.5, 1.25)) == "1.00 [0.50, 1.25]"
     assert interval_text(Interval(1.0, nan, nan)) == "1.00"
     assert slug("a/b (c)[d=1]-v5") == "a_b_c_d_1_-v5"
+
+
+def test_a_method_is_reported_as_it_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "sac", Method("sac", "SAC (own)", "SAC", "#123456"))
+    append_rows(tmp_path / "run" / "meta_test.csv", [MetaTestRow("A", "sac", 0, 10, 5.0)])
+    assert ["SAC (own)", "5.00 (1)"] in Page(render([tmp_path])[0]).rows

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.config.schema import load_config
 from metagenrl_pl.objectives.parametric import pretrained_path
+from metagenrl_pl.results.methods import find_method
 from metagenrl_pl.results.origin import Origin, origin_in_card, origin_in_config, read_card, with_defaults
 from metagenrl_pl.results.rows import MetaTestRow, read_rows
 
@@ -41,7 +42,7 @@ class Run(NamedTuple):
 
 def depends_on_meta_training(row: MetaTestRow) -> bool:
     """Whether a row's agent was trained by a meta-trained objective; hand-made, untrained ones and random actions were not."""
-    return row.method == "learned" or bool(row.meta_training_env_steps)
+    return find_method(row.method).is_meta_trained or bool(row.meta_training_env_steps)
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:

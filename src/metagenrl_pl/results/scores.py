@@ -14,13 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metagenrl_pl.results.methods import LEARNED, find_method, reference_methods
 from metagenrl_pl.results.rows import newest_stage
 from metagenrl_pl.results.run_folders import Run, depends_on_meta_training
 from metagenrl_pl.results.statistics import Interval, interquartile_mean, probability_of_improvement
 from metagenrl_pl.results.variants import Variant
-
-REFERENCES = ("random", "critic")
-"""The methods that normalised scores are measured by: the first is 0, the mean of the second is 1."""
 
 
 class LearningCurve(NamedTuple):
@@ -92,14 +90,14 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
         f"{method} on {environment} differs between {names[first]} and {names[second]} ({count} runs); the former counts."
         for (method, environment, first, second), count in contradictions.items()
     ]
-    learned = _by_environment(curve for curve in curves.values() if curve.method == "learned")
+    learned = _by_environment(curve for curve in curves.values() if curve.method == LEARNED.name)
     left_out: dict[tuple[str, Path], dict[str, int]] = defaultdict(dict)
     references: list[LearningCurve] = []
     for curve in (curve for run in others for curve in _curves_of(run) if curve.meta_training_seed is None):
         is_whole = all(set(own.env_steps) <= set(curve.env_steps) for own in learned.get(curve.environment, ()))
-        if is_whole or curve.method == "random":
+        if is_whole or not find_method(curve.method).trains:
             curves.setdefault(curve[:4], curve)
-        elif curve.method in REFERENCES:
+        elif find_method(curve.method).normalised_score is not None:
             references.append(curve)
         else:
             left_out[curve.method, curve.folder][curve.environment] = curve.env_steps[-1]
@@ -147,16 +145,17 @@ def scores_of(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
     """Those of `raw_scores`, normalised, and notes on environments where that is not possible and on curves that were left out or cut."""
     scores: list[Score] = []
     raw, notes = raw_scores(curves)
+    lowest, highest = reference_methods()
     for environment in sorted({score.environment for score in raw}):
         own = [score for score in raw if score.environment == environment]
-        if missing := [method for method in REFERENCES if all(score.method != method for score in own)]:
+        if missing := [m.name for m in (lowest, highest) if all(score.method != m.name for score in own)]:
             notes.append(
-                f"{environment} is left out of normalised scores, which need random actions (random) as 0 and DDPG/TD3 (critic) as 1: no "
-                f"run has {' or '.join(missing)} there. Name a run folder that has it as well."
+                f"{environment} is left out of normalised scores, which need {lowest.label} ({lowest.name}) as 0 and {highest.label} "
+                f"({highest.name}) as 1: no run has {' or '.join(missing)} there. Name a run folder that has it as well."
             )
             scores += own
             continue
-        zero, one = (_reference(own, method) for method in REFERENCES)
+        zero, one = (_reference(own, method.name) for method in (lowest, highest))
         if all(low < high for low, high in zip(zero, one, strict=True)):
             own = [
                 score._replace(
@@ -167,14 +166,14 @@ def scores_of(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
             ]
         else:
             notes.append(
-                f"{environment} is left out of normalised scores: DDPG/TD3 (final {one[0]:,.4g}, area {one[1]:,.4g}) is not above "
-                f"random actions ({zero[0]:,.4g})."
+                f"{environment} is left out of normalised scores: {highest.label} (final {one[0]:,.4g}, area {one[1]:,.4g}) is not above "
+                f"{lowest.label} ({zero[0]:,.4g})."
             )
         scores += own
     return scores, notes
 
 
-def normalised(scores: Iterable[Score]) -> list[Score]:
+def select_normalised(scores: Iterable[Score]) -> list[Score]:
     """The scores of the environments in which normalised ones exist; an agent that diverged keeps its NaN."""
     scores = list(scores)
     scaled = {score.environment for score in scores if math.isfinite(score.normalised_final)}
@@ -246,7 +245,7 @@ def _comparable(curves: Sequence[LearningCurve]) -> tuple[list[LearningCurve], l
     one, all are kept.
     """
     trained = _trained(curves)
-    learned = Counter(step for curve in trained if curve.method == "learned" for step in curve.env_steps)
+    learned = Counter(step for curve in trained if curve.method == LEARNED.name for step in curve.env_steps)
     every = Counter(step for curve in trained for step in curve.env_steps)
     shared = max(every, key=lambda step: (learned[step], every[step], step))
     left_out = {(curve.method, curve.run): curve.env_steps[-1] for curve in trained if shared not in curve.env_steps}
@@ -255,7 +254,7 @@ def _comparable(curves: Sequence[LearningCurve]) -> tuple[list[LearningCurve], l
         "where others do."
         for (method, run), end in left_out.items()
     ]
-    return [curve for curve in curves if curve.method == "random" or shared in curve.env_steps], notes
+    return [curve for curve in curves if not find_method(curve.method).trains or shared in curve.env_steps], notes
 
 
 def _common_env_steps(curves: Sequence[LearningCurve]) -> list[int]:
@@ -265,11 +264,11 @@ def _common_env_steps(curves: Sequence[LearningCurve]) -> list[int]:
 
 def _trained(curves: Sequence[LearningCurve]) -> Sequence[LearningCurve]:
     """All but random actions, which are not trained and have one evaluation alone; those where there is nothing else."""
-    return [curve for curve in curves if curve.method != "random"] or curves
+    return [curve for curve in curves if find_method(curve.method).trains] or curves
 
 
 def _raw_score(curve: LearningCurve, env_steps: Sequence[int]) -> Score:
-    if curve.method == "random":
+    if not find_method(curve.method).trains:
         return Score(*curve[:4], env_steps[-1], curve.returns[-1], curve.returns[-1])
     at = dict(zip(curve.env_steps, curve.returns, strict=True))
     returns = [at[step] for step in env_steps]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metagenrl_pl.common.messages import format_value
+from metagenrl_pl.results.methods import LEARNED, UNTRAINED
 from metagenrl_pl.results.origin import Origin
 from metagenrl_pl.results.run_folders import Run
 
@@ -71,7 +72,7 @@ def _comparable(run: Run, origin: Origin) -> Run:
     if run.origin is None:
         return run
     differing = [key for key in run.origin.differences(origin) if key.startswith("objective.")]
-    return run._replace(rows=[row for row in run.rows if row.method != "untrained"]) if differing else run
+    return run._replace(rows=[row for row in run.rows if row.method != UNTRAINED.name]) if differing else run
 
 
 def _tested_alike(one: Run, other: Run) -> bool:
@@ -80,7 +81,7 @@ def _tested_alike(one: Run, other: Run) -> bool:
     for run in (one, other):
         grids.append(defaultdict(set))
         for row in run.rows:
-            if row.method == "learned":
+            if row.method == LEARNED.name:
                 grids[-1][row.environment].add(row.env_steps)
     return all(grids[0][environment] == grids[1][environment] for environment in grids[0].keys() & grids[1].keys())
 
