@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from metagenrl_pl.config.former import update_config
 from metagenrl_pl.config.schema import load_config
 from metagenrl_pl.objectives.parametric import pretrained_path
 from metagenrl_pl.results.methods import find_method
@@ -109,9 +110,9 @@ def read_run(folder: Path, name: str | None = None) -> Run:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """As plain dictionaries; empty if there is no file."""
+    """As this version writes it, in plain dictionaries; empty if there is no file."""
     config: Any = OmegaConf.to_container(load_config(path)) if path.exists() else {}
-    return config
+    return update_config(config)
 
 
 def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
