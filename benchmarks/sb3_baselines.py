@@ -32,7 +32,7 @@ from metagenrl_pl.experience.collector import episode_seed
 from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.provenance import add_provenance
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, read_rows
-from side_by_side import composed
+from side_by_side import compose_yaml
 
 SB3_METHODS = [name for name, method in METHODS.items() if method.library == "stable_baselines3"]
 
@@ -59,7 +59,7 @@ class Episodes(gym.Env):
         self._environment.close()
 
 
-def trained(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[MetaTestRow]:
+def train_agent(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[MetaTestRow]:
     """A row for each evaluation of one agent while it is trained.
 
     Args:
@@ -134,7 +134,7 @@ def run(method: str, seeds: Sequence[int], settings: Any, file: Path, num_jobs: 
     if left:
         add_provenance(file.parent, stable_baselines3=version("stable-baselines3"))
     with ProcessPoolExecutor(num_jobs, get_context("spawn")) as pool:
-        for rows in pool.map(partial(trained, settings=settings), left):
+        for rows in pool.map(partial(train_agent, settings=settings), left):
             append_rows(file, rows)
             print(f"{rows[-1].environment}, {method}, seed {rows[-1].seed}: {rows[-1].episode_return:,.1f}", flush=True)
 
@@ -151,7 +151,7 @@ def main() -> None:
     if importlib.util.find_spec("stable_baselines3") is None:
         sys.exit('error: stable-baselines3 is not installed; pip install -e ".[baselines]"')
     try:
-        settings: Any = OmegaConf.create(composed(["experiment=protocol", *options.overrides]))
+        settings: Any = OmegaConf.create(compose_yaml(["experiment=protocol", *options.overrides]))
         for method in options.methods:
             run(method, options.seeds, settings, options.out / method / "meta_test.csv", options.jobs)
     except (ValueError, OSError) as error:
