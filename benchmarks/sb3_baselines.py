@@ -81,10 +81,10 @@ def train_agent(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[
         "seed": seed % 2**32,
         "device": "cpu",
     }
-    normalised: Callable[[np.ndarray], np.ndarray] = np.asarray
+    normalise: Callable[[np.ndarray], np.ndarray] = np.asarray
     if method == "ppo":
         environment = VecNormalize(environment, gamma=settings.agent.discount)
-        normalised = environment.normalize_obs
+        normalise = environment.normalize_obs
         model: Any = PPO("MlpPolicy", environment, **common)
     else:
         num_actions = environment.action_space.shape[0]
@@ -95,7 +95,7 @@ def train_agent(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[
     evaluator = Evaluator([spec], [seed], test.num_episodes)
 
     def act(observation: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(model.predict(normalised(observation[0].numpy()), deterministic=True)[0])[None]
+        return torch.from_numpy(model.predict(normalise(observation[0].numpy()), deterministic=True)[0])[None]
 
     class Evaluation(BaseCallback):
         def _on_step(self) -> bool:
@@ -109,7 +109,7 @@ def train_agent(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[
     return rows
 
 
-def run(method: str, seeds: Sequence[int], settings: Any, file: Path, num_jobs: int) -> None:
+def train_agents(method: str, seeds: Sequence[int], settings: Any, file: Path, num_jobs: int) -> None:
     """Train the agents that the file lacks, in processes side by side.
 
     Raises:
@@ -140,7 +140,7 @@ def run(method: str, seeds: Sequence[int], settings: Any, file: Path, num_jobs: 
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Train the agents that the files lack, method by method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=SB3_METHODS, default=["ppo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[*range(9)], metavar="N", help="agents in each environment")
@@ -153,7 +153,7 @@ def main() -> None:
     try:
         settings: Any = OmegaConf.create(compose_yaml(["experiment=protocol", *options.overrides]))
         for method in options.methods:
-            run(method, options.seeds, settings, options.out / method / "meta_test.csv", options.jobs)
+            train_agents(method, options.seeds, settings, options.out / method / "meta_test.csv", options.jobs)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
 

@@ -1,9 +1,9 @@
-"""Put a meta-trained objective into the package, with a card that tells where it comes from and what it scored.
+"""Put a meta-trained objective into the package, with a card that names its origin and its scores.
 
     python benchmarks/ship.py results/protocol/protocol --name light
 
-Of the runs below the folder, which differ in their seed alone, the one is taken whose objective did best on its own training
-environments, so that its scores on the others stay those of environments that nothing was chosen by.
+The runs below the folder differ in their seed alone. The objective that did best on its own training environments is taken. So nothing is
+chosen by the scores on other environments.
 """
 
 import argparse
@@ -54,10 +54,10 @@ def best_on_training_environments(runs: Sequence[Run], others: Sequence[Run] = (
 
 def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
     """Mean final return and mean normalised score (random actions 0, DDPG/TD3 1; null where there is none) of each environment."""
-    told: dict[str, dict[str, Any]] = {}
+    summary: dict[str, dict[str, Any]] = {}
     for environment in sorted({score.environment for score in scores}):
         own = [score for score in scores if score.environment == environment]
-        told[environment] = {
+        summary[environment] = {
             "env_steps": own[0].env_steps,
             "agents": len(own),
             "return": round(sum(score.final for score in own) / len(own), 1),
@@ -65,11 +65,11 @@ def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
             if math.isfinite(mean := sum(score.normalised_final for score in own) / len(own))
             else None,
         }
-    return told
+    return summary
 
 
 def main() -> None:
-    """Choose, copy, tell."""
+    """Choose an objective, copy it and print its scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument(

@@ -16,7 +16,7 @@ from tiny_runs import TOYS, tiny_objective, tiny_run, tiny_settings
 import callbacks.display
 import callbacks.meta_testing
 from callbacks.checkpointing import ObjectiveExport, RunCheckpoint
-from callbacks.display import FinalReport, PopulationDisplay, clock, progress_of
+from callbacks.display import FinalReport, PopulationDisplay, format_seconds, progress_of
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
 from callbacks.schedule import check_interval, env_steps_of, is_due
 from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
@@ -384,7 +384,7 @@ def test_a_large_population_is_shown_in_part(terminal: io.StringIO) -> None:
     ("seconds", "shown"), [(0, "0:00"), (59.9, "0:59"), (3599, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")]
 )
 def test_times_are_read_like_a_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+    assert format_seconds(seconds) == shown
 
 
 def test_a_log_is_sent_lines_at_intervals(no_terminal: io.StringIO) -> None:

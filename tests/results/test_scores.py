@@ -296,7 +296,7 @@ def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
     variants = {tuple(sorted(run.name for run in variant.runs)): variant for variant in variants_of(find_runs([tmp_path])[0])}
     assert all("objective.seed" not in run.origin.settings for variant in variants.values() for run in variant.runs if run.origin)
     assert variants.keys() == {("new", "old"), ("second",), ("agent", "same_agent"), ("other_agent",)}
-    assert variants["agent", "same_agent"].strangers == {"other_agent": ["agent.hidden_units"]}
+    assert variants["agent", "same_agent"].incomparable == {"other_agent": ["agent.hidden_units"]}
 
 
 def test_tests_of_another_length_in_the_same_environment_are_another_regime(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{empty / 'meta_test.csv'} has the columns environment,method,seed"):
         find_runs([empty])
     append_rows(_made(tmp_path / "lone") / "meta_test.csv", _learned(1.0))
-    with pytest.raises(ValueError, match=f"{tmp_path / 'lone'}: nothing tells how its learned objective was meta-trained"):
+    with pytest.raises(ValueError, match=f"{tmp_path / 'lone'}: no file says how its learned objective was meta-trained"):
         read_run(tmp_path / "lone")
     (tmp_path / "lone" / "config.yaml").write_text("seed: 3\n")
     with pytest.raises(ValueError, match=f"{tmp_path / 'lone' / 'config.yaml'} is no config of a run"):

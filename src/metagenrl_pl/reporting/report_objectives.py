@@ -19,7 +19,7 @@ from metagenrl_pl.reporting.figures import (
     similarity,
 )
 from metagenrl_pl.reporting.plots import RUN_COLOURS
-from metagenrl_pl.reporting.report_parts import Gallery, Part, Pictures, Table, Words, number
+from metagenrl_pl.reporting.report_parts import Gallery, Part, Pictures, Table, Words, format_number
 from metagenrl_pl.results.methods import CRITIC, REINFORCE, UNTRAINED
 from metagenrl_pl.results.variants import Variant
 
@@ -120,4 +120,4 @@ def _title(name: str, learned: Mapping[str, Objective]) -> str:
 
 
 def _cosine_text(cosine: float) -> str:
-    return "-" if math.isnan(cosine) else number(cosine)
+    return "-" if math.isnan(cosine) else format_number(cosine)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from metagenrl_pl.reporting.report_parts import Table, Words, interval_text, number
+from metagenrl_pl.reporting.report_parts import Table, Words, format_interval, format_number
 from metagenrl_pl.results.methods import LEARNED, Method, find_methods, reference_methods
 from metagenrl_pl.results.run_folders import Run
 from metagenrl_pl.results.scores import Score, aggregate, improvement, select_normalised
@@ -29,7 +29,7 @@ def headline(variant: Variant, scores: Sequence[Score]) -> str:
         if reached is None:
             sentence += "scores cannot be normalised; "
         else:
-            sentence += f"the learned objective scores {interval_text(reached)}, where {_SCALE}; "
+            sentence += f"the learned objective scores {format_interval(reached)}, where {_SCALE}; "
         verdicts: dict[str, list[str]] = {}
         for method in _methods(part):
             wins = improvement(part, LEARNED.name, method.name, lambda score: score.final) if method != LEARNED else None
@@ -43,7 +43,7 @@ def headline(variant: Variant, scores: Sequence[Score]) -> str:
 def _verdict(wins: Interval) -> str:
     if wins.low > 0.5:
         return "better than"
-    return "worse than" if wins.high < 0.5 else "not told apart from"
+    return "worse than" if wins.high < 0.5 else "indistinguishable from"
 
 
 def normalised_table(variant: Variant, scores: Sequence[Score]) -> Table:
@@ -60,7 +60,7 @@ def normalised_table(variant: Variant, scores: Sequence[Score]) -> Table:
         for part, environments in columns:
             for measure in (lambda score: score.normalised_final, lambda score: score.normalised_area):
                 interval = aggregate(part, method.name, measure)
-                cells.append(interval_text(interval) if interval else "-")
+                cells.append(format_interval(interval) if interval else "-")
             own = [score for score in part if score.method == method.name]
             present = len({score.environment for score in own})
             missing = f" ({present} of {environments} environments)" if 0 < present < environments else ""
@@ -91,8 +91,8 @@ def improvement_table(variant: Variant, scores: Sequence[Score]) -> Table:
                 improvement(part, LEARNED.name, method.name, measure)
                 for measure in (lambda score: score.final, lambda score: score.area)
             )
-            cells += [interval_text(final), _verdict(final)] if final else ["-", "-"]
-            cells.append(interval_text(area) if area else "-")
+            cells += [format_interval(final), _verdict(final)] if final else ["-", "-"]
+            cells.append(format_interval(area) if area else "-")
             for environment in {score.environment for score in part}:
                 for one in (LEARNED.name, method.name):
                     number_of = sum(score.method == one and score.environment == environment for score in part)
@@ -100,7 +100,8 @@ def improvement_table(variant: Variant, scores: Sequence[Score]) -> Table:
         rows.append([cell.replace(" than", "").replace(" from", "") for cell in cells])
     caption = (
         "Probability that a fresh agent trained by the learned objective ends above one of the other method, the mean over "
-        "environments [95 % stratified bootstrap interval]; 0.5 is a draw. Told apart if the interval leaves 0.5 out."
+        "environments [95 % stratified bootstrap interval]; 0.5 is a draw. The two are statistically "
+        "indistinguishable where the interval holds 0.5."
     )
     if fewest < _FEW_RUNS:
         caption += (
@@ -122,7 +123,7 @@ def objectives_table(variant: Variant, scores: Sequence[Score]) -> Table | Words
         for part in sets.values():
             own = [score for score in part if score.meta_training_seed == seed and score.method == LEARNED.name]
             interval = aggregate(own, LEARNED.name, lambda score: score.normalised_final)
-            cells.append(f"{number(interval.mean)} ({len(own)} agents)" if interval else "-")
+            cells.append(f"{format_number(interval.mean)} ({len(own)} agents)" if interval else "-")
         rows.append(cells)
     caption = "Interquartile mean of the normalised final return of the agents that each objective trained."
     return Table(["objective", *sets], rows, "Each learned objective", caption)
