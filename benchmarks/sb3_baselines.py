@@ -29,11 +29,12 @@ from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import Evaluator, fresh_seed
 from metagenrl_pl.experience.collector import episode_seed
+from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.provenance import add_provenance
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, read_rows
-from side_by_side import composed
+from side_by_side import compose_yaml
 
-METHODS = ("ppo", "td3")
+SB3_METHODS = [name for name, method in METHODS.items() if method.library == "stable_baselines3"]
 
 
 class Episodes(gym.Env):
@@ -58,7 +59,7 @@ class Episodes(gym.Env):
         self._environment.close()
 
 
-def trained(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[MetaTestRow]:
+def train_agent(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[MetaTestRow]:
     """A row for each evaluation of one agent while it is trained.
 
     Args:
@@ -80,10 +81,10 @@ def trained(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[Meta
         "seed": seed % 2**32,
         "device": "cpu",
     }
-    normalised: Callable[[np.ndarray], np.ndarray] = np.asarray
+    normalise: Callable[[np.ndarray], np.ndarray] = np.asarray
     if method == "ppo":
         environment = VecNormalize(environment, gamma=settings.agent.discount)
-        normalised = environment.normalize_obs
+        normalise = environment.normalize_obs
         model: Any = PPO("MlpPolicy", environment, **common)
     else:
         num_actions = environment.action_space.shape[0]
@@ -94,7 +95,7 @@ def trained(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[Meta
     evaluator = Evaluator([spec], [seed], test.num_episodes)
 
     def act(observation: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(model.predict(normalised(observation[0].numpy()), deterministic=True)[0])[None]
+        return torch.from_numpy(model.predict(normalise(observation[0].numpy()), deterministic=True)[0])[None]
 
     class Evaluation(BaseCallback):
         def _on_step(self) -> bool:
@@ -108,7 +109,7 @@ def trained(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[Meta
     return rows
 
 
-def run(method: str, seeds: Sequence[int], settings: Any, file: Path, num_jobs: int) -> None:
+def train_agents(method: str, seeds: Sequence[int], settings: Any, file: Path, num_jobs: int) -> None:
     """Train the agents that the file lacks, in processes side by side.
 
     Raises:
@@ -133,15 +134,15 @@ def run(method: str, seeds: Sequence[int], settings: Any, file: Path, num_jobs: 
     if left:
         add_provenance(file.parent, stable_baselines3=version("stable-baselines3"))
     with ProcessPoolExecutor(num_jobs, get_context("spawn")) as pool:
-        for rows in pool.map(partial(trained, settings=settings), left):
+        for rows in pool.map(partial(train_agent, settings=settings), left):
             append_rows(file, rows)
             print(f"{rows[-1].environment}, {method}, seed {rows[-1].seed}: {rows[-1].episode_return:,.1f}", flush=True)
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Train the agents that the files lack, method by method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ppo"])
+    parser.add_argument("--methods", nargs="+", choices=SB3_METHODS, default=["ppo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[*range(9)], metavar="N", help="agents in each environment")
     parser.add_argument("--jobs", type=int, default=1, help="agents side by side, each on a core of its own")
     parser.add_argument("--out", type=Path, default=Path("runs/protocol/sb3"), help="holds a folder for each method")
@@ -150,9 +151,9 @@ def main() -> None:
     if importlib.util.find_spec("stable_baselines3") is None:
         sys.exit('error: stable-baselines3 is not installed; pip install -e ".[baselines]"')
     try:
-        settings: Any = OmegaConf.create(composed(["experiment=protocol", *options.overrides]))
+        settings: Any = OmegaConf.create(compose_yaml(["experiment=protocol", *options.overrides]))
         for method in options.methods:
-            run(method, options.seeds, settings, options.out / method / "meta_test.csv", options.jobs)
+            train_agents(method, options.seeds, settings, options.out / method / "meta_test.csv", options.jobs)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
 

@@ -1,9 +1,9 @@
-"""Put a meta-trained objective into the package, with a card that tells where it comes from and what it scored.
+"""Put a meta-trained objective into the package, with a card that names its origin and its scores.
 
     python benchmarks/ship.py results/protocol/protocol --name light
 
-Of the runs below the folder, which differ in their seed alone, the one is taken whose objective did best on its own training
-environments, so that its scores on the others stay those of environments that nothing was chosen by.
+The runs below the folder differ in their seed alone. The objective that did best on its own training environments is taken. So nothing is
+chosen by the scores on other environments.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.results.run_folders import Run, find_runs
-from metagenrl_pl.results.scores import Score, aggregate, learning_curves, normalised, scores_of
+from metagenrl_pl.results.scores import Score, aggregate, learning_curves, scores_of, select_normalised
 from metagenrl_pl.results.variants import variants_of
 
 PRETRAINED = Path(__file__).parents[1] / "src" / "metagenrl_pl" / "pretrained"
@@ -40,7 +40,7 @@ def best_on_training_environments(runs: Sequence[Run], others: Sequence[Run] = (
         curves, _ = learning_curves([run], [*runs, *others])
         every, notes = scores_of(curves)
         scores = [score for score in every if score.method == "learned"]
-        trained_on = [score for score in normalised(scores) if score.environment in run.origin.training_environments]
+        trained_on = [score for score in select_normalised(scores) if score.environment in run.origin.training_environments]
         value = aggregate(trained_on, "learned", lambda score: score.normalised_final)
         if value is not None and math.isfinite(value.mean) and (best is None or value.mean > best[0]):  # NaN: an agent diverged
             best = value.mean, run, scores
@@ -54,10 +54,10 @@ def best_on_training_environments(runs: Sequence[Run], others: Sequence[Run] = (
 
 def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
     """Mean final return and mean normalised score (random actions 0, DDPG/TD3 1; null where there is none) of each environment."""
-    told: dict[str, dict[str, Any]] = {}
+    summary: dict[str, dict[str, Any]] = {}
     for environment in sorted({score.environment for score in scores}):
         own = [score for score in scores if score.environment == environment]
-        told[environment] = {
+        summary[environment] = {
             "env_steps": own[0].env_steps,
             "agents": len(own),
             "return": round(sum(score.final for score in own) / len(own), 1),
@@ -65,11 +65,11 @@ def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
             if math.isfinite(mean := sum(score.normalised_final for score in own) / len(own))
             else None,
         }
-    return told
+    return summary
 
 
 def main() -> None:
-    """Choose, copy, tell."""
+    """Choose an objective, copy it and print its scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument(

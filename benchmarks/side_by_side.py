@@ -1,4 +1,4 @@
-"""Runs of `train.py` side by side, each in a process of its own, that may be stopped and gone on with."""
+"""Runs of `train.py` side by side, each in a process of its own. They may be stopped, and go on later."""
 
 import fcntl
 import os
@@ -24,14 +24,14 @@ from metagenrl_pl.training.checkpoint_io import newest_checkpoint
 ROOT = Path(__file__).parents[1]
 
 
-class Planned(NamedTuple):
+class PlannedRun(NamedTuple):
     """A run of `train.py`.
 
     Args:
         folder: of the run.
         overrides: of the default run.
         settings: the configuration that they compose.
-        without: further overrides, which say what is not tested beside the learned objective.
+        without: further overrides, which leave out methods that other runs test.
     """
 
     folder: Path
@@ -41,12 +41,12 @@ class Planned(NamedTuple):
 
     @property
     def note(self) -> Path:
-        """Where its settings are written down."""
+        """The file that holds its settings."""
         return self.folder.with_name(f"{self.folder.name}.settings.yaml")
 
     @property
     def log(self) -> Path:
-        """What it has printed."""
+        """The file that holds its output."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
@@ -60,7 +60,7 @@ def is_begun(folder: Path) -> bool:
     return (folder / "ended").exists() or newest_checkpoint(folder) is not None
 
 
-def composed(overrides: Sequence[str]) -> str:
+def compose_yaml(overrides: Sequence[str]) -> str:
     """The configuration of a run with these overrides, as YAML.
 
     Raises:
@@ -73,8 +73,8 @@ def composed(overrides: Sequence[str]) -> str:
         raise ValueError(one_line(error)) from error
 
 
-def run_all(runs: Sequence[Planned], out: Path, num_jobs: int) -> None:
-    """Run what is planned, some of it side by side; SIGTERM and SIGINT make the running ones save and end.
+def run_all(runs: Sequence[PlannedRun], out: Path, num_jobs: int) -> None:
+    """Run what is planned, some of it side by side. On SIGTERM and SIGINT the running ones save and end.
 
     Args:
         runs: in folders in `out`.
@@ -85,7 +85,7 @@ def run_all(runs: Sequence[Planned], out: Path, num_jobs: int) -> None:
         ValueError: if another command is at work in `out`, or if a folder holds a run of other settings.
         SystemExit: with a line that names the logs, if some did not end.
     """
-    with alone_in(out):
+    with lock_folder(out):
         check_folders(runs)
         runner = Runner()
         before = {number: signal.signal(number, runner.stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -99,7 +99,7 @@ def run_all(runs: Sequence[Planned], out: Path, num_jobs: int) -> None:
         sys.exit(f"error: {len(failed)} of {len(runs)} runs did not end; see {', '.join(failed)}")
 
 
-def check_folders(runs: Sequence[Planned]) -> None:
+def check_folders(runs: Sequence[PlannedRun]) -> None:
     """Refuse to go on with runs of other settings.
 
     Raises:
@@ -108,7 +108,7 @@ def check_folders(runs: Sequence[Planned]) -> None:
     for plan in runs:
         if plan.is_begun:
             texts = (plan.note.read_text() if plan.note.exists() else "", plan.settings)
-            before, now = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
+            before, now = (_flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
             if differing := sorted(key for key in before | now if before.get(key) != now.get(key)):
                 key = differing[0]
                 change = f"{key}: {format_value(before.get(key))}, not {format_value(now.get(key))}"
@@ -117,15 +117,15 @@ def check_folders(runs: Sequence[Planned]) -> None:
                 )
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
     """Values by dotted key."""
     if not isinstance(value, dict):
         return {key: value}
-    return {name: leaf for child, below in value.items() for name, leaf in _flat(below, join_key(key, child)).items()}
+    return {name: leaf for child, below in value.items() for name, leaf in _flatten(below, join_key(key, child)).items()}
 
 
 class Runner:
-    """Runs what is planned, each in a process of its own; told to stop, the running ones save and end, and no other begins."""
+    """Runs what is planned, each in a process of its own. After `stop` the running ones save and end, and no other begins."""
 
     def __init__(self) -> None:
         self._is_stopped = False
@@ -133,21 +133,21 @@ class Runner:
         self._lock = Lock()
 
     def stop(self, signum: int, frame: FrameType | None) -> None:
-        """A signal handler, of a thread that runs nothing itself."""
+        """A signal handler, in a thread that runs nothing itself."""
         with self._lock:
             self._is_stopped = True
             for process in self._running:
                 process.terminate()
 
-    def run(self, plan: Planned) -> int:
-        """Begin a run, go on with it, or leave it if it has ended; its exit code."""
+    def run(self, plan: PlannedRun) -> int:
+        """Start a run, go on with it, or leave it if it has ended. Returns its exit code."""
         folder, ended = plan.folder, plan.folder / "ended"
         if ended.exists():
             return 0
         with self._lock:
             if self._is_stopped:
                 return 1
-            process = self._begun(plan)
+            process = self._start(plan)
             self._running.add(process)
         code = process.wait()
         with self._lock:
@@ -157,7 +157,7 @@ class Runner:
         print(f"{folder}: exit code {code}", flush=True)
         return code
 
-    def _begun(self, plan: Planned) -> "subprocess.Popen[bytes]":
+    def _start(self, plan: PlannedRun) -> "subprocess.Popen[bytes]":
         folder = plan.folder
         if newest := newest_checkpoint(folder):
             arguments = [f"ckpt_path={newest}"]
@@ -174,13 +174,13 @@ class Runner:
                 env={**os.environ, "PYTHONPATH": paths},
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is for this command, which tells the runs once
+                start_new_session=True,  # a Ctrl-C reaches this command alone, which stops the runs once
             )
 
 
 @contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Keep other commands out of a folder of runs, where they would take what is under way for unfinished.
+def lock_folder(out: Path) -> Iterator[None]:
+    """Keep other commands out of a folder of runs: they would take a run that is under way for one that was stopped.
 
     Raises:
         ValueError: if another one is there.

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: progress with an ETA and a live table of the population, then the meta-test's results."""
+"""The terminal: progress with an ETA, a live table of the population, then the results of the meta-test."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from callbacks.schedule import agents_of, datamodule_of, env_steps_of, gather_from_agents, module_of
+from metagenrl_pl.reporting.final_table import final_table
 from metagenrl_pl.reporting.plots import learning_curves
-from metagenrl_pl.results.rows import final_table, read_rows
+from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
 _MAX_ROWS = 20
@@ -49,15 +50,13 @@ class PopulationDisplay(ProgressBar):
         self._recent_returns: list[float | None] = []  # of each agent, also those of other processes
 
     def disable(self) -> None:
-        """Show nothing: Lightning asks for it in every process but the first, which shows all agents."""
+        """Show nothing. Lightning calls this in every process but the first, which shows all agents."""
         self._console.quiet = True
 
     def enable(self) -> None:
-        """Show what there is."""
         self._console.quiet = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the table and the bar."""
         self._trainer_shown = trainer
         if self._console.is_terminal and not self._console.quiet:
             self._live = Live(console=self._console, auto_refresh=False)
@@ -70,14 +69,12 @@ class PopulationDisplay(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Move the bar."""
         assert self._training is not None  # made in on_train_start
         recent = agents_of(trainer).collector.recent_returns
         self._recent_returns = gather_from_agents(trainer, [fmean(returns) if returns else None for returns in recent])
         self._training(env_steps_of(trainer))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the terminal back."""
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -110,7 +107,7 @@ class PopulationDisplay(ProgressBar):
                 seconds = time.monotonic() - start
                 eta = seconds / max(done - first, 1) * (total - done)
                 self._console.print(
-                    f"{description}: {done:,}/{total:,} env steps, {clock(seconds)} elapsed, ETA {clock(eta)}{note()}",
+                    f"{description}: {done:,}/{total:,} env steps, {format_seconds(seconds)} elapsed, ETA {format_seconds(eta)}{note()}",
                     highlight=False,
                     markup=False,  # names of environments have brackets
                     soft_wrap=True,
@@ -182,12 +179,12 @@ class _Silent:
 
 
 def progress_of(trainer: pl.Trainer) -> PopulationDisplay | _Silent:
-    """Where progress is shown."""
+    """The display of a trainer, or one that shows nothing."""
     display = trainer.progress_bar_callback
     return display if isinstance(display, PopulationDisplay) else _Silent()
 
 
-def clock(seconds: float) -> str:
-    """As minutes and seconds, with hours where there are any."""
+def format_seconds(seconds: float) -> str:
+    """Seconds as minutes and seconds, with hours if there are any."""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -36,12 +36,12 @@ from metagenrl_pl.evaluation.fresh_agents import (
 from metagenrl_pl.experience.replay import check_memory, memory_bytes
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
-from metagenrl_pl.results.methods import check_method
-from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows_after, method_name, read_rows
+from metagenrl_pl.results.methods import METHODS, check_method, find_method
+from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows_after, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
-_OWN_METHODS = ("learned", "untrained", "random")
-"""What a meta-test names itself, so that no baseline's results may go by it."""
+_BUILT_IN = [name for name, method in METHODS.items() if method.is_built_in]
+"""Methods that a meta-test makes itself, so that no baseline may have their names."""
 
 
 class MetaTest(pl.Callback):
@@ -201,7 +201,7 @@ class MetaTest(pl.Callback):
     ) -> None:
         if not self._specs:
             return
-        with progress_of(trainer).task(f"meta-test, {method_name(method)}", self._env_steps) as report:
+        with progress_of(trainer).task(f"meta-test, {find_method(method).label}", self._env_steps) as report:
             rows = meta_test(method, objective, self._plan(trainer), agents_of(trainer).resources, report, should_stop)
         if trainer.is_global_zero:
             append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
@@ -219,9 +219,9 @@ def _check_baseline(method: str, baseline: Objective | None) -> None:
     Raises:
         ValueError: names its key, below `callbacks.meta_test`, and what is valid.
     """
-    if method in _OWN_METHODS:
+    if method in _BUILT_IN:
         raise ValueError(
-            f"baselines.{method}: a baseline cannot be called {', '.join(_OWN_METHODS[:-1])} or {_OWN_METHODS[-1]}, which a meta-test "
+            f"baselines.{method}: a baseline cannot be called {', '.join(_BUILT_IN[:-1])} or {_BUILT_IN[-1]}, which a meta-test "
             "tests beside it; valid is a name of your own"
         )
     if baseline is None:

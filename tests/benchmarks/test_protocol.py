@@ -17,8 +17,8 @@ from metagenrl_pl.evaluation.fresh_agents import agent_numbers
 from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.results.run_folders import find_runs
 from metagenrl_pl.results.variants import variants_of
-from protocol import WITHOUT, baselines, frozen_runs, keep, main, planned
-from side_by_side import Planned, Runner, alone_in, check_folders
+from protocol import SWITCHES, copy_results, main, plan_baselines, plan_frozen_runs, plan_runs, read_variants
+from side_by_side import PlannedRun, Runner, check_folders, lock_folder
 
 ROOT = Path(__file__).parents[2]
 PATHS = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -46,7 +46,7 @@ def test_protocol(tmp_path: Path) -> None:
     done = protocol(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (read_rows(tmp_path / "kept" / "protocol" / f"seed_{seed}" / "meta_test.csv") for seed in (0, 1))
-    assert {row.method for row in first} == {"learned", "untrained", "critic"}  # what is tested once is dealt to the runs
+    assert {row.method for row in first} == {"learned", "untrained", "critic"}  # what is tested once is spread over the runs
     assert {row.method for row in second} == {"learned", "reinforce", "random"}
     assert {row.environment for row in second} == {"Pendulum-v1", "InvertedPendulum-v5", "Hopper-v5"}
     runs, _ = find_runs([tmp_path / "kept"])
@@ -90,14 +90,6 @@ def test_protocol(tmp_path: Path) -> None:
     before, now = ({row[:4]: row.episode_return for row in rows if row.method == "learned"} for rows in (first, run.rows))
     assert len(before) == 12 and {key: now[key] for key in before} == pytest.approx(before, rel=1e-4)
 
-    both = protocol(tmp_path, "--objectives", "kept/protocol", "--ensemble", "--out", "runs/both", "--keep", "both", *SMALL)
-    assert both.returncode == 0 and "| protocol | 1 |" in both.stdout, both.stdout + both.stderr
-    (run,) = [run for run in find_runs([tmp_path / "both"])[0] if run.origin]
-    assert (
-        run.folder == tmp_path / "both" / "protocol" / "ensemble_agents_0" and not (run.folder / "objective.safetensors").exists()
-    )
-    assert run.origin and run.origin.settings["objective.members"] == ["LearnedObjective", "LearnedObjective"]
-
     folder = tmp_path / "runs" / "protocol" / "protocol"
     assert "num_windows: 3" in (folder / "seed_0.settings.yaml").read_text()
     shutil.rmtree(folder / "seed_0")
@@ -106,7 +98,7 @@ def test_protocol(tmp_path: Path) -> None:
 
 
 def test_further_agents_of_the_baselines_are_others_than_those_of_the_meta_tests(tmp_path: Path) -> None:
-    runs = baselines([1, 2], tmp_path, [*SMALL, "num_threads=2"])
+    runs = plan_baselines([1, 2], tmp_path, [*SMALL, "num_threads=2"])
     assert [run.folder.name for run in runs] == ["critic_seed_1", "critic_seed_2", "reinforce_seed_1", "reinforce_seed_2"]
     config = OmegaConf.create(runs[3].settings)
     assert (config.seed, config.env_steps, config.agent.num_windows, config.compile) == (2, 40, 3, False)
@@ -125,13 +117,13 @@ def test_what_was_tested_under_other_conditions_is_tested_again(tmp_path: Path) 
     """An untrained objective also depends on what kind of objective it is."""
 
     def without(variants: dict[str, list[str]], *extra: str) -> list[set[str]]:
-        plans = planned(variants, [0], tmp_path, [*SMALL, *extra])
-        return [{method for method, option in WITHOUT.items() if option in plan.without} for plan in plans]
+        plans = plan_runs(variants, [0], tmp_path, [*SMALL, *extra])
+        return [{method for method, option in SWITCHES.items() if option in plan.without} for plan in plans]
 
-    every = set(WITHOUT)
+    every = set(SWITCHES)
     both = {"protocol": [], "paper": ["objective=learned"]}
     assert without(both) == [{"reinforce", "random"}, {"critic"}]  # each tests its own untrained objective
-    (plan,) = planned({"protocol": []}, [0], tmp_path, SMALL)
+    (plan,) = plan_runs({"protocol": []}, [0], tmp_path, SMALL)
     begun = tmp_path / "before" / "seed_0"
     begun.mkdir(parents=True)
     (begun / "ended").touch()
@@ -149,7 +141,7 @@ def test_what_was_tested_under_other_conditions_is_tested_again(tmp_path: Path) 
 
 
 def test_a_run_goes_on_from_the_checkpoint_that_has_its_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Planned(tmp_path / "run", ["env_steps=60"])
+    plan = PlannedRun(tmp_path / "run", ["env_steps=60"])
     checkpoints = plan.folder / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "epoch=0-step=10.ckpt").touch()  # of another callback
@@ -163,38 +155,41 @@ def test_a_run_goes_on_from_the_checkpoint_that_has_its_replay(tmp_path: Path, m
         commands.append(command)
 
     monkeypatch.setattr(subprocess, "Popen", started)
-    Runner()._begun(plan)
+    Runner()._start(plan)
     assert plan.is_begun and commands[0][-1] == f"ckpt_path={checkpoints / 'env_steps_000000020.ckpt'}"
 
 
 def test_objectives_that_cannot_be_tested_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"--objectives {tmp_path}: no objective.safetensors there or below"):
-        frozen_runs([tmp_path], [0], tmp_path, SMALL)
+        plan_frozen_runs([tmp_path], [0], tmp_path, SMALL)
     for folder in ("a", "b"):
         (tmp_path / folder / "protocol" / "seed_0").mkdir(parents=True)
         (tmp_path / folder / "protocol" / "seed_0" / "objective.safetensors").touch()
-    plans = frozen_runs([tmp_path / "a"], [0, 2], tmp_path, SMALL)
+    plans = plan_frozen_runs([tmp_path / "a"], [0, 2], tmp_path, SMALL)
     assert [plan.folder for plan in plans] == [tmp_path / "protocol" / f"seed_0_agents_{seed}" for seed in (0, 2)]
     assert [OmegaConf.create(plan.settings).seed for plan in plans] == [0, 2]
     with pytest.raises(ValueError, match=f"several would be tested in {tmp_path / 'protocol' / 'seed_0'}"):
-        frozen_runs([tmp_path], [0], tmp_path, SMALL)
+        plan_frozen_runs([tmp_path], [0], tmp_path, SMALL)
     with pytest.raises(ValueError, match=r"callbacks.meta_test.seeds=\[1, 2\]: valid are 0, 1, 2"):
-        frozen_runs([tmp_path / "a"], [0], tmp_path, [*SMALL, "callbacks.meta_test.seeds=[1,2]"])
+        plan_frozen_runs([tmp_path / "a"], [0], tmp_path, [*SMALL, "callbacks.meta_test.seeds=[1,2]"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--variants", "nothing"], "--variants nothing: valid are protocol, "),
-        (["--levers", "--variants", "falling"], "--variants falling: valid are protocol, "),
+        (["--variants", "gone.yaml"], "--variants gone.yaml: cannot read the config gone.yaml"),
         (["agent.num_window=4"], "Could not override 'agent.num_window'"),
         (["--jobs", "0"], "argument --jobs: must be at least 1, got 0"),
         (["--seeds", "1", "1"], "--seeds and --baseline-seeds: valid are seeds that differ"),
         (["callbacks.meta_test=null"], "callbacks.meta_test is null"),
         (["--objectives", "."], "--objectives needs an --out of its own"),
-        (["--ensemble"], "--ensemble needs --objectives"),
         (["--objectives", ".", "a=1", "--out", "x"], "--objectives a=1: no such folder"),
-        (["--levers", "--baseline-seeds", "1"], "--baseline-seeds go from 1 on, and not with --levers"),
+        (
+            ["--objectives", ".", "--variants", "falling", "--out", "x"],
+            "--objectives needs an --out of its own, and goes without",
+        ),
+        (["--baseline-seeds", "0"], "--baseline-seeds go from 1 on"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused_in_a_line(
@@ -210,7 +205,7 @@ def test_arguments_that_mean_nothing_are_refused_in_a_line(
 
 def test_the_same_values_under_other_keys_are_other_settings(tmp_path: Path) -> None:
     folders = [tmp_path / "size_0.1", tmp_path / "size_0.2"]  # and what belongs to a folder with a dot is its own
-    runs = [Planned(folder, [], f"train: [{name}]\ntest: [B]\n") for folder, name in zip(folders, "AC", strict=True)]
+    runs = [PlannedRun(folder, [], f"train: [{name}]\ntest: [B]\n") for folder, name in zip(folders, "AC", strict=True)]
     for plan in runs:
         plan.folder.mkdir()
         (plan.folder / "ended").touch()
@@ -221,10 +216,24 @@ def test_the_same_values_under_other_keys_are_other_settings(tmp_path: Path) -> 
         check_folders([runs[0]._replace(settings="train: [B]\ntest: [A]\n")])
 
 
+def test_variants_of_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("fast: [meta.learning_rate=1e-2]\nplain: []\n")
+    variants = read_variants(["clip", str(file)])
+    assert variants == {"clip": ["meta.gradient=clip"], "fast": ["meta.learning_rate=1e-2"], "plain": []}
+    file.write_text("fast: meta.learning_rate=1e-2\n")
+    with pytest.raises(ValueError, match=r"own\.yaml: fast is no list of overrides; valid is fast: \[key=value, \.\.\.\]"):
+        read_variants([str(file)])
+
+
 def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(ValueError, match=f"{tmp_path}: another command is running there"), alone_in(tmp_path):
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(ValueError, match=f"{tmp_path}: another command is running there"),
+        lock_folder(tmp_path),
+    ):
         pass
-    with alone_in(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -234,21 +243,21 @@ def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     assert "num_windows must be at least 1" in (tmp_path / "runs" / "protocol" / "protocol" / "seed_0.log").read_text()
 
 
-def test_the_kept_results_of_two_variants_are_two_regimes(tmp_path: Path) -> None:
+def test_the_kept_results_of_two_variants_stay_two_variants(tmp_path: Path) -> None:
     """Though they differ in a key that their objectives' cards do not know."""
     folders = [tmp_path / name / "seed_0" for name in ("protocol", "clip")]
     for folder, gradient in zip(folders, ("normalize", "clip"), strict=True):
         folder.mkdir(parents=True)
         (folder / "meta_test.csv").write_text((ROOT / "results" / "quickstart" / "seed_0" / "meta_test.csv").read_text())
         OmegaConf.save({"seed": 0, "env": {"train": ["A"]}, "meta": {"gradient": gradient}}, folder / "config.yaml")
-    runs = [Planned(folder, []) for folder in folders]
-    keep(runs, tmp_path, tmp_path / "kept")
+    runs = [PlannedRun(folder, []) for folder in folders]
+    copy_results(runs, tmp_path, tmp_path / "kept")
     titles = [variant.title for variant in variants_of(find_runs([tmp_path / "kept"])[0])]
     assert len(titles) == 2 and any("meta.gradient=clip" in title for title in titles)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_lets_the_run_save_and_begins_no_other(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_lets_the_run_save_and_begins_no_other(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "protocol.py"), *SMALL, "env_steps=6000", "--seeds", "0", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **PATHS}, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "runs" / "protocol" / "protocol" / "seed_0.log"

@@ -12,8 +12,8 @@ from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import fresh_seed
 from metagenrl_pl.experience.collector import episode_seed
 from metagenrl_pl.results.rows import read_rows
-from sb3_baselines import Episodes, trained
-from side_by_side import composed
+from sb3_baselines import Episodes, train_agent
+from side_by_side import compose_yaml
 
 PENDULUM = EnvironmentSpec("Pendulum-v1")
 SMALL = [
@@ -64,10 +64,10 @@ def test_a_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         command(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("method", sb3_baselines.METHODS)
+@pytest.mark.parametrize("method", sb3_baselines.SB3_METHODS)
 def test_an_agent_follows_from_its_number(method: str) -> None:
-    settings = OmegaConf.create(composed(["experiment=protocol", *SMALL]))
-    first, again, other = (trained((method, PENDULUM, number), settings) for number in (0, 0, 1))
+    settings = OmegaConf.create(compose_yaml(["experiment=protocol", *SMALL]))
+    first, again, other = (train_agent((method, PENDULUM, number), settings) for number in (0, 0, 1))
     assert first == again
     assert all(row.episode_return != another.episode_return for row, another in zip(first, other, strict=True))
 

@@ -16,7 +16,7 @@ from tiny_runs import TOYS, tiny_objective, tiny_run, tiny_settings
 import callbacks.display
 import callbacks.meta_testing
 from callbacks.checkpointing import ObjectiveExport, RunCheckpoint
-from callbacks.display import FinalReport, PopulationDisplay, clock, progress_of
+from callbacks.display import FinalReport, PopulationDisplay, format_seconds, progress_of
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
 from callbacks.schedule import check_interval, env_steps_of, is_due
 from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
@@ -27,7 +27,8 @@ from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.experience.replay import memory_bytes
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
 from metagenrl_pl.objectives.contract import ObjectiveInputs
-from metagenrl_pl.results.rows import METHOD_NAMES, read_rows
+from metagenrl_pl.results.methods import METHODS
+from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
 
@@ -383,7 +384,7 @@ def test_a_large_population_is_shown_in_part(terminal: io.StringIO) -> None:
     ("seconds", "shown"), [(0, "0:00"), (59.9, "0:59"), (3599, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")]
 )
 def test_times_are_read_like_a_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+    assert format_seconds(seconds) == shown
 
 
 def test_a_log_is_sent_lines_at_intervals(no_terminal: io.StringIO) -> None:
@@ -413,7 +414,7 @@ def test_a_meta_test_has_a_bar_of_its_own(shown_on: str, request: pytest.Fixture
     sent: io.StringIO = request.getfixturevalue(shown_on)
     tiny_run(callbacks=[PopulationDisplay(1000), meta_test(run_dir=str(tmp_path), baselines={"critic": CriticObjective()})])
     for method in ("learned", "untrained", "critic"):
-        assert re.search(rf"meta-test, {re.escape(METHOD_NAMES[method])}\W.*20/20", plain(sent)), method
+        assert re.search(rf"meta-test, {re.escape(METHODS[method].label)}\W.*20/20", plain(sent)), method
 
 
 def test_without_a_display_progress_goes_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -431,7 +432,7 @@ def test_the_final_report_prints_the_table_and_draws(tmp_path: Path, no_terminal
     for text in ("Meta-test: return of fresh agents", "Approach-v0", "over 2 seeds", "after 20 env steps"):
         assert text in printed, text
     for method in ("learned", "untrained", "critic", "random"):
-        assert METHOD_NAMES[method] in printed
+        assert METHODS[method].label in printed
     assert printed.endswith(f"Learning curves: {tmp_path}/learning_curves.png\n")
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
 

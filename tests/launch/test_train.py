@@ -30,7 +30,8 @@ from metagenrl_pl.evaluation.fresh_agents import meta_test
 from metagenrl_pl.launch.resume import with_run_dir
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.parametric import pretrained_path
-from metagenrl_pl.results.rows import METHOD_NAMES, read_rows
+from metagenrl_pl.results.methods import METHODS
+from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.results.run_folders import read_run
 from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
 from metagenrl_pl.training.csv_logger import STEP_COLUMN
@@ -209,7 +210,7 @@ def test_learning_curves_are_drawn_and_the_table_is_printed(debug: tuple[Path, s
     assert f"Run folder: runs/{run_dir.name} (replay: up to " in printed
     assert f"Learning curves: runs/{run_dir.name}/learning_curves.png" in printed
     table = printed[printed.index("Meta-test: return of fresh agents") :]
-    for name in (DOUBLE, *(METHOD_NAMES[method] for method in ("learned", "untrained", "reinforce", "critic", "random"))):
+    for name in (DOUBLE, *(METHODS[method].label for method in ("learned", "untrained", "reinforce", "critic", "random"))):
         assert name in table
     progress = [line for line in printed.splitlines() if line.startswith("meta-training: ")]
     assert len(progress) == 20 and re.fullmatch(r"meta-training: 400/400 env steps, .* ETA 0:00, Pendulum-v1 -.*", progress[-1])
@@ -537,11 +538,11 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ),
         (
             "experiment=baseline/ddpg objective.critic_gradient_of=both",
-            "callbacks.evaluation.method=critic: critic is the name of DDPG/TD3 with critic_gradient_of=first, not both; valid is",
+            "callbacks.evaluation.method=critic: critic is the name of CriticObjective with critic_gradient_of=first, not both; valid is",
         ),
         (
             "experiment=baseline/ddpg callbacks.evaluation.method=critic_both",
-            "callbacks.evaluation.method=critic_both: critic_both is the name of DDPG/TD3 with critic_gradient_of=both, not first",
+            "callbacks.evaluation.method=critic_both: critic_both is the name of CriticObjective with critic_gradient_of=both, not first",
         ),
         (
             "callbacks.meta_test.baselines.critic._target_=metagenrl_pl.objectives.Reinforce",

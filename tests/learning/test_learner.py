@@ -15,7 +15,7 @@ from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.learning.inner_step import SGD, Adam, InnerStep
 from metagenrl_pl.learning.judges import CriticJudge, Judge, ReturnsJudge
 from metagenrl_pl.learning.learner import Learner
-from metagenrl_pl.learning.meta_update import MetaTask, combine_meta_gradients, meta_gradients
+from metagenrl_pl.learning.meta_update import MetaTask, combine_meta_gradients, meta_gradients, run_inner_loop
 from metagenrl_pl.learning.settings import MetaLearning, MetaSettings
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
 
@@ -348,6 +348,21 @@ def test_the_objective_descends_what_its_meta_learning_gives(inner: InnerStep, j
         assert p.grad is not None and torch.equal(p.grad, expected[name])
     assert torch.equal(learner.metrics.newest["meta_loss"], loss)
     assert torch.equal(learner.metrics.newest["meta_gradient_norm"], norm)
+
+
+def test_adams_inner_step_is_the_next_one_of_the_policies_own_optimizer() -> None:
+    """With its moments and its clipping, on the same windows."""
+    learner, windows = meta_learner(), random_windows(2 * B, seeds=[4, 5, 6])
+    for cycle in range(3):
+        learner.update(numbered_draw(cycle), env_steps=0)
+    population, before = learner.population, copied(learner.population.policy)
+    task = MetaTask(before, copied(population.critics), windows, learner._policy_moments())
+    inner, alpha = Adam(learner.settings.policy_learning_rate), learner.objective.stacked_parameters(3)
+    stepped = run_inner_loop(population.networks, learner.objective, inner, alpha, task)
+    learner.update_policies(windows.part(0, B))
+    for name, p in population.policy.items():
+        assert not torch.equal(p, before[name])
+        torch.testing.assert_close(stepped[name] - before[name], p - before[name], rtol=1e-3, atol=1e-6)
 
 
 def test_every_update_can_be_made_alone() -> None:

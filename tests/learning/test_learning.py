@@ -8,7 +8,8 @@ from torch import Tensor
 
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.environments.environment import EnvironmentSpec
-from metagenrl_pl.evaluation.fresh_agents import Evaluator, fresh_seeds, meta_test
+from metagenrl_pl.evaluation.evaluator import Evaluator
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, fresh_seeds, meta_test
 from metagenrl_pl.objectives import CriticObjective
 
 SEEDS = [0, 1, 2]
@@ -35,7 +36,7 @@ def test_agents_find_the_optimum_of_a_problem_that_is_solved_on_paper() -> None:
         critic_learning_rate=3e-3,
         target_rate=0.05,
     )
-    rows = meta_test("critic", CriticObjective(), specs, SEEDS, settings, 2500, 250, num_episodes)
+    rows = meta_test("critic", CriticObjective(), MetaTestPlan(specs, SEEDS, settings, 2500, 250, num_episodes))
     learned = np.array([max(row.episode_return for row in rows if row.seed == seed) for seed in SEEDS])
 
     agent_specs, _, agent_seeds = fresh_seeds(specs, SEEDS)
@@ -61,6 +62,7 @@ def test_agents_solve_pendulum() -> None:
     An agent may lose a swing-up for some thousand steps and find it again, so the best of the evaluations counts.
     """
     settings = AgentSettings(hidden_units=64, num_windows=16, window_length=10, random_env_steps=1000)
-    rows = meta_test("critic", CriticObjective(), [EnvironmentSpec("Pendulum-v1")], SEEDS, settings, 15_000, 1500, 10)
+    plan = MetaTestPlan([EnvironmentSpec("Pendulum-v1")], SEEDS, settings, 15_000, 1500, 10)
+    rows = meta_test("critic", CriticObjective(), plan)
     means = [np.mean([row.episode_return for row in rows if row.env_steps == n]) for n in range(1500, 15_001, 1500)]
     assert means[0] < -1000 and max(means) > -200, means

@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_agents_come_back_as_they_were(checkpoint: Path) -> None:
-    specs, population = film.trained_agents(checkpoint)
+    specs, population = film.load_agents(checkpoint)
     assert [spec.name for spec in specs] == [PENDULUM.name, "Reacher-v5", PENDULUM.name]
     stored = torch.load(checkpoint, weights_only=True)["metagenrl"]["learner"]["population"]["policy"]
     for name, p in population.policy.items():
@@ -59,7 +59,7 @@ def test_agents_come_back_as_they_were(checkpoint: Path) -> None:
 
 def test_a_film_shows_an_episode_from_its_first_state_to_its_last() -> None:
     """40 steps at 30 a second, every second one of which fits into 25 frames: 0, 2, .., 40."""
-    frames, per_second, episode_return = film.filmed_episode(PENDULUM, lambda observation: np.ones(1), seed=3, height=60)
+    frames, per_second, episode_return = film.record_episode(PENDULUM, lambda observation: np.ones(1), seed=3, height=60)
     assert frames.shape == (21, 60, 60, 3) and frames.dtype == np.uint8 and per_second == 15
     assert len({frame.tobytes() for frame in frames}) > 10  # it moves
 
@@ -68,7 +68,7 @@ def test_a_film_shows_an_episode_from_its_first_state_to_its_last() -> None:
     rewards = [environment.step(np.ones(1))[1] for _ in range(40)]
     assert episode_return == pytest.approx(sum(rewards))
 
-    short, _, same_return = film.filmed_episode(PENDULUM, lambda observation: np.ones(1), seed=3, height=60, seconds=0.5)
+    short, _, same_return = film.record_episode(PENDULUM, lambda observation: np.ones(1), seed=3, height=60, seconds=0.5)
     assert len(short) == 8 and same_return == episode_return  # steps 0 to 15
     np.testing.assert_array_equal(short, frames[:8])
 
@@ -101,8 +101,8 @@ def test_options_reach_the_film(checkpoint: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_walking_body_is_followed() -> None:
-    followed, alone = (film._drawing(EnvironmentSpec(id)) for id in ("HalfCheetah-v5", "Reacher-v5"))
-    fixed = film._drawing(EnvironmentSpec("HalfCheetah-v5", {"camera_id": -1}))
+    followed, alone = (film._make_drawable(EnvironmentSpec(id)) for id in ("HalfCheetah-v5", "Reacher-v5"))
+    fixed = film._make_drawable(EnvironmentSpec("HalfCheetah-v5", {"camera_id": -1}))
     assert [environment.spec.kwargs.get("camera_name") for environment in (followed, alone, fixed)] == ["track", None, None]
 
 
@@ -136,7 +136,7 @@ def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(checkpoint: Path, 
     older.write_bytes(b"not the newest")
     os.utime(older, ns=(0, 0))
     for folder in (checkpoint.parent.parent, checkpoint.parent):
-        _, population = film.trained_agents(folder)
+        _, population = film.load_agents(folder)
         assert film._policy(population, 2)(np.zeros(3, np.float32)) == -1
     older.unlink()
 
@@ -169,7 +169,7 @@ def test_an_environment_that_fails_is_told_in_one_line(
 
 def test_environments_that_cannot_be_drawn_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^environment Counting-v0.*"):
-        film.filmed_episode(EnvironmentSpec("Counting-v0"), lambda observation: np.ones(1))
+        film.record_episode(EnvironmentSpec("Counting-v0"), lambda observation: np.ones(1))
     with pytest.raises(
         ValueError, match=r"^environment Pendulum-v1: cannot be drawn; valid is one with the render mode rgb_array$"
     ):

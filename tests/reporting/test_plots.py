@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metagenrl_pl.reporting.plots import (
-    METHOD_COLOURS,
     RUN_COLOURS,
     agent_curves,
     learning_curves,
@@ -18,6 +17,7 @@ from metagenrl_pl.reporting.plots import (
     stages_figure,
     training_figure,
 )
+from metagenrl_pl.results.methods import LEARNED, METHODS, Method
 from metagenrl_pl.results.rows import MetaTestRow, append_rows
 
 METRICS = """env_steps,loss,episode_return/A/agent_0,episode_return/A/agent_1,evaluation_return/B/agent_2,episode_return/B/agent_2
@@ -97,7 +97,7 @@ def test_meta_test_panel(tmp_path: Path, figures: list[Figure]) -> None:
     assert path is not None and _is_png(path)
     (axes,) = _panels(figures[0]).values()
     earlier, random, critic, learned = axes.get_lines()
-    assert earlier.get_color() == learned.get_color() == METHOD_COLOURS["learned"]
+    assert earlier.get_color() == learned.get_color() == LEARNED.colour
     assert earlier.get_alpha() <= 0.5 and learned.get_alpha() is None
     assert np.asarray(earlier.get_ydata()).tolist() == [1001, 1051]  # mean over seeds 0 and 2
     assert np.asarray(learned.get_ydata()).tolist() == [2001, 2051]
@@ -172,3 +172,10 @@ def test_wide_intervals_do_not_flatten_the_lines() -> None:
     assert axes.get_ylim() == (-100, 200)  # lines from 0 to 100; the interval's half-width is 12.7 * 10,000
     (axes,) = meta_test_figure("T", [row for row in rows if row.seed == 0]).axes
     assert axes.get_ylim()[0] > -10_010 and axes.get_ylim()[1] < -9_890
+
+
+def test_a_method_is_drawn_as_it_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "sac", Method("sac", "SAC (own)", "SAC", "#123456"))
+    figure = meta_test_figure("T", [MetaTestRow("T", "sac", 0, x, x) for x in (50, 100)])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SAC (own)"]
+    assert [line.get_color() for line in figure.axes[0].get_lines()] == ["#123456"]

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.objectives import LearnedMixture, LearnedObjective
 from metagenrl_pl.reporting.report import main, render
-from metagenrl_pl.reporting.report_parts import interval_text, number, slug
-from metagenrl_pl.results.rows import METHOD_NAMES, MetaTestRow, append_rows
+from metagenrl_pl.reporting.report_parts import format_interval, format_number, to_file_name
+from metagenrl_pl.results.methods import METHODS, Method
+from metagenrl_pl.results.rows import MetaTestRow, append_rows
 from metagenrl_pl.results.statistics import Interval
 
 METRICS = """env_steps,agreement/Seen-v0/agent_0,agreement/Seen-v0/agent_1,episode_return/Seen-v0/agent_0,episode_return/Seen-v0/agent_1
@@ -108,7 +109,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes
 
 def test_the_page_is_well_formed_and_names_everything(made: tuple[str, dict[str, bytes]]) -> None:
     page = Page(made[0])
-    methods = [METHOD_NAMES[method] for method in ("learned", "untrained", "reinforce", "critic", "random")]
+    methods = [METHODS[method].label for method in ("learned", "untrained", "reinforce", "critic", "random")]
     for name in (*methods, "Seen-v0", "Unseen-v0", "Lone<v0>", "<base>", "run_0", "run_1", "c0ffee1"):
         assert name in page.text, name
     assert "$" not in page.text
@@ -156,7 +157,7 @@ def test_the_numbers_on_the_page(made: tuple[str, dict[str, bytes]]) -> None:
     assert page.row("DDPG/TD3", "method")[1] == "1.00 [1.00, 1.00]"
     # against REINFORCE's 50 half of the pairs are won in training and none elsewhere
     wins = page.row("off-policy REINFORCE (GAE)", "learned objective against")
-    assert (wins[1].split()[0], wins[2]) == ("0.50", "not told apart")
+    assert (wins[1].split()[0], wins[2]) == ("0.50", "indistinguishable")
     assert (wins[4].split()[0], wins[5]) == ("0.00", "worse")
     assert page.row("meta-training seed 1", "objective") == ["meta-training seed 1", "0.80 (2 agents)", "0.40 (2 agents)"]
     # returns: 4 agents, mean 30, half-width t(0.95, 3) = 3.182 times sqrt(400 / 3) / 2
@@ -242,9 +243,15 @@ def test_a_mixture_shows_how_it_weighs(tmp_path: Path) -> None:
 
 def test_numbers_as_text() -> None:
     nan = float("nan")
-    assert number(-0.001) == "0.00"
-    assert number(12345.678, 1) == "12,345.7"
-    assert number(nan) == "diverged"
-    assert interval_text(Interval(1.0, 0.5, 1.25)) == "1.00 [0.50, 1.25]"
-    assert interval_text(Interval(1.0, nan, nan)) == "1.00"
-    assert slug("a/b (c)[d=1]-v5") == "a_b_c_d_1_-v5"
+    assert format_number(-0.001) == "0.00"
+    assert format_number(12345.678, 1) == "12,345.7"
+    assert format_number(nan) == "diverged"
+    assert format_interval(Interval(1.0, 0.5, 1.25)) == "1.00 [0.50, 1.25]"
+    assert format_interval(Interval(1.0, nan, nan)) == "1.00"
+    assert to_file_name("a/b (c)[d=1]-v5") == "a_b_c_d_1_-v5"
+
+
+def test_a_method_is_reported_as_it_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "sac", Method("sac", "SAC (own)", "SAC", "#123456"))
+    append_rows(tmp_path / "run" / "meta_test.csv", [MetaTestRow("A", "sac", 0, 10, 5.0)])
+    assert ["SAC (own)", "5.00 (1)"] in Page(render([tmp_path])[0]).rows

@@ -1,18 +1,13 @@
-"""`meta_test.csv` and the table made of it."""
+"""`meta_test.csv`."""
 
-import io
-import math
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from rich.text import Text
 
 from metagenrl_pl.results.rows import (
     MetaTestRow,
     append_rows,
     drop_rows_after,
-    final_table,
     newest_stage,
     read_rows,
 )
@@ -91,68 +86,3 @@ def test_refuses_a_file_with_other_columns(tmp_path: Path) -> None:
 
 def test_newest_stage_is_each_methods_own() -> None:
     assert newest_stage(UNTRAINED + LEARNED + BASELINE) == UNTRAINED + LEARNED[2:] + BASELINE
-
-
-def _cells(rows: list[MetaTestRow]) -> tuple[list[str], list[list[str]], set[str], str]:
-    """Header, rows of cells, the texts in bold, caption."""
-    table = final_table(rows)
-    columns = [list(column.cells) for column in table.columns]
-    bold = {str(cell) for column in columns for cell in column if isinstance(cell, Text) and cell.style == "bold"}
-    header = [str(column.header) for column in table.columns]
-    return header, [[str(cell) for cell in row] for row in zip(*columns, strict=True)], bold, str(table.caption)
-
-
-def test_final_table() -> None:
-    rows = [
-        MetaTestRow("Pendulum-v1", "random", 0, 0, -1300.0),
-        MetaTestRow("Pendulum-v1", "my_method", 0, 500, -900.0),
-        MetaTestRow("Hopper-v5", "critic", 0, 250, 99.0),  # not the largest env_steps
-        MetaTestRow("Hopper-v5", "critic", 0, 500, 12.0),
-        MetaTestRow("Hopper-v5", "critic", 0, 300, 99.0),  # not the largest env_steps
-        MetaTestRow("Hopper-v5", "critic", 1, 500, 14.0),
-        MetaTestRow("Hopper-v5", "learned", 0, 500, 77.0, 1000),  # not the newest stage
-        MetaTestRow("Hopper-v5", "learned", 0, 500, 20.0, 2000),
-        MetaTestRow("Hopper-v5", "learned", 1, 500, 20.0, 2000),
-        MetaTestRow("Pendulum-v1", "learned", 0, 500, -1000.0, 2000),
-        MetaTestRow("Pendulum-v1", "learned", 1, 500, -1010.0, 2000),
-    ]
-    header, cells, bold, caption = _cells(rows)
-    assert header == ["method", "Hopper-v5", "Pendulum-v1"]
-    assert cells == [
-        ["learned objective", "20.0 ± 0.0", "-1,005 ± 64"],  # t(0.95, 1) = 12.706, times the standard error 5
-        ["DDPG/TD3", "13.0 ± 12.7", "-"],
-        ["random actions", "-", "-1,300"],
-        ["my_method", "-", "-900"],
-    ]
-    assert bold == {"20.0 ± 0.0", "-900"}
-    assert "over 1 to 2 seeds" in caption
-    assert "after 500 env steps" in caption
-    assert "meta-trained for 2,000 env steps per agent" in caption
-
-
-def test_final_table_of_one_seed_says_so_and_shows_means_only() -> None:
-    _, cells, bold, caption = _cells([MetaTestRow("Hopper-v5", "learned", 0, 500, 1.234, 1000), *BASELINE])
-    assert cells == [["learned objective", "1.23"], ["DDPG/TD3", "-2.50"]]
-    assert bold == {"1.23"}
-    assert caption.startswith("one seed: mean only, no interval")
-
-
-def test_final_table_survives_a_diverged_agent_and_odd_names() -> None:
-    rows = [
-        MetaTestRow("a[red]", "critic", 0, 1, math.nan),
-        MetaTestRow("a[red]", "critic", 1, 1, 1.0),
-        MetaTestRow("a[red]", "[b]", 0, 1, 2.0),
-    ]
-    header, cells, bold, _ = _cells(rows)
-    assert header == ["method", "a[red]"]
-    assert cells == [["DDPG/TD3", "nan"], ["[b]", "2.00"]]
-    assert bold == {"2.00"}
-
-
-def test_final_table_prints() -> None:
-    console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(final_table(LEARNED))
-    console.print(final_table([]))
-    words = console.export_text().split()
-    assert "learned" in words
-    assert "results" in words  # the caption of the empty table: no results yet

@@ -19,9 +19,9 @@ from metagenrl_pl.results.scores import (
     aggregate,
     improvement,
     learning_curves,
-    normalised,
     raw_scores,
     scores_of,
+    select_normalised,
     variant_curves,
 )
 from metagenrl_pl.results.variants import variants_of
@@ -155,7 +155,7 @@ def test_without_a_reference_there_are_returns_alone(tmp_path: Path, missing: st
     scores, notes = scores_of(learning_curves([read_run(_folder(tmp_path, rows + _learned(10.0)))])[0])
     (note,) = notes
     assert note.startswith("A is left out of normalised scores") and f"no run has {missing} there" in note
-    assert {score.final for score in scores if score.method == "learned"} == {100.0} and normalised(scores) == []
+    assert {score.final for score in scores if score.method == "learned"} == {100.0} and select_normalised(scores) == []
 
 
 def _judged(curves: Iterable[LearningCurve]) -> tuple[set[tuple[str, str, int]], list[str]]:
@@ -207,7 +207,7 @@ def test_ddpg_below_random_actions_is_left_out_and_told(tmp_path: Path) -> None:
     scores, notes = scores_of(learning_curves([read_run(_folder(tmp_path, BASELINES + _learned(10.0) + worse))])[0])
     assert len(notes) == 1 and notes[0].startswith("T is left out of normalised scores")
     assert {score.environment for score in scores} == {"A", "T"}
-    assert {score.environment for score in normalised(scores)} == {"A"}
+    assert {score.environment for score in select_normalised(scores)} == {"A"}
 
 
 def _made_up(values: Mapping[tuple[str, str], Iterable[float]]) -> list[Score]:
@@ -244,7 +244,7 @@ def test_an_agent_that_diverged_makes_no_mean_and_loses() -> None:
     for method, other, expected in (("learned", "critic", 0.5), ("critic", "learned", 0.5), ("learned", "learned", 0.5)):
         wins = improvement(scores, method, other, _final)
         assert wins is not None and wins.mean == expected
-    assert normalised(scores) == scores
+    assert select_normalised(scores) == scores
     huge = _made_up({("A", "learned"): [math.nan], ("A", "critic"): [-1e20]})
     wins = improvement(huge, "critic", "learned", _final)
     assert wins is not None and wins.mean == 1
@@ -296,7 +296,7 @@ def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
     variants = {tuple(sorted(run.name for run in variant.runs)): variant for variant in variants_of(find_runs([tmp_path])[0])}
     assert all("objective.seed" not in run.origin.settings for variant in variants.values() for run in variant.runs if run.origin)
     assert variants.keys() == {("new", "old"), ("second",), ("agent", "same_agent"), ("other_agent",)}
-    assert variants["agent", "same_agent"].strangers == {"other_agent": ["agent.hidden_units"]}
+    assert variants["agent", "same_agent"].incomparable == {"other_agent": ["agent.hidden_units"]}
 
 
 def test_tests_of_another_length_in_the_same_environment_are_another_regime(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{empty / 'meta_test.csv'} has the columns environment,method,seed"):
         find_runs([empty])
     append_rows(_made(tmp_path / "lone") / "meta_test.csv", _learned(1.0))
-    with pytest.raises(ValueError, match=f"{tmp_path / 'lone'}: nothing tells how its learned objective was meta-trained"):
+    with pytest.raises(ValueError, match=f"{tmp_path / 'lone'}: no file says how its learned objective was meta-trained"):
         read_run(tmp_path / "lone")
     (tmp_path / "lone" / "config.yaml").write_text("seed: 3\n")
     with pytest.raises(ValueError, match=f"{tmp_path / 'lone' / 'config.yaml'} is no config of a run"):

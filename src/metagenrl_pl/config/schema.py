@@ -29,6 +29,7 @@ from metagenrl_pl.common.messages import (
     key_message,
     one_line,
 )
+from metagenrl_pl.config.former import removed_key_message, removed_target_message
 
 _LISTS = (list, tuple, set, Sequence, Iterable, Collection)
 _MAPPINGS = (dict, Mapping, DictConfig)
@@ -37,7 +38,7 @@ _UNIONS = (Union, types.UnionType)
 
 
 class ConfigError(ValueError):
-    """A user's mistake, told in one line that names the key, the value and the valid choices."""
+    """A user's mistake: one line that names the key, the value and the valid choices."""
 
 
 class _Misfit(ConfigError):
@@ -81,7 +82,7 @@ def build(node: DictConfig, kind: type = object, **late: Any) -> Any:
         node: A node of the config, with a `_target_`. Lists and mappings reach the constructor as plain Python.
         kind: What it has to be.
         late: Arguments that only code can give, passed as they are. A node whose required arguments come from here says
-            `_partial_: true`; that is how `validated` knows.
+            `_partial_: true`; that is how `validate` knows.
 
     Raises:
         ConfigError: There is no `_target_`, the object is of another kind, or the constructor refused its arguments. The message
@@ -144,24 +145,26 @@ def _arguments(target: Any, values: dict[Any, Any], key: str, complete: bool = T
     parameters = parameters_of(target)
     values = {name: value for name, value in values.items() if value != "???"}
     if parameters is None:
-        return {name: _walked(value, join_key(key, name)) for name, value in values.items()}
+        return {name: _check_nodes(value, join_key(key, name)) for name, value in values.items()}
     unknown = [name for name in values if name not in parameters]
     if unknown and "**" not in parameters:
-        raise ConfigError(key_message(key, unknown[0], parameters))
+        name = unknown[0]
+        removed = removed_key_message(names_of(target), join_key(key, name), values[name])
+        raise ConfigError(removed or key_message(key, name, parameters))
     for name, parameter in parameters.items():
         if complete and name != "**" and parameter.default is parameter.empty and name not in values:
             raise ConfigError(f"missing key '{join_key(key, name)}', which {getattr(target, '__name__', target)} requires")
     checked: dict[Any, Any] = dict.fromkeys(values)  # in their order
-    # Plain values first: a node may repeat one (`seed: ${seed}`), whose mistake is told by its own name.
+    # Plain values first: a node may repeat one (`seed: ${seed}`), whose mistake is reported under its own name.
     for name, value in sorted(values.items(), key=lambda item: isinstance(item[1], (dict, list))):
         parameter = parameters.get(name) or parameters["**"]
         keep = value is None and parameter.default is None  # `x: int = None`
-        checked[name] = None if keep else _converted(value, parameter.annotation, join_key(key, name))
+        checked[name] = None if keep else _convert(value, parameter.annotation, join_key(key, name))
     return checked
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
-    """What `target` takes by keyword, its annotations evaluated, with `**` for `**kwargs`; None if that cannot be told."""
+    """What `target` takes by keyword, its annotations evaluated, with `**` for `**kwargs`; None if that is unknown."""
     if getattr(getattr(target, "__init__", None), "__module__", None) == "torch.nn.modules.module":
         return {}  # a module without a constructor of its own: torch's takes **kwargs only to refuse them
     try:
@@ -185,14 +188,14 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
     return parameters
 
 
-def _converted(value: Any, annotation: Any, key: str) -> Any:
+def _convert(value: Any, annotation: Any, key: str) -> Any:
     """`value` as `annotation` wants it. Raises ConfigError if it does not fit."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     kind = origin or (type(None) if annotation is None else annotation)
     if _is_node(value) or kind in (Any, object):
-        return _walked(value, key)
+        return _check_nodes(value, key)
     if kind in _UNIONS or kind is Literal:
-        return _chosen(value, annotation, key)
+        return _choose_member(value, annotation, key)
     if kind in _SCALARS:
         return _scalar(value, kind, key)
     if kind in _LISTS:
@@ -200,17 +203,15 @@ def _converted(value: Any, annotation: Any, key: str) -> Any:
     if value is None or (kind in _MAPPINGS and not isinstance(value, dict)):
         raise _Misfit(value, annotation, key)
     if kind in _MAPPINGS and len(arguments) == 2:
-        items = _walked(value, key).items()
+        items = _check_nodes(value, key).items()
         off = "." not in key  # null switches an entry off
-        return {
-            name: None if off and item is None else _converted(item, arguments[1], join_key(key, name)) for name, item in items
-        }
+        return {name: None if off and item is None else _convert(item, arguments[1], join_key(key, name)) for name, item in items}
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         return _arguments(kind, value, key)
-    return _walked(value, key)
+    return _check_nodes(value, key)
 
 
-def _chosen(value: Any, annotation: Any, key: str) -> Any:
+def _choose_member(value: Any, annotation: Any, key: str) -> Any:
     """`value` as a `Literal` or a union wants it: a member that takes it as it is comes before one that needs a coercion."""
     members = get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
     choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
@@ -218,11 +219,11 @@ def _chosen(value: Any, annotation: Any, key: str) -> Any:
         return value
     others = [member for member in members if get_origin(member) is not Literal]
     if not any(map(is_dataclass, others)):
-        value = _walked(value, key)  # a mistake inside a node is told as such, not as a misfit of the union
+        value = _check_nodes(value, key)  # a mistake inside a node is reported as such, not as a misfit of the union
     fits, misfits = [], []
     for member in others:
         try:
-            fits.append(_converted(value, member, key))
+            fits.append(_convert(value, member, key))
         except ConfigError as error:
             misfits.append(error)
     exact = [fit for fit in fits if type(fit) is type(value) and fit == value]  # `auto` stays a str in `list[str] | str`
@@ -255,13 +256,13 @@ def _list(value: Any, annotation: Any, key: str) -> list[Any]:
     if len(items) != len(elements):
         raise _Misfit(value, annotation, key)
     place = f"{key}[{{}}]" if items is value else key
-    return [_converted(item, element, place.format(i)) for i, (item, element) in enumerate(zip(items, elements, strict=True))]
+    return [_convert(item, element, place.format(i)) for i, (item, element) in enumerate(zip(items, elements, strict=True))]
 
 
-def _walked(value: Any, key: str) -> Any:
+def _check_nodes(value: Any, key: str) -> Any:
     """`value`, which nothing describes, with the nodes inside it checked."""
     if isinstance(value, list):
-        return [_walked(item, f"{key}[{i}]") for i, item in enumerate(value)]
+        return [_check_nodes(item, f"{key}[{i}]") for i, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
     if _is_node(value):
@@ -274,7 +275,7 @@ def _walked(value: Any, key: str) -> Any:
         for name in value:
             if name not in entries:
                 raise ConfigError(key_message(key, name, entries) + " (a new entry needs a _target_)")
-    return {name: _walked(item, join_key(key, name)) for name, item in value.items()}
+    return {name: _check_nodes(item, join_key(key, name)) for name, item in value.items()}
 
 
 def import_target(target: Any, key: str) -> Any:
@@ -284,8 +285,13 @@ def import_target(target: Any, key: str) -> Any:
     except pydoc.ErrorDuringImport as error:
         raise ConfigError(f"{key}._target_: cannot import {target}: {one_line(error)}") from error
     if not callable(found):
-        raise ConfigError(f"{key}._target_: there is no class or function {target}")
+        raise ConfigError(f"{key}._target_: {removed_target_message(str(target)) or f'there is no class or function {target}'}")
     return found
+
+
+def names_of(target: Any) -> list[str]:
+    """The names of a class and of its bases; none of a function."""
+    return [owner.__name__ for owner in inspect.getmro(target)] if isinstance(target, type) else []
 
 
 def _is_node(value: Any) -> bool:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,7 +24,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE
 from metagenrl_pl.common.messages import choice_message, key_message, one_line
-from metagenrl_pl.config.schema import ConfigError, explanation, import_target, parameters_of, validate
+from metagenrl_pl.config.former import removed_choice_message, removed_key_message
+from metagenrl_pl.config.schema import ConfigError, explanation, import_target, names_of, parameters_of, validate
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +123,9 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
     """The line for an error that Hydra raised before the job started."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, choice = _group_and_choice(error.missing_cfg_file)
-        return choice_message(group, choice, sorted({*error.options, *_choices(config_path, group)}))
+        return removed_choice_message(group, choice) or choice_message(
+            group, choice, sorted({*error.options, *_choices(config_path, group)})
+        )
     if "Config group override must be" in str(error):
         for group, _, choice in (argument.lstrip("+").partition("=") for argument in sys.argv[1:]):
             if choice in ("null", "") and (config_path / group).is_dir():
@@ -132,17 +136,25 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
     cause = error.__cause__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
         parent, key = str(cause.full_key).rpartition(".")[0], str(cause.key)
+        target: Any = schema
         try:
             target = schema if not parent else import_target(cause.parent_node.get("_target_"), parent)
             settable = parameters_of(target) or {}
         except ConfigError:
             settable = {}
+        if removed := key not in settable and removed_key_message(names_of(target), cause.full_key, *_given(cause.full_key)):
+            return removed
         if key in settable:
             return f"the config does not set '{cause.full_key}'; to set it, write +{cause.full_key}=..."
         groups = [] if parent else [path.name for path in config_path.iterdir() if path.is_dir()]
         return key_message(parent, key, [*cause.parent_node, *settable, *groups])
     message = one_line(error) + (f": {one_line(cause)}" if isinstance(cause, OmegaConfBaseException) else "")
     return message if isinstance(error, HydraException) else f"cannot compose the config: {message}"
+
+
+def _given(key: str) -> list[str]:
+    """The value that the command line gives a key, if it does."""
+    return [value for name, _, value in (argument.partition("=") for argument in sys.argv[1:]) if name.lstrip("+") == key][-1:]
 
 
 def _group_and_choice(config: str) -> tuple[str, str]:

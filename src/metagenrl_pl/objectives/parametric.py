@@ -1,5 +1,6 @@
 """Objectives with parameters of their own: what meta-learning trains, files keep and users call."""
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from metagenrl_pl.common.files import atomic_write
+from metagenrl_pl.config.former import removed_key_message, removed_target_message, update_card, update_options
 from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 _FORMAT = "metagenrl_pl.objective.1"
@@ -19,7 +21,7 @@ _WITHOUT_A_NAME = "metagenrl_pl.objectives.learned.LearnedObjective"  # the clas
 
 
 class UnknownObjectiveError(ValueError):
-    """A file holds an objective of a class that has not been imported."""
+    """A file holds an objective of a class that has not been imported, or with an option that is gone."""
 
 
 class ParametricObjective(Objective):
@@ -140,13 +142,16 @@ class ParametricObjective(Objective):
             raise ValueError(f"objective.path={path}: no objective of this project (its card names no format {_FORMAT!r})")
         name = str(card.pop("class", _WITHOUT_A_NAME))
         kind = imported_class(name)
+        if kind is None and (message := removed_target_message(name)):
+            raise UnknownObjectiveError(f"objective.path={path}: {message}")
         if kind is None or not issubclass(kind, cls):
             raise UnknownObjectiveError(
                 f"objective.path={path}: is of the class {name}; valid is {cls.__name__} or a subclass that has been imported, as "
                 "objective._target_=<module>.<class>.load does"
             )
+        card = update_card(card)
         try:
-            objective = kind(**card.pop("architecture"))
+            objective = kind(**_known_options(kind, card.pop("architecture")))
             objective.load_state_dict(tensors)
         except ValueError as error:
             raise type(error)(f"objective.path={path}: {error}") from error
@@ -192,6 +197,20 @@ def pretrained_path(name: str) -> Path:
         names = sorted(file.stem for file in _PRETRAINED.glob("*.safetensors"))
         raise ValueError(f"objective.name={name}: no pretrained objective of this name; valid is {', '.join(names)}")
     return path
+
+
+def _known_options(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a file names, without those of version 0.1.0 that did nothing.
+
+    Raises:
+        UnknownObjectiveError: if one that was removed did something.
+    """
+    accepted, owners = inspect.signature(kind).parameters.keys(), [owner.__name__ for owner in kind.__mro__]
+    options = update_options(owners, options, accepted)
+    for name in options.keys() - accepted:
+        if message := removed_key_message(owners, f"objective.{name}", options[name]):
+            raise UnknownObjectiveError(message)
+    return options
 
 
 def _with_subclasses(kind: type[ParametricObjective]) -> Iterator[type[ParametricObjective]]:

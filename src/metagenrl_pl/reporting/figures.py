@@ -204,16 +204,16 @@ def _noise(num_steps: int, num_windows: int, seed: int) -> tuple[torch.Tensor, .
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def mirrored(length: int) -> torch.Tensor:
+    def mirror_noise(length: int) -> torch.Tensor:
         level = torch.randn(num_windows, 1, generator=generator)
         noise = 0.8 * level + 0.6 * torch.randn(num_windows, length, generator=generator)
         noise = torch.cat([noise, -noise])
         return noise / noise.square().mean().sqrt()
 
-    reward, value = mirrored(num_steps), mirrored(num_steps + 1)
+    reward, value = mirror_noise(num_steps), mirror_noise(num_steps + 1)
     replay_action = 1.6 * torch.rand(num_windows, num_steps, generator=generator) - 0.8
     policy_action = replay_action + 0.2 * torch.randn(num_windows, num_steps, generator=generator)
-    critic_gradient = mirrored(num_steps)
+    critic_gradient = mirror_noise(num_steps)
     return reward, value, critic_gradient, replay_action.repeat(2, 1), policy_action.clamp(-1, 1).repeat(2, 1)
 
 

@@ -1,7 +1,6 @@
 """Films of trained agents: `python -m metagenrl_pl.reporting.film CHECKPOINT|RUN_FOLDER [--agents N ...] [--out DIR]`.
 
-An agent of a checkpoint (the newest one of a run) plays one episode with its noise-free policy, and what its environment draws becomes
-a film.
+An agent of a checkpoint (the newest one of a run) plays one episode with its noise-free policy. Its environment draws the frames.
 """
 
 import argparse
@@ -22,6 +21,7 @@ from PIL import Image
 from metagenrl_pl.agents.population import Population
 from metagenrl_pl.common.files import atomic_write
 from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.config.former import update_config
 from metagenrl_pl.config.schema import build
 from metagenrl_pl.environments.environment import Environment, EnvironmentFailure, EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
@@ -32,7 +32,7 @@ _FOLLOWING = "track"  # the camera of MuJoCo's walking bodies
 _FRAMES_PER_SECOND = 25  # at most: what a GIF can hold and an eye needs
 
 
-def trained_agents(checkpoint: Path) -> tuple[list[EnvironmentSpec], Population]:
+def load_agents(checkpoint: Path) -> tuple[list[EnvironmentSpec], Population]:
     """The agents of a checkpoint, on the CPU, and the environment of each.
 
     Args:
@@ -46,14 +46,14 @@ def trained_agents(checkpoint: Path) -> tuple[list[EnvironmentSpec], Population]
         stored = AtomicCheckpointIO().load_checkpoint(_file_of(checkpoint))[PROJECT_KEY]
     except CheckpointError as error:
         raise CheckpointError(str(error).removeprefix("ckpt_path=")) from error  # a key of train.py's, not of a film
-    config = OmegaConf.create(stored["config"])
+    config = OmegaConf.create(update_config(stored["config"]))
     specs = build(config.env).assign_round_robin(config.population.size)
     population = Population(sizes_of(specs), [0] * len(specs), build(config.agent))
     population.load_state_dict(stored["learner"]["population"])
     return specs, population
 
 
-def filmed_episode(
+def record_episode(
     spec: EnvironmentSpec,
     act: Callable[[np.ndarray], np.ndarray],
     seed: int = 0,
@@ -76,14 +76,14 @@ def filmed_episode(
         ValueError: if the environment cannot be made or drawn.
         EnvironmentFailure: if it fails in the episode.
     """
-    environment = _drawing(spec)
+    environment = _make_drawable(spec)
     try:
         per_second = environment.frames_per_second
         every, most = math.ceil(per_second / _FRAMES_PER_SECOND), seconds * per_second
         observation, frames, episode_return, ended, num_steps = environment.reset(seed), [], 0.0, False, 0
         while True:
             if num_steps <= most and (num_steps % every == 0 or ended):
-                frames.append(_resized(environment.render(), height))
+                frames.append(_resize(environment.render(), height))
             if ended:
                 return np.stack(frames), per_second / every, episode_return
             observation, reward, terminated, truncated = environment.step(act(observation))
@@ -125,27 +125,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--height", type=int, default=240, metavar="PIXELS", help="of a film (default: 240)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of a film, at most (default: the whole episode)")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: 0)")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         if find_library("EGL"):
             os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        for name, value in (("height", given.height), ("seconds", given.seconds)):
+        for name, value in (("height", options.height), ("seconds", options.seconds)):
             if not value > 0:
                 raise ValueError(f"--{name} {value}: valid is a positive number")
-        if given.seed < 0:
-            raise ValueError(f"--seed {given.seed}: valid is 0 or more")
-        specs, population = trained_agents(given.checkpoint)
-        for agent in given.agents or _first_ones(specs):
+        if options.seed < 0:
+            raise ValueError(f"--seed {options.seed}: valid is 0 or more")
+        specs, population = load_agents(options.checkpoint)
+        for agent in options.agents or _first_ones(specs):
             if not 0 <= agent < len(specs):
                 raise ValueError(f"--agents {agent}: valid are 0 to {len(specs) - 1}")
-        given.out.mkdir(parents=True, exist_ok=True)
-        for agent in given.agents or _first_ones(specs):
+        options.out.mkdir(parents=True, exist_ok=True)
+        for agent in options.agents or _first_ones(specs):
             spec = specs[agent]
             policy = _policy(population, agent)
-            frames, per_second, episode_return = filmed_episode(spec, policy, given.seed, given.height, given.seconds)
-            path = given.out / f"{spec.name.replace('/', '_')}_agent_{agent}.{given.format}"
+            frames, per_second, episode_return = record_episode(spec, policy, options.seed, options.height, options.seconds)
+            path = options.out / f"{spec.name.replace('/', '_')}_agent_{agent}.{options.format}"
             save_film(path, frames, per_second)
             print(f"{path}: {spec.name}, agent {agent}, return {episode_return:.1f}", flush=True)
     except (ValueError, OSError, EnvironmentFailure) as error:
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _file_of(checkpoint: Path) -> Path:
-    """The checkpoint that a path means, as in `train.py ckpt_path=...`."""
+    """The checkpoint that a path stands for, as in `train.py ckpt_path=...`."""
     if not checkpoint.is_dir():
         return checkpoint
     newest = newest_checkpoint(checkpoint.parent if checkpoint.name == "checkpoints" else checkpoint)
@@ -163,8 +163,8 @@ def _file_of(checkpoint: Path) -> Path:
     return newest
 
 
-def _drawing(spec: EnvironmentSpec) -> Environment:
-    """The environment, ready to be drawn; by the camera that follows the body, if it has one and no other is asked for."""
+def _make_drawable(spec: EnvironmentSpec) -> Environment:
+    """The environment, ready to be drawn: by the camera that follows the body, if it has one and the spec names no other."""
     kwargs = {**spec.kwargs, "render_mode": "rgb_array"}
     environment = Environment(dataclasses.replace(spec, kwargs=kwargs))
     if _FOLLOWING in environment.cameras and not {"camera_name", "camera_id"} & kwargs.keys():
@@ -179,7 +179,7 @@ def _first_ones(specs: Sequence[EnvironmentSpec]) -> list[int]:
 
 
 def _policy(population: Population, agent: int) -> Callable[[np.ndarray], np.ndarray]:
-    """One agent's, as a function of what its environment shows."""
+    """One agent's policy, as a function of its environment's observation."""
 
     def act(observation: np.ndarray) -> np.ndarray:
         padded = torch.zeros(population.num_agents, population.observation_size)
@@ -189,7 +189,7 @@ def _policy(population: Population, agent: int) -> Callable[[np.ndarray], np.nda
     return act
 
 
-def _resized(frame: np.ndarray, height: int) -> np.ndarray:
+def _resize(frame: np.ndarray, height: int) -> np.ndarray:
     width = round(frame.shape[1] * height / frame.shape[0] / 2) * 2  # even, as video codecs want it
     return np.asarray(Image.fromarray(frame).resize((max(width, 2), height), Image.Resampling.LANCZOS))
 

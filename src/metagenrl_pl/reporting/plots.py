@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,31 +15,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from metagenrl_pl.common.files import atomic_write, read_csv
+from metagenrl_pl.results.methods import Method, find_methods
 from metagenrl_pl.results.rows import (
     MetaTestRow,
     interval_over_seeds,
-    method_name,
-    methods_in_order,
     newest_stage,
     read_rows,
 )
 
-METHOD_COLOURS = {
-    "learned": "#0072B2",
-    "untrained": "#CC79A7",
-    "reinforce": "#E69F00",
-    "critic": "#009E73",
-    "critic_both": "#8C6D31",
-    "ppo": "#D55E00",
-    "td3": "#56B4E9",
-    "random": "#666666",
-}
-"""Colour of each known method, told apart by colour-blind readers too (Okabe & Ito)."""
-
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#E69F00")
 """Of runs side by side."""
 
-_OTHER_COLOURS = ("#000000", "#7B4173", "#999933")
 _AGENT_COLOUR = "#34495E"
 _MAX_PANELS_PER_ROW = 4
 _RETURNS = ("episode_return", "evaluation_return")
@@ -76,13 +63,13 @@ def learning_curves(run_dir: Path) -> Path | None:
     if test:
         subfigure = next(subfigures)
         rows = [row for environment_rows in test.values() for row in environment_rows]
-        colours = _colours(rows)
+        methods = find_methods(row.method for row in rows)
         newest = set(newest_stage(rows))
         for axes, (environment, environment_rows) in zip(_panels(subfigure, test, columns), test.items(), strict=True):
-            _draw_test(axes, environment, environment_rows, newest, colours)
+            _draw_test(axes, environment, environment_rows, newest, methods)
         title = "Meta-test: fresh agents"
         y_label = "return (shaded: 95 % interval)" if len({row.seed for row in rows}) > 1 else "return (one seed)"
-        _finish(subfigure, columns, title, ("env steps of the fresh agent", y_label), _test_legend(rows, colours))
+        _finish(subfigure, columns, title, ("env steps of the fresh agent", y_label), _test_legend(rows, methods))
 
     path = run_dir / "learning_curves.png"
     with atomic_write(path) as file:
@@ -93,10 +80,11 @@ def learning_curves(run_dir: Path) -> Path | None:
 def meta_test_figure(environment: str, rows: Sequence[MetaTestRow]) -> Figure:
     """Return of fresh agents in one environment, a line per method: the mean over all rows, shaded its 95 % interval."""
     figure, axes = _single_panel()
-    _draw_test(axes, environment, rows, set(rows), _colours(rows))
+    methods = find_methods(row.method for row in rows)
+    _draw_test(axes, environment, rows, set(rows), methods)
     _show_lines(axes)
     _style(axes, ("env steps of the fresh agent", "return"))
-    _add_legend(figure, _test_legend(rows, _colours(rows)))
+    _add_legend(figure, _test_legend(rows, methods))
     return figure
 
 
@@ -227,22 +215,31 @@ def _draw_training(axes: Axes, environment: str, kinds: Mapping[str, Sequence[Cu
 
 
 def _draw_test(
-    axes: Axes, environment: str, rows: Sequence[MetaTestRow], newest: set[MetaTestRow], colours: Mapping[str, str]
+    axes: Axes, environment: str, rows: Sequence[MetaTestRow], newest: set[MetaTestRow], methods: Sequence[Method]
 ) -> None:
-    earlier = [row for row in rows if row.method == "learned" and row not in newest]
-    stages = sorted({row.meta_training_env_steps or 0 for row in earlier})
-    for index, stage in enumerate(stages):  # the older, the lighter
-        env_steps, mean, _, _ = _seed_curve([row for row in earlier if row.meta_training_env_steps == stage])
-        axes.plot(env_steps, mean, color=colours["learned"], linewidth=1.0, alpha=0.15 + 0.35 * (index + 1) / len(stages))
-    for method in reversed(methods_in_order(rows)):  # the learned objective on top
-        of_method = [row for row in rows if row.method == method and row in newest]
-        if method == "random":  # trains nothing, so it has no curve
-            axes.axhline(interval_over_seeds(of_method).mean, color=colours[method], linewidth=1.3, linestyle="--")
-        elif of_method:
-            env_steps, mean, low, high = _seed_curve(of_method)
-            axes.fill_between(env_steps, low, high, color=colours[method], alpha=0.16, linewidth=0)
-            axes.plot(env_steps, mean, color=colours[method], linewidth=2.4 if method == "learned" else 1.7)
+    for method in methods:
+        if method.is_meta_trained:
+            _draw_earlier_stages(axes, [row for row in rows if row.method == method.name and row not in newest], method.colour)
+    for method in reversed(methods):  # the learned objective on top
+        own = [row for row in rows if row.method == method.name and row in newest]
+        if own and not method.trains:  # one evaluation alone is no curve
+            axes.axhline(interval_over_seeds(own).mean, color=method.colour, linewidth=1.3, linestyle=_line_style(method))
+        elif own:
+            env_steps, mean, low, high = _seed_curve(own)
+            axes.fill_between(env_steps, low, high, color=method.colour, alpha=0.16, linewidth=0)
+            axes.plot(env_steps, mean, color=method.colour, linewidth=2.4 if method.is_meta_trained else 1.7)
     axes.set_title(environment, fontsize=10)
+
+
+def _draw_earlier_stages(axes: Axes, rows: Sequence[MetaTestRow], colour: str) -> None:
+    stages = sorted({row.meta_training_env_steps or 0 for row in rows})
+    for index, stage in enumerate(stages):  # the older, the lighter
+        env_steps, mean, _, _ = _seed_curve([row for row in rows if row.meta_training_env_steps == stage])
+        axes.plot(env_steps, mean, color=colour, linewidth=1.0, alpha=0.15 + 0.35 * (index + 1) / len(stages))
+
+
+def _line_style(method: Method) -> Literal["-", "--"]:
+    return "-" if method.trains else "--"
 
 
 def _seed_curve(rows: Sequence[MetaTestRow]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -253,11 +250,6 @@ def _seed_curve(rows: Sequence[MetaTestRow]) -> tuple[np.ndarray, np.ndarray, np
     points = [(env_steps, *interval_over_seeds(seeds[env_steps])) for env_steps in sorted(seeds)]
     env_steps, mean, low, high = np.array(points).T
     return env_steps, mean, low, high
-
-
-def _colours(rows: Sequence[MetaTestRow]) -> dict[str, str]:
-    others = [method for method in methods_in_order(rows) if method not in METHOD_COLOURS]
-    return METHOD_COLOURS | {method: _OTHER_COLOURS[index % len(_OTHER_COLOURS)] for index, method in enumerate(others)}
 
 
 def _training_legend(training: Mapping[str, Mapping[str, Sequence[Curve]]]) -> list[Line2D]:
@@ -271,12 +263,10 @@ def _training_legend(training: Mapping[str, Mapping[str, Sequence[Curve]]]) -> l
     return legend
 
 
-def _test_legend(rows: Sequence[MetaTestRow], colours: Mapping[str, str]) -> list[Line2D]:
+def _test_legend(rows: Sequence[MetaTestRow], methods: Sequence[Method]) -> list[Line2D]:
     legend = []
-    for method in methods_in_order(rows):
-        legend.append(Line2D([], [], color=colours[method], linewidth=1.8, label=method_name(method)))
-        if method == "random":
-            legend[-1].set_linestyle("--")
-        if method == "learned" and len({row.meta_training_env_steps for row in rows if row.method == method}) > 1:
-            legend.append(Line2D([], [], color=colours[method], linewidth=1.0, alpha=0.4, label="its earlier stages"))
+    for method in methods:
+        legend.append(Line2D([], [], color=method.colour, linewidth=1.8, linestyle=_line_style(method), label=method.label))
+        if method.is_meta_trained and len({row.meta_training_env_steps for row in rows if row.method == method.name}) > 1:
+            legend.append(Line2D([], [], color=method.colour, linewidth=1.0, alpha=0.4, label="its earlier stages"))
     return legend

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from metagenrl_pl.reporting.plots import Curve, agent_curves, meta_test_figure, stages_figure, training_figure
 from metagenrl_pl.reporting.report_parts import Gallery, Pictures
+from metagenrl_pl.results.methods import LEARNED, UNTRAINED
 from metagenrl_pl.results.rows import MetaTestRow
 from metagenrl_pl.results.scores import LearningCurve
 from metagenrl_pl.results.variants import Variant
@@ -64,16 +65,16 @@ def meta_training_pictures(variant: Variant, gallery: Gallery, anchor: str) -> l
 
 def stages_pictures(variant: Variant, curves: Sequence[LearningCurve], gallery: Gallery, anchor: str) -> list[Pictures]:
     """Learning curves with the objective as it was at stages of meta-training; nothing if there is one stage alone."""
-    rows = [row for run in variant.runs for row in run.rows if row.method == "learned"]
+    rows = [row for run in variant.runs for row in run.rows if row.method == LEARNED.name]
     pictures = []
     for environment in sorted({row.environment for row in rows}):
         own = [row for row in rows if row.environment == environment]
         if len({row.meta_training_env_steps for row in own}) < 2:
             continue
         own += [
-            MetaTestRow(environment, "untrained", curve.seed, env_steps, value, 0)
+            MetaTestRow(environment, UNTRAINED.name, curve.seed, env_steps, value, 0)
             for curve in curves
-            if (curve.environment, curve.method) == (environment, "untrained")
+            if (curve.environment, curve.method) == (environment, UNTRAINED.name)
             for env_steps, value in zip(curve.env_steps, curve.returns, strict=True)
         ]
         figure = stages_figure(environment, own)

@@ -18,8 +18,9 @@ from metagenrl_pl.reporting.figures import (
     gradient_figure,
     similarity,
 )
-from metagenrl_pl.reporting.plots import METHOD_COLOURS, RUN_COLOURS
-from metagenrl_pl.reporting.report_parts import Gallery, Part, Pictures, Table, Words, number
+from metagenrl_pl.reporting.plots import RUN_COLOURS
+from metagenrl_pl.reporting.report_parts import Gallery, Part, Pictures, Table, Words, format_number
+from metagenrl_pl.results.methods import CRITIC, REINFORCE, UNTRAINED
 from metagenrl_pl.results.variants import Variant
 
 _MOST = 4  # learned objectives that are drawn
@@ -37,7 +38,6 @@ _COSINES = (
     "1: the same up to its scale; 0: unrelated; -1: the opposite. By dQ/da the cosine is with DDPG/TD3's picture. The last "
     "column compares each objective's credit over time with itself, asked about other windows: far below 1, its picture is mostly noise."
 )
-_REINFORCE, _DDPG, _UNTRAINED = "REINFORCE (GAE)", "DDPG/TD3", "untrained"
 
 
 def objectives_parts(variant: Variant, gallery: Gallery, anchor: str) -> list[Part]:
@@ -60,8 +60,8 @@ def objectives_parts(variant: Variant, gallery: Gallery, anchor: str) -> list[Pa
     settings = next(run.origin.settings for run in variant.runs if run.origin is not None)
     first = next(iter(learned.values()))
     objectives: dict[str, Objective] = {
-        _REINFORCE: Reinforce(discount=float(settings.get("agent.discount", 0.99))),
-        _UNTRAINED: type(first)(**first.architecture, seed=derive_seed(0, "untrained objective")),  # as in meta-tests
+        REINFORCE.short_label: Reinforce(discount=float(settings.get("agent.discount", 0.99))),
+        UNTRAINED.short_label: type(first)(**first.architecture, seed=derive_seed(0, "untrained objective")),  # as in meta-tests
         **learned,
     }
     num_steps = next((run.window_length for run in variant.runs if run.window_length), _PAPERS_WINDOW_LENGTH)
@@ -81,7 +81,7 @@ def objectives_parts(variant: Variant, gallery: Gallery, anchor: str) -> list[Pa
     for probe, meaning in probes.items():
         # REINFORCE does not look at the critic's gradient; DDPG/TD3 looks at nothing else.
         looking = {name: objective for name, objective in objectives.items() if objective.needs_critic_gradient}
-        asked = {_DDPG: CriticObjective(), **looking} if probe == "critic_gradient" else objectives
+        asked = {CRITIC.short_label: CriticObjective(), **looking} if probe == "critic_gradient" else objectives
         reference = next(iter(asked))
         maps = {name: action_gradient_map(objective, probe, num_steps) for name, objective in asked.items()}
         pictures = []
@@ -93,7 +93,7 @@ def objectives_parts(variant: Variant, gallery: Gallery, anchor: str) -> list[Pa
                 gallery.add(f"{anchor}_gradient_{probe}_{name}", figure, f"dL/da of {name} by {meaning} and distance")
             )
         parts.append(Pictures(pictures, f"dL/da by the {meaning}, mean over windows", is_small=True))
-    colours = {_REINFORCE: METHOD_COLOURS["reinforce"], _UNTRAINED: METHOD_COLOURS["untrained"]}
+    colours = {method.short_label: method.colour for method in (REINFORCE, UNTRAINED)}
     colours |= dict(zip(learned, RUN_COLOURS, strict=False))
     mixtures = {name: one for name, one in objectives.items() if isinstance(one, LearnedMixture)}
     if mixtures:
@@ -104,12 +104,12 @@ def objectives_parts(variant: Variant, gallery: Gallery, anchor: str) -> list[Pa
     pictures = []
     for name, matrix in matrices.items():
         again = credit_matrix(objectives[name], num_steps, seed=1)
-        cosines[name] += [_cosine_text(similarity(matrix, other)) for other in (matrices[_REINFORCE], again)]
+        cosines[name] += [_cosine_text(similarity(matrix, other)) for other in (matrices[REINFORCE.short_label], again)]
         figure = credit_figure(matrix, _title(name, learned))
         pictures.append(gallery.add(f"{anchor}_credit_{name}", figure, f"Credit over time of {name}"))
     pictures.append(gallery.add(f"{anchor}_credit_by_delay", credit_by_delay_figure(matrices, colours), "Credit by delay"))
     header = ["cosine with REINFORCE's picture", *probes.values(), "credit over time", "credit with other noise"]
-    rows = [[_title(name, learned), *cells] for name, cells in cosines.items() if name != _REINFORCE]
+    rows = [[_title(name, learned), *cells] for name, cells in cosines.items() if name != REINFORCE.short_label]
     parts.append(Pictures(pictures, "Credit over time", _CREDIT, is_small=True))
     parts.append(Table(header, rows, caption=_COSINES))
     return parts
@@ -120,4 +120,4 @@ def _title(name: str, learned: Mapping[str, Objective]) -> str:
 
 
 def _cosine_text(cosine: float) -> str:
-    return "-" if math.isnan(cosine) else number(cosine)
+    return "-" if math.isnan(cosine) else format_number(cosine)

@@ -104,8 +104,8 @@ class Gallery:
         """Draw a figure; `name` becomes a file name and is unique."""
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=130, metadata={"Software": None})  # the same bytes from every version
-        assert slug(name) not in self.pictures
-        self.pictures[slug(name)] = png.getvalue()
+        assert to_file_name(name) not in self.pictures
+        self.pictures[to_file_name(name)] = png.getvalue()
         return Picture(png.getvalue(), description)
 
     def save(self, folder: Path) -> None:
@@ -115,18 +115,18 @@ class Gallery:
                 file.write(png)
 
 
-def slug(name: str) -> str:
+def to_file_name(name: str) -> str:
     """`name` with letters, digits, dots and dashes alone, as a file name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_")
 
 
-def number(value: float, decimals: int = 2) -> str:
+def format_number(value: float, decimals: int = 2) -> str:
     """`value` with a fixed number of decimals, never as -0; an agent that diverged has no number."""
     return "diverged" if math.isnan(value) else f"{round(value, decimals) + 0.0:,.{decimals}f}"
 
 
-def interval_text(interval: Interval, decimals: int = 2) -> str:
+def format_interval(interval: Interval, decimals: int = 2) -> str:
     """`mean [low, high]`, the mean alone where there is no interval."""
     if math.isnan(interval.low):
-        return number(interval.mean, decimals)
-    return f"{number(interval.mean, decimals)} [{number(interval.low, decimals)}, {number(interval.high, decimals)}]"
+        return format_number(interval.mean, decimals)
+    return f"{format_number(interval.mean, decimals)} [{format_number(interval.low, decimals)}, {format_number(interval.high, decimals)}]"

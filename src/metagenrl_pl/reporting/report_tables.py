@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
-from metagenrl_pl.reporting.report_parts import Table, Words, interval_text, number
-from metagenrl_pl.results.rows import MetaTestRow, method_name, methods_in_order
+from metagenrl_pl.reporting.report_parts import Table, Words, format_interval, format_number
+from metagenrl_pl.results.methods import LEARNED, Method, find_methods, reference_methods
 from metagenrl_pl.results.run_folders import Run
-from metagenrl_pl.results.scores import Score, aggregate, improvement, normalised
+from metagenrl_pl.results.scores import Score, aggregate, improvement, select_normalised
 from metagenrl_pl.results.statistics import Interval, mean_interval
 from metagenrl_pl.results.variants import Variant
 
 _FEW_RUNS = 5
+_LOWEST, _HIGHEST = (method.label for method in reference_methods())
+_SCALE = f"{_LOWEST} are 0 and {_HIGHEST} is 1"
 
 
 def headline(variant: Variant, scores: Sequence[Score]) -> str:
@@ -23,16 +25,16 @@ def headline(variant: Variant, scores: Sequence[Score]) -> str:
             continue
         environments = sorted({score.environment for score in part})
         sentence = f"On {name} environments ({', '.join(environments)}) "
-        reached = aggregate(normalised(part), "learned", lambda score: score.normalised_final)
+        reached = aggregate(select_normalised(part), LEARNED.name, lambda score: score.normalised_final)
         if reached is None:
             sentence += "scores cannot be normalised; "
         else:
-            sentence += f"the learned objective scores {interval_text(reached)}, where random actions are 0 and DDPG/TD3 is 1; "
+            sentence += f"the learned objective scores {format_interval(reached)}, where {_SCALE}; "
         verdicts: dict[str, list[str]] = {}
         for method in _methods(part):
-            wins = improvement(part, "learned", method, lambda score: score.final) if method != "learned" else None
+            wins = improvement(part, LEARNED.name, method.name, lambda score: score.final) if method != LEARNED else None
             if wins is not None:
-                verdicts.setdefault(_verdict(wins), []).append(method_name(method))
+                verdicts.setdefault(_verdict(wins), []).append(method.label)
         sentence += "; ".join(f"{verdict}: {', '.join(others)}" for verdict, others in verdicts.items())
         sentences.append(sentence.rstrip("; ") + ".")
     return " ".join(sentences)
@@ -41,36 +43,36 @@ def headline(variant: Variant, scores: Sequence[Score]) -> str:
 def _verdict(wins: Interval) -> str:
     if wins.low > 0.5:
         return "better than"
-    return "worse than" if wins.high < 0.5 else "not told apart from"
+    return "worse than" if wins.high < 0.5 else "indistinguishable from"
 
 
 def normalised_table(variant: Variant, scores: Sequence[Score]) -> Table:
     """Normalised scores of every method, as interquartile means."""
     header, columns = ["method"], []
     for name, part in _sets(variant, scores).items():
-        part = normalised(part)
+        part = select_normalised(part)
         environments = len({score.environment for score in part})
         header += [f"{name}: final return", f"{name}: area", f"{name}: agents"]
         columns.append((part, environments))
     rows = []
     for method in _methods(scores):
-        cells = [method_name(method)]
+        cells = [method.label]
         for part, environments in columns:
             for measure in (lambda score: score.normalised_final, lambda score: score.normalised_area):
-                interval = aggregate(part, method, measure)
-                cells.append(interval_text(interval) if interval else "-")
-            own = [score for score in part if score.method == method]
+                interval = aggregate(part, method.name, measure)
+                cells.append(format_interval(interval) if interval else "-")
+            own = [score for score in part if score.method == method.name]
             present = len({score.environment for score in own})
             missing = f" ({present} of {environments} environments)" if 0 < present < environments else ""
             cells.append(f"{len(own)}{missing}" if own else "-")
         rows.append(cells)
     caption = (
-        "Interquartile mean over all fresh agents of all environments [95 % stratified bootstrap interval]; random actions are 0 and "
-        "DDPG/TD3's mean is 1 in each environment. Final: the last evaluation; area: mean of the learning curve. The intervals take "
-        "DDPG/TD3 and random actions as known, and the agents that one objective trained as independent, which they are not: they "
+        f"Interquartile mean over all fresh agents of all environments [95 % stratified bootstrap interval]; {_LOWEST} are 0 and "
+        f"{_HIGHEST}'s mean is 1 in each environment. Final: the last evaluation; area: mean of the learning curve. The intervals take "
+        f"{_HIGHEST} and {_LOWEST} as known, and the agents that one objective trained as independent, which they are not: they "
         "are too narrow where meta-training seeds are few."
     )
-    return Table(header, rows, "Normalised scores", caption, own=method_name("learned"))
+    return Table(header, rows, "Normalised scores", caption, own=LEARNED.label)
 
 
 def improvement_table(variant: Variant, scores: Sequence[Score]) -> Table:
@@ -81,23 +83,25 @@ def improvement_table(variant: Variant, scores: Sequence[Score]) -> Table:
         header += [f"{name}: final return", f"{name}: verdict", f"{name}: area"]
     rows, fewest = [], _FEW_RUNS
     for method in _methods(scores):
-        if method == "learned":
+        if method == LEARNED:
             continue
-        cells = [method_name(method)]
+        cells = [method.label]
         for part in sets.values():
             final, area = (
-                improvement(part, "learned", method, measure) for measure in (lambda score: score.final, lambda score: score.area)
+                improvement(part, LEARNED.name, method.name, measure)
+                for measure in (lambda score: score.final, lambda score: score.area)
             )
-            cells += [interval_text(final), _verdict(final)] if final else ["-", "-"]
-            cells.append(interval_text(area) if area else "-")
+            cells += [format_interval(final), _verdict(final)] if final else ["-", "-"]
+            cells.append(format_interval(area) if area else "-")
             for environment in {score.environment for score in part}:
-                for one in ("learned", method):
+                for one in (LEARNED.name, method.name):
                     number_of = sum(score.method == one and score.environment == environment for score in part)
                     fewest = min(fewest, number_of or fewest)
         rows.append([cell.replace(" than", "").replace(" from", "") for cell in cells])
     caption = (
         "Probability that a fresh agent trained by the learned objective ends above one of the other method, the mean over "
-        "environments [95 % stratified bootstrap interval]; 0.5 is a draw. Told apart if the interval leaves 0.5 out."
+        "environments [95 % stratified bootstrap interval]; 0.5 is a draw. The two are statistically "
+        "indistinguishable where the interval holds 0.5."
     )
     if fewest < _FEW_RUNS:
         caption += (
@@ -112,14 +116,14 @@ def objectives_table(variant: Variant, scores: Sequence[Score]) -> Table | Words
     seeds = sorted({score.meta_training_seed for score in scores if score.meta_training_seed is not None})
     if len(seeds) < 2:
         return Words("One meta-training seed: how much objectives differ is not known.")
-    sets = {name: normalised(part) for name, part in _sets(variant, scores).items()}
+    sets = {name: select_normalised(part) for name, part in _sets(variant, scores).items()}
     rows = []
     for seed in seeds:
         cells = [f"meta-training seed {seed}"]
         for part in sets.values():
-            own = [score for score in part if score.meta_training_seed == seed and score.method == "learned"]
-            interval = aggregate(own, "learned", lambda score: score.normalised_final)
-            cells.append(f"{number(interval.mean)} ({len(own)} agents)" if interval else "-")
+            own = [score for score in part if score.meta_training_seed == seed and score.method == LEARNED.name]
+            interval = aggregate(own, LEARNED.name, lambda score: score.normalised_final)
+            cells.append(f"{format_number(interval.mean)} ({len(own)} agents)" if interval else "-")
         rows.append(cells)
     caption = "Interquartile mean of the normalised final return of the agents that each objective trained."
     return Table(["objective", *sets], rows, "Each learned objective", caption)
@@ -131,15 +135,15 @@ def returns_table(scores: Sequence[Score], training: Sequence[str] = ()) -> Tabl
     header = ["method", *(f"{name}{' (training)' if name in training else ''}" for name in environments)]
     rows = []
     for method in _methods(scores):
-        cells = [method_name(method)]
+        cells = [method.label]
         for environment in environments:
-            returns = [score.final for score in scores if (score.environment, score.method) == (environment, method)]
+            returns = [score.final for score in scores if (score.environment, score.method) == (environment, method.name)]
             largest = max((abs(score.final) for score in scores if score.environment == environment), default=0.0)
             cells.append(_return_text(returns, 0 if largest >= 1000 else 1 if largest >= 10 else 2))
         rows.append(cells)
     at = ", ".join(f"{name} {max(score.env_steps for score in scores if score.environment == name):,}" for name in environments)
     caption = f"Mean ± half-width of its 95 % Student-t interval (number of agents), after env steps: {at}."
-    return Table(header, rows, "Returns", caption, own=method_name("learned"))
+    return Table(header, rows, "Returns", caption, own=LEARNED.label)
 
 
 def _return_text(returns: Sequence[float], decimals: int) -> str:
@@ -164,7 +168,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
             environments = ", ".join(origin.training_environments)
             agents = str(origin.settings.get("population.size", "?"))
             made = [environments, agents, f"{run.stage:,}", str(origin.seed), origin.commit[:7] or "?"]
-        methods = ", ".join(methods_in_order(run.rows))
+        methods = ", ".join(method.name for method in find_methods(row.method for row in run.rows))
         tested = [
             methods,
             ", ".join(sorted({row.environment for row in run.rows})),
@@ -183,5 +187,5 @@ def _sets(variant: Variant, scores: Sequence[Score]) -> dict[str, list[Score]]:
     return dict(sorted(sets.items()))
 
 
-def _methods(scores: Iterable[Score]) -> list[str]:
-    return methods_in_order(MetaTestRow(score.environment, score.method, score.seed, 0, 0.0) for score in scores)
+def _methods(scores: Iterable[Score]) -> list[Method]:
+    return find_methods(score.method for score in scores)

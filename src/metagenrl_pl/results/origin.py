@@ -1,4 +1,4 @@
-"""Where a learned objective comes from: the settings that shaped it, as its run's configuration or its card tell."""
+"""Where a learned objective comes from: the settings that shaped it, as its run's configuration or its card names them."""
 
 import json
 from collections import defaultdict
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.config.former import update_card, update_config
 from metagenrl_pl.config.schema import ConfigError, import_target, parameters_of
 from metagenrl_pl.environments.environment import EnvironmentSpec
 
@@ -42,7 +43,7 @@ def meta_training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What shapes an objective beside seed, environments and length, of a run's configuration, by dotted key."""
     return {
         f"{group}.{key}": value
-        for group in ("population", "objective", "agent", "inner", "meta")
+        for group in ("population", "objective", "agent", "inner", "judge", "meta")
         for key, value in (config.get(group) or {}).items()
         if (group, key) != ("objective", "seed")
     }
@@ -64,28 +65,29 @@ def origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, A
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no config of a run: it lacks seed or env.train") from error
     names = {EnvironmentSpec.parse(entry).name for entry in entries}
-    settings = _all_completed(meta_training_settings(config))
+    settings = _complete(meta_training_settings(config))
     return Origin(seed, tuple(sorted(names)), settings, str(card.get("commit") or ""), is_whole=True)
 
 
 def origin_in_card(card: Mapping[str, Any]) -> Origin | None:
-    """The origin that a card tells; None if it does not. Cards of older runs know only some of the settings."""
+    """The origin that a card names; None if it names none. Cards of older runs know only some of the settings."""
     if not {"training_environments", "seed"} <= card.keys():
         return None
     settings = card.get("settings")
     is_whole = settings is not None
     if settings is None:  # written before the package had other classes of objectives, or all of this one's options
-        objective = with_defaults({"_target_": _TARGET_OF_OLDER_CARDS, **card.get("architecture", {})})
+        architecture = {"_target_": _TARGET_OF_OLDER_CARDS, **card.get("architecture", {})}
+        objective = with_defaults(update_config({"objective": architecture})["objective"])
         settings = {f"objective.{key}": value for key, value in objective.items() if key != "seed"}
         for key, name in (("num_agents", "population.size"), ("window_length", "agent.window_length")):
             settings |= {name: card[key]} if key in card else {}
     else:
-        settings = _all_completed(settings)
+        settings = _complete(settings)
     return Origin(card["seed"], tuple(sorted(card["training_environments"])), settings, str(card.get("commit") or ""), is_whole)
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """An objective's card.
+    """An objective's card, as this version writes it.
 
     Raises:
         ValueError: if the file is no JSON.
@@ -94,11 +96,11 @@ def read_card(path: Path) -> dict[str, Any]:
         card = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not readable: {one_line(error)}") from error
-    return card if isinstance(card, dict) else {}
+    return update_card(card) if isinstance(card, dict) else {}
 
 
 def with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
-    """With the defaults of its class, for a run that is older than some of its keys is one that has their defaults."""
+    """A node with the defaults of its class. A run that is older than one of its keys was made with the key's default."""
     try:
         parameters = parameters_of(import_target(node["_target_"], "")) if "_target_" in node else None
     except ConfigError:  # a component that is not here
@@ -107,8 +109,8 @@ def with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **node}
 
 
-def _all_completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`completed` for the groups of settings by dotted key."""
+def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key, each group with the defaults of its class."""
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, value in settings.items():
         group, _, name = key.partition(".")

@@ -1,4 +1,4 @@
-"""What a result was made with: the code's commit and the versions below it."""
+"""What a result was made with: the commit of the code and the versions of packages."""
 
 import json
 import platform
@@ -27,7 +27,7 @@ def commit() -> str | None:
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Commit, versions (null for a package that is not there), and whatever else is told."""
+    """Commit, versions (null for a package that is not there), and whatever else is given."""
     return {
         "commit": commit(),
         "python": platform.python_version(),
@@ -38,7 +38,7 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 def add_provenance(folder: Path, **more: Any) -> None:
-    """Append what is at work now to the list in a folder's `provenance.json`, an entry for each time that its run begins or goes on.
+    """Append the present versions to the list in a folder's `provenance.json`: an entry for each start of its run.
 
     Raises:
         ValueError: if the file is there and holds no list.

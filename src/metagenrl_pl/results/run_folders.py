@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from metagenrl_pl.config.former import update_config
 from metagenrl_pl.config.schema import load_config
 from metagenrl_pl.objectives.parametric import pretrained_path
+from metagenrl_pl.results.methods import find_method
 from metagenrl_pl.results.origin import Origin, origin_in_card, origin_in_config, read_card, with_defaults
 from metagenrl_pl.results.rows import MetaTestRow, read_rows
 
@@ -40,8 +42,8 @@ class Run(NamedTuple):
 
 
 def depends_on_meta_training(row: MetaTestRow) -> bool:
-    """Whether a row's agent was trained by a meta-trained objective; hand-made, untrained ones and random actions were not."""
-    return row.method == "learned" or bool(row.meta_training_env_steps)
+    """Whether a meta-trained objective trained the agent of a row."""
+    return find_method(row.method).is_meta_trained or bool(row.meta_training_env_steps)
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -74,12 +76,12 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def read_run(folder: Path, name: str | None = None) -> Run:
     """Read a run folder: `meta_test.csv`, and `config.yaml` or the card of its objective.
 
-    The origin of a learned objective is the config's of the run that meta-trained it. A run that tests an objective from a file
-    trains other agents in `env.train`: there its card tells, in the run's folder or else beside the file.
+    The configuration of the run that meta-trained an objective names its origin. A run that tests an objective from a file trains
+    other agents in `env.train`: there the card names the origin, in the run's folder or else beside the file.
 
     Raises:
-        ValueError: no `meta_test.csv`, nothing in it, other columns, an unreadable config, or results of a learned objective of which
-            neither config nor card tell where it comes from.
+        ValueError: no `meta_test.csv`, nothing in it, other columns, an unreadable config, or a learned objective whose origin neither
+            config nor card name.
     """
     path = folder / "meta_test.csv"
     if not path.exists():
@@ -98,19 +100,19 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     meta_trains = config.get("meta", {}) is not None if config else card_paths[0].exists()
     origin = None
     if any(map(depends_on_meta_training, rows)):
-        told = meta_trains and bool(config)
-        origin = origin_in_config(folder / "config.yaml", config, card) if told else origin_in_card(card)
+        is_in_config = meta_trains and bool(config)
+        origin = origin_in_config(folder / "config.yaml", config, card) if is_in_config else origin_in_card(card)
         if origin is None:
             tried = ", ".join(map(str, [folder / "config.yaml", *card_paths]))
-            raise ValueError(f"{folder}: nothing tells how its learned objective was meta-trained; looked for {tried}")
+            raise ValueError(f"{folder}: no file says how its learned objective was meta-trained; looked for {tried}")
     window_length = card.get("window_length", (config.get("agent") or {}).get("window_length"))
     return Run(folder, name or folder.name, rows, origin, meta_trains, window_length, with_defaults(config.get("agent") or {}))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """As plain dictionaries; empty if there is no file."""
+    """As this version writes it, in plain dictionaries; empty if there is no file."""
     config: Any = OmegaConf.to_container(load_config(path)) if path.exists() else {}
-    return config
+    return update_config(config)
 
 
 def _short_names(folders: Sequence[Path]) -> dict[Path, str]:

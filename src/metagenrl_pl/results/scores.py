@@ -2,8 +2,8 @@
 
     runs -> `learning_curves` -> `scores_of` -> {`aggregate`, `improvement`}
 
-Every agent of an environment is judged at the same env steps: the evaluations that all of its methods have. What shares none with the
-others, as a short test of whether things work may, is left out and told.
+Every agent of an environment is judged at the same env steps: the evaluations that all of its methods have. A curve that shares none with
+the others, such as that of a short trial, is left out, and a note says so.
 """
 
 import math
@@ -14,13 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metagenrl_pl.results.methods import LEARNED, find_method, reference_methods
 from metagenrl_pl.results.rows import newest_stage
 from metagenrl_pl.results.run_folders import Run, depends_on_meta_training
 from metagenrl_pl.results.statistics import Interval, interquartile_mean, probability_of_improvement
 from metagenrl_pl.results.variants import Variant
-
-REFERENCES = ("random", "critic")
-"""The methods that normalised scores are measured by: the first is 0, the mean of the second is 1."""
 
 
 class LearningCurve(NamedTuple):
@@ -85,21 +83,21 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
     contradictions: dict[tuple[str, str, Path, Path], int] = defaultdict(int)
     for curve in (curve for run in runs for curve in _curves_of(run)):
         first = curves.setdefault(curve[:4], curve)
-        if not _agree(first, curve):  # another device, another version, or compiled: rounding is enough
+        if not _are_equal(first, curve):  # another device, another version, or compiled: rounding is enough
             contradictions[curve.method, curve.environment, first.folder, curve.folder] += 1
     names = {run.folder: run.name for run in (*runs, *others)}
     notes = [
         f"{method} on {environment} differs between {names[first]} and {names[second]} ({count} runs); the former counts."
         for (method, environment, first, second), count in contradictions.items()
     ]
-    learned = _by_environment(curve for curve in curves.values() if curve.method == "learned")
+    learned = _by_environment(curve for curve in curves.values() if curve.method == LEARNED.name)
     left_out: dict[tuple[str, Path], dict[str, int]] = defaultdict(dict)
     references: list[LearningCurve] = []
     for curve in (curve for run in others for curve in _curves_of(run) if curve.meta_training_seed is None):
         is_whole = all(set(own.env_steps) <= set(curve.env_steps) for own in learned.get(curve.environment, ()))
-        if is_whole or curve.method == "random":
+        if is_whole or not find_method(curve.method).trains:
             curves.setdefault(curve[:4], curve)
-        elif curve.method in REFERENCES:
+        elif find_method(curve.method).normalised_score is not None:
             references.append(curve)
         else:
             left_out[curve.method, curve.folder][curve.environment] = curve.env_steps[-1]
@@ -122,7 +120,7 @@ def variant_curves(variant: Variant) -> tuple[list[LearningCurve], list[str]]:
     """`learning_curves` of a variant, in the environments in which its objectives were tested."""
     curves, notes = learning_curves(variant.runs, variant.others)
     tested = {curve.environment for curve in curves if curve.meta_training_seed is not None}
-    notes += [f"{name} is not compared: its agents differ in {', '.join(keys)}." for name, keys in variant.strangers.items()]
+    notes += [f"{name} is not compared: its agents differ in {', '.join(keys)}." for name, keys in variant.incomparable.items()]
     return [curve for curve in curves if curve.environment in tested], notes
 
 
@@ -131,7 +129,7 @@ def raw_scores(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]
     scores: list[Score] = []
     notes: list[str] = []
     for environment, own in _by_environment(curves).items():
-        own, more = _comparable(own)
+        own, more = _select_comparable(own)
         notes += more
         env_steps = _common_env_steps(own)
         longest = max(curve.env_steps[-1] for curve in own)
@@ -147,16 +145,17 @@ def scores_of(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
     """Those of `raw_scores`, normalised, and notes on environments where that is not possible and on curves that were left out or cut."""
     scores: list[Score] = []
     raw, notes = raw_scores(curves)
+    lowest, highest = reference_methods()
     for environment in sorted({score.environment for score in raw}):
         own = [score for score in raw if score.environment == environment]
-        if missing := [method for method in REFERENCES if all(score.method != method for score in own)]:
+        if missing := [m.name for m in (lowest, highest) if all(score.method != m.name for score in own)]:
             notes.append(
-                f"{environment} is left out of normalised scores, which need random actions (random) as 0 and DDPG/TD3 (critic) as 1: no "
-                f"run has {' or '.join(missing)} there. Name a run folder that has it as well."
+                f"{environment} is left out of normalised scores, which need {lowest.label} ({lowest.name}) as 0 and {highest.label} "
+                f"({highest.name}) as 1: no run has {' or '.join(missing)} there. Name a run folder that has it as well."
             )
             scores += own
             continue
-        zero, one = (_reference(own, method) for method in REFERENCES)
+        zero, one = (_reference_means(own, method.name) for method in (lowest, highest))
         if all(low < high for low, high in zip(zero, one, strict=True)):
             own = [
                 score._replace(
@@ -167,14 +166,14 @@ def scores_of(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
             ]
         else:
             notes.append(
-                f"{environment} is left out of normalised scores: DDPG/TD3 (final {one[0]:,.4g}, area {one[1]:,.4g}) is not above "
-                f"random actions ({zero[0]:,.4g})."
+                f"{environment} is left out of normalised scores: {highest.label} (final {one[0]:,.4g}, area {one[1]:,.4g}) is not above "
+                f"{lowest.label} ({zero[0]:,.4g})."
             )
         scores += own
     return scores, notes
 
 
-def normalised(scores: Iterable[Score]) -> list[Score]:
+def select_normalised(scores: Iterable[Score]) -> list[Score]:
     """The scores of the environments in which normalised ones exist; an agent that diverged keeps its NaN."""
     scores = list(scores)
     scaled = {score.environment for score in scores if math.isfinite(score.normalised_final)}
@@ -187,7 +186,7 @@ def aggregate(scores: Iterable[Score], method: str, measure: Measure) -> Interva
     Returns:
         None if the method has no score; all NaN if one is not finite, as that of an agent that diverged may be.
     """
-    strata = list(_strata(scores, method, measure).values())
+    strata = list(_group_by_environment(scores, method, measure).values())
     if not strata:
         return None
     if not all(map(math.isfinite, sum(strata, []))):
@@ -204,7 +203,7 @@ def improvement(scores: Iterable[Score], method: str, other: str, measure: Measu
         None if no environment has both.
     """
     scores = list(scores)
-    strata, others = _strata(scores, method, measure), _strata(scores, other, measure)
+    strata, others = _group_by_environment(scores, method, measure), _group_by_environment(scores, other, measure)
     shared = [environment for environment in strata if environment in others]
     if not shared:
         return None
@@ -228,7 +227,7 @@ def _curves_of(run: Run) -> list[LearningCurve]:
     return curves
 
 
-def _agree(one: LearningCurve, other: LearningCurve) -> bool:
+def _are_equal(one: LearningCurve, other: LearningCurve) -> bool:
     return one.env_steps == other.env_steps and np.array_equal(one.returns, other.returns, equal_nan=True)
 
 
@@ -239,14 +238,14 @@ def _by_environment(curves: Iterable[LearningCurve]) -> dict[str, list[LearningC
     return dict(groups)
 
 
-def _comparable(curves: Sequence[LearningCurve]) -> tuple[list[LearningCurve], list[str]]:
+def _select_comparable(curves: Sequence[LearningCurve]) -> tuple[list[LearningCurve], list[str]]:
     """Of one environment: the curves that have an evaluation in common, and a note on each run's others.
 
     It is the one that most learned objectives have, of those the one that most curves have, of those the last. Where all curves share
     one, all are kept.
     """
-    trained = _trained(curves)
-    learned = Counter(step for curve in trained if curve.method == "learned" for step in curve.env_steps)
+    trained = _select_trained(curves)
+    learned = Counter(step for curve in trained if curve.method == LEARNED.name for step in curve.env_steps)
     every = Counter(step for curve in trained for step in curve.env_steps)
     shared = max(every, key=lambda step: (learned[step], every[step], step))
     left_out = {(curve.method, curve.run): curve.env_steps[-1] for curve in trained if shared not in curve.env_steps}
@@ -255,21 +254,21 @@ def _comparable(curves: Sequence[LearningCurve]) -> tuple[list[LearningCurve], l
         "where others do."
         for (method, run), end in left_out.items()
     ]
-    return [curve for curve in curves if curve.method == "random" or shared in curve.env_steps], notes
+    return [curve for curve in curves if not find_method(curve.method).trains or shared in curve.env_steps], notes
 
 
 def _common_env_steps(curves: Sequence[LearningCurve]) -> list[int]:
     """Of one environment: the evaluations that all curves have."""
-    return sorted(set.intersection(*(set(curve.env_steps) for curve in _trained(curves))))
+    return sorted(set.intersection(*(set(curve.env_steps) for curve in _select_trained(curves))))
 
 
-def _trained(curves: Sequence[LearningCurve]) -> Sequence[LearningCurve]:
+def _select_trained(curves: Sequence[LearningCurve]) -> Sequence[LearningCurve]:
     """All but random actions, which are not trained and have one evaluation alone; those where there is nothing else."""
-    return [curve for curve in curves if curve.method != "random"] or curves
+    return [curve for curve in curves if find_method(curve.method).trains] or curves
 
 
 def _raw_score(curve: LearningCurve, env_steps: Sequence[int]) -> Score:
-    if curve.method == "random":
+    if not find_method(curve.method).trains:
         return Score(*curve[:4], env_steps[-1], curve.returns[-1], curve.returns[-1])
     at = dict(zip(curve.env_steps, curve.returns, strict=True))
     returns = [at[step] for step in env_steps]
@@ -284,13 +283,13 @@ def _mean_over(env_steps: Sequence[int], returns: Sequence[float]) -> float:
     return float((widths * middles).sum() / widths.sum())
 
 
-def _reference(scores: Sequence[Score], method: str) -> tuple[float, float]:
+def _reference_means(scores: Sequence[Score], method: str) -> tuple[float, float]:
     """Mean final return and mean area of a method in one environment."""
     of_method = [score for score in scores if score.method == method]
     return float(np.mean([score.final for score in of_method])), float(np.mean([score.area for score in of_method]))
 
 
-def _strata(scores: Iterable[Score], method: str, measure: Measure) -> dict[str, list[float]]:
+def _group_by_environment(scores: Iterable[Score], method: str, measure: Measure) -> dict[str, list[float]]:
     strata: dict[str, list[float]] = defaultdict(list)
     for score in scores:
         if score.method == method:

@@ -61,8 +61,8 @@ def interquartile_mean(strata: Strata, confidence: float = 0.95, num_resamples: 
     Raises:
         ValueError: no environment, one without runs, a number that is NaN or infinite, or a confidence outside (0, 1).
     """
-    samples = _checked(strata, confidence)
-    return _bootstrapped(lambda *drawn: _trimmed_mean(np.concatenate(drawn, -1)), samples, confidence, num_resamples, seed)
+    samples = _check_samples(strata, confidence)
+    return _bootstrap(lambda *drawn: _trimmed_mean(np.concatenate(drawn, -1)), samples, confidence, num_resamples, seed)
 
 
 def probability_of_improvement(
@@ -85,14 +85,14 @@ def probability_of_improvement(
     Raises:
         ValueError: different numbers of environments, or what `interquartile_mean` refuses.
     """
-    xs, ys = _checked(strata, confidence), _checked(other, confidence)
+    xs, ys = _check_samples(strata, confidence), _check_samples(other, confidence)
     if len(xs) != len(ys):
         raise ValueError(f"{len(xs)} environments are compared with {len(ys)}: valid are the same ones on both sides")
     pairs = [sample for pair in zip(xs, ys, strict=True) for sample in pair]
-    return _bootstrapped(_mean_wins, pairs, confidence, num_resamples, seed)
+    return _bootstrap(_mean_win_share, pairs, confidence, num_resamples, seed)
 
 
-def _checked(strata: Strata, confidence: float) -> list[np.ndarray]:
+def _check_samples(strata: Strata, confidence: float) -> list[np.ndarray]:
     samples = [np.asarray(values, float) for values in strata]
     if not samples or not all(len(sample) and np.isfinite(sample).all() for sample in samples):
         raise ValueError(f"strata={[list(values) for values in strata]}: every environment needs one or more finite numbers")
@@ -101,7 +101,7 @@ def _checked(strata: Strata, confidence: float) -> list[np.ndarray]:
     return samples
 
 
-def _bootstrapped(
+def _bootstrap(
     statistic: Callable[..., np.ndarray], samples: Sequence[np.ndarray], confidence: float, num_resamples: int, seed: int
 ) -> Interval:
     """The statistic of samples [..., runs] with its percentile bootstrap interval, each sample resampled by itself."""
@@ -140,12 +140,12 @@ def _trimmed_mean(values: np.ndarray) -> np.ndarray:
     return np.sort(values, -1)[..., cut : num_runs - cut].mean(-1)
 
 
-def _mean_wins(*pairs: np.ndarray) -> np.ndarray:
+def _mean_win_share(*pairs: np.ndarray) -> np.ndarray:
     """Mean over environments of the share of the pairs that X wins; X and Y of the first environment, of the second ..., [..., runs]."""
-    return np.mean([_wins(x, y) for x, y in zip(pairs[::2], pairs[1::2], strict=True)], 0)
+    return np.mean([_win_share(x, y) for x, y in zip(pairs[::2], pairs[1::2], strict=True)], 0)
 
 
-def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _win_share(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """[..., runs of X], [..., runs of Y] -> [...]."""
     x, y = x[..., :, None], y[..., None, :]
     return ((x > y) + 0.5 * (x == y)).mean((-2, -1))

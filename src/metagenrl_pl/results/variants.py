@@ -1,10 +1,11 @@
-"""Regimes: runs whose meta-training differs in its seed alone, and what they may be compared with."""
+"""Variants: runs whose meta-training differs in its seed alone, and the runs that they may be compared with."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metagenrl_pl.common.messages import format_value
+from metagenrl_pl.results.methods import LEARNED, UNTRAINED
 from metagenrl_pl.results.origin import Origin
 from metagenrl_pl.results.run_folders import Run
 
@@ -13,18 +14,18 @@ class Variant(NamedTuple):
     """Runs whose meta-training differs in its seed alone.
 
     Args:
-        title: what tells it from the others.
+        title: the environments, and the settings in which it differs from most others.
         training_environments: of its meta-training.
         runs: its own.
         others: other runs of the same kind of agents, whose baselines serve where its own runs have none.
-        strangers: runs of other agents, and in which settings those differ: nothing of theirs is comparable.
+        incomparable: runs whose agents differ, by name, and the settings in which they differ. Their results are left out.
     """
 
     title: str
     training_environments: tuple[str, ...]
     runs: Sequence[Run]
     others: Sequence[Run]
-    strangers: Mapping[str, Sequence[str]] = {}
+    incomparable: Mapping[str, Sequence[str]] = {}
 
 
 def variants_of(runs: Sequence[Run]) -> list[Variant]:
@@ -32,8 +33,7 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
 
     Runs that tested in the same environments at other env steps stay apart, since their results are not comparable.
 
-    Settings that a card does not know do not tell runs apart, so that a test of an objective from a file joins the runs that meta-trained
-    it.
+    A setting that a card does not name separates no runs, so that the test of an objective from a file joins the runs that meta-trained it.
     """
     groups: list[list[tuple[Run, Origin]]] = []
     with_origin = [(run, run.origin) for run in runs if run.origin is not None]
@@ -44,7 +44,7 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
                 first.stage == run.stage
                 and first_origin.training_environments == origin.training_environments
                 and not first_origin.differences(origin)
-                and all(_tested_alike(member, run) for member, _ in group)
+                and all(_share_evaluations(member, run) for member, _ in group)
             ):
                 group.append((run, origin))
                 break
@@ -54,33 +54,33 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
     for group in groups:
         members = sorted((run for run, _ in group), key=runs.index)
         (first, origin), rest = group[0], [run for run in runs if run not in members]
-        strangers = {run.name: differing for run in rest if (differing := _other_agents(first, run))}
-        others = [_comparable(run, origin) for run in rest if run.name not in strangers]
-        variants.append(Variant(_title(group[0], groups), origin.training_environments, members, others, strangers))
+        incomparable = {run.name: differing for run in rest if (differing := _differing_agent_settings(first, run))}
+        others = [_drop_other_untrained(run, origin) for run in rest if run.name not in incomparable]
+        variants.append(Variant(_title(group[0], groups), origin.training_environments, members, others, incomparable))
     return sorted(variants, key=lambda variant: runs.index(variant.runs[0]))
 
 
-def _other_agents(one: Run, other: Run) -> list[str]:
-    """Settings in which their agents differ; none if those of one are unknown."""
+def _differing_agent_settings(one: Run, other: Run) -> list[str]:
+    """Settings in which the agents of two runs differ; none if those of one run are unknown."""
     keys = one.agent.keys() | other.agent.keys() if one.agent and other.agent else ()
     return sorted(f"agent.{key}" for key in keys if one.agent.get(key) != other.agent.get(key))
 
 
-def _comparable(run: Run, origin: Origin) -> Run:
-    """The run without an untrained objective of another kind than the learned one."""
+def _drop_other_untrained(run: Run, origin: Origin) -> Run:
+    """The run, without the rows of its untrained objective if that differs in kind from the learned one."""
     if run.origin is None:
         return run
     differing = [key for key in run.origin.differences(origin) if key.startswith("objective.")]
-    return run._replace(rows=[row for row in run.rows if row.method != "untrained"]) if differing else run
+    return run._replace(rows=[row for row in run.rows if row.method != UNTRAINED.name]) if differing else run
 
 
-def _tested_alike(one: Run, other: Run) -> bool:
+def _share_evaluations(one: Run, other: Run) -> bool:
     """Whether learned objectives were evaluated at the same env steps in the environments that both runs tested them in."""
     grids: list[dict[str, set[int]]] = []
     for run in (one, other):
         grids.append(defaultdict(set))
         for row in run.rows:
-            if row.method == "learned":
+            if row.method == LEARNED.name:
                 grids[-1][row.environment].add(row.env_steps)
     return all(grids[0][environment] == grids[1][environment] for environment in grids[0].keys() & grids[1].keys())
 
