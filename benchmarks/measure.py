@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from metagenrl_pl.launch.run_folder import keep_freed_memory
+from metagenrl_pl.common.machine import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 RESULTS = "results/performance"

@@ -1,10 +1,14 @@
 """Meta-test evaluation during and after meta-training, and noise-free evaluation of the population itself."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
 
 from callbacks.checkpointing import stop_requested
 from callbacks.display import progress_of
@@ -19,11 +23,13 @@ from callbacks.schedule import (
     log_metrics,
     module_of,
 )
+from metagenrl_pl.common.machine import num_cores
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.evaluation.background import BackgroundTests
 from metagenrl_pl.evaluation.evaluator import Evaluator
 from metagenrl_pl.evaluation.fresh_agents import (
     MetaTestPlan,
@@ -34,6 +40,7 @@ from metagenrl_pl.evaluation.fresh_agents import (
     random_returns,
 )
 from metagenrl_pl.experience.replay import check_memory, memory_bytes
+from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.results.methods import METHODS, check_method, find_method
@@ -47,8 +54,9 @@ _BUILT_IN = [name for name, method in METHODS.items() if method.is_built_in]
 class MetaTest(pl.Callback):
     """Trains fresh agents with the frozen objective, every so many env steps of meta-training and at its end.
 
-    Beside it, once, at the end: an untrained objective, hand-made ones and random actions. Nothing of the training is touched:
-    everything is drawn from random streams of its own. A signal to stop ends a test in the middle of meta-training, which is then made
+    It also tests, once, what the objective is compared with: an untrained objective, hand-made ones and random actions. Where a second
+    core is free, another process makes these tests while meta-training goes on. Nothing of the training is touched: everything is drawn
+    from random streams of its own. A signal to stop ends a test in the middle of meta-training, which is then made
     first when the run goes on.
 
     Args:
@@ -106,6 +114,8 @@ class MetaTest(pl.Callback):
         self._untrained, self._random = untrained, random
         self._baselines = {method: baseline for method, baseline in (baselines or {}).items() if baseline is not None}
         self._is_given_up = False
+        self._background: BackgroundTests | None = None
+        self._report_background: Callable[[int], None] = lambda env_steps: None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse now a replay of the fresh agents that has no place beside the training's.
@@ -120,16 +130,27 @@ class MetaTest(pl.Callback):
         device = agents_of(trainer).replay.device
         if device.type == "cpu":  # a GPU says what is free, with the training's replay in its place already
             num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its memory
-            needed = num_processes * (needed + agents_of(trainer).replay.num_bytes)
+            num_tests = 2 if _has_free_core(resources) else 1  # at a time
+            needed = num_processes * (num_tests * needed + agents_of(trainer).replay.num_bytes)
         try:
             check_memory(needed, device)
         except ValueError as error:
             raise ConfigError(f"callbacks.meta_test.env_steps={self._env_steps}: {error}") from error
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a resume of meta-training: drop the tests of later objectives, which are made again."""
+        """Begin the tests that do not depend on meta-training. After a resume drop those of later objectives, which are made again."""
         if trainer.is_global_zero and agents_of(trainer).learner.meta is not None and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, meta_training_env_steps=env_steps)
+        resources = agents_of(trainer).resources
+        tests = {
+            method: objective
+            for method, objective, stage in self._comparisons(trainer)
+            if not self._is_done(method, self._env_steps, stage)
+        }
+        if self._specs and tests and _has_free_core(resources):
+            self._background = BackgroundTests(tests, self._plan(trainer), resources)
+            with progress_of(trainer).task("meta-tests beside it", self._background.num_env_steps) as self._report_background:
+                pass  # the bar stays
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MacroBatch, batch_idx: int) -> None:
         """After a resume: make the test that was given up. Not before, since only now every callback has started and hears signals."""
@@ -150,6 +171,8 @@ class MetaTest(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Test the objective when the interval is crossed."""
+        if self._background is not None:
+            self._report_background(self._background.env_steps)
         if is_due(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
             self._test_so_far(trainer)
 
@@ -169,18 +192,32 @@ class MetaTest(pl.Callback):
         if not is_last(trainer) or trainer.should_stop or not self._specs:
             return
         objective = agents_of(trainer).objective
-        tests: list[tuple[str, Objective, int | None]] = []
-        if isinstance(objective, ParametricObjective):
-            tests.append(("learned", objective, _stage(trainer, objective)))
-            if self._untrained:
-                fresh = type(objective)(**objective.architecture, seed=derive_seed(0, "untrained objective"))
-                tests.append(("untrained", fresh, 0))
-        tests += [(method, baseline, None) for method, baseline in self._baselines.items()]
-        for method, tested, stage in tests:
+        learned = [("learned", objective, _stage(trainer, objective))] if isinstance(objective, ParametricObjective) else []
+        for method, tested, stage in [*learned, *self._comparisons(trainer)]:
             if not trainer.strategy.broadcast(self._is_done(method, self._env_steps, stage)):
                 self._test(trainer, method, tested, stage)
         if trainer.is_global_zero and self._random and not self._is_done("random", 0, None):
             append_rows(self._path, random_returns(self._specs, self._seeds, self._num_episodes))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._background is not None:
+            self._background.close()
+            self._background = None
+
+    def _comparisons(self, trainer: pl.Trainer) -> list[tuple[str, Objective, int | None]]:
+        """Method, objective and stage of the tests that do not depend on meta-training."""
+        objective = agents_of(trainer).objective
+        tests: list[tuple[str, Objective, int | None]] = []
+        if isinstance(objective, ParametricObjective) and self._untrained:
+            fresh = type(objective)(**objective.architecture, seed=derive_seed(0, "untrained objective"))
+            tests.append(("untrained", fresh, 0))
+        return tests + [(method, baseline, None) for method, baseline in self._baselines.items()]
 
     def _plan(self, trainer: pl.Trainer) -> MetaTestPlan:
         agent = agents_of(trainer).settings
@@ -201,8 +238,10 @@ class MetaTest(pl.Callback):
     ) -> None:
         if not self._specs:
             return
-        with progress_of(trainer).task(f"meta-test, {find_method(method).label}", self._env_steps) as report:
-            rows = meta_test(method, objective, self._plan(trainer), agents_of(trainer).resources, report, should_stop)
+        rows = self._wait_for(method)
+        if rows is None:
+            with progress_of(trainer).task(f"meta-test, {find_method(method).label}", self._env_steps) as report:
+                rows = meta_test(method, objective, self._plan(trainer), agents_of(trainer).resources, report, should_stop)
         if trainer.is_global_zero:
             append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
         final = [row for row in rows if row.env_steps == self._env_steps]
@@ -211,6 +250,25 @@ class MetaTest(pl.Callback):
             returns = [row.episode_return for row in final if row.environment == spec.name]
             metrics[f"meta_test/{spec.name}/{method}"] = sum(returns) / len(returns)
         log_metrics(trainer, metrics, is_in_batch=not is_last(trainer))
+
+    def _wait_for(self, method: str) -> list[MetaTestRow] | None:
+        """The results of a test in the other process; None if there is none."""
+        if self._background is None or method not in self._background:
+            return None
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    return self._background.result(method, seconds=0.2)
+                self._report_background(self._background.env_steps)
+        except BrokenProcessPool:
+            rank_zero_warn("The process that made meta-tests has died; this one makes them again.")
+            self._close()
+            return None
+
+
+def _has_free_core(resources: Resources) -> bool:
+    """Whether a second process can make meta-tests while this one trains: on the CPU, for a run of a single process."""
+    return resources.world_size == 1 and torch.device(resources.device).type == "cpu" and num_cores() > 1
 
 
 def _check_baseline(method: str, baseline: Objective | None) -> None:

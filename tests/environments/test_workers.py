@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import toy_environments  # noqa: F401  (registers them)
 
+from metagenrl_pl.common import machine
 from metagenrl_pl.environments import workers as env_workers
 from metagenrl_pl.environments.environment import EnvironmentFailure, EnvironmentSpec
 from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup
@@ -448,7 +449,7 @@ def test_the_death_of_a_worker_is_told(doing: Callable[..., EnvironmentSpec], op
 def test_the_number_of_workers(
     num_workers: int | None, num_environments: int, num_processes: int, cores: int, chosen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(env_workers, "_num_cores", lambda: cores)
+    monkeypatch.setattr(env_workers, "num_cores", lambda: cores)
     assert choose_num_workers(num_workers, num_environments, num_processes) == chosen
 
 
@@ -466,7 +467,7 @@ def test_only_cores_that_this_process_may_use_count(
     quota: str | None, chosen: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(1, 20, 2)), raising=False)
-    monkeypatch.setattr(env_workers, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine, "_CPU_QUOTA", tmp_path / "cpu.max")
     if quota is not None:
         (tmp_path / "cpu.max").write_text(quota + "\n")
     assert choose_num_workers(None, 100) == chosen
@@ -474,7 +475,7 @@ def test_only_cores_that_this_process_may_use_count(
 
 def test_make_group_chooses_the_kind(monkeypatch: pytest.MonkeyPatch, opened: Callable[..., WorkerGroup]) -> None:
     monkeypatch.setattr(env_workers, "WorkerGroup", opened)
-    monkeypatch.setattr(env_workers, "_num_cores", lambda: 2)
+    monkeypatch.setattr(env_workers, "num_cores", lambda: 2)
     for num_workers in (0, None):
         assert type(make_group([counting()], num_workers)) is SerialGroup
     group = make_group([counting()], 3)

@@ -312,9 +312,9 @@ def test_check_finite_names_the_agent() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_inner_steps", [1, 2])
-def test_compiled_updates_compute_the_same(num_inner_steps: int) -> None:
-    meta, settings = meta_learning(SGD(num_steps=num_inner_steps), annealing_env_steps=3), small_settings()
+@pytest.mark.parametrize(("num_inner_steps", "judge"), [(1, CriticJudge()), (2, CriticJudge()), (1, ReturnsJudge())])
+def test_compiled_updates_compute_the_same(num_inner_steps: int, judge: Judge) -> None:
+    meta, settings = MetaLearning(SGD(num_steps=num_inner_steps), judge, MetaSettings(annealing_env_steps=3)), small_settings()
     results = []
     for compile in (False, True):
         learner = Learner(small_population(SIZES, SEEDS), small_objective(), settings, SEEDS, meta, compile=compile)
@@ -334,7 +334,7 @@ def test_compiled_updates_compute_the_same(num_inner_steps: int) -> None:
 
 @pytest.mark.parametrize("gradient", ["clip", "normalize"])
 @pytest.mark.parametrize("judge", [CriticJudge(), ReturnsJudge(share=1.0)], ids=["critic", "returns"])
-@pytest.mark.parametrize("inner", [SGD(step_size=0.02), SGD(step_size=0.02, num_steps=2)], ids=["one", "two"])
+@pytest.mark.parametrize("inner", [SGD(step_size=1e-4), SGD(step_size=1e-4, num_steps=2)], ids=["one", "two"])
 def test_the_objective_descends_what_its_meta_learning_gives(inner: InnerStep, judge: Judge, gradient: Any) -> None:
     """The mean of the agents' gradients, by the inner step, the judge and the rule that the learner was made with."""
     meta = MetaLearning(inner, judge, MetaSettings(gradient=gradient))
@@ -343,6 +343,7 @@ def test_the_objective_descends_what_its_meta_learning_gives(inner: InnerStep, j
     task = MetaTask(copied(population.policy), copied(population.critics), windows)
     gradients, loss = meta_gradients(population.networks, learner.objective, inner, judge, alpha, task)
     expected, norm = combine_meta_gradients(gradients, gradient)
+    assert (norm < 1).any()  # so that the rules differ
     learner.update_objective(windows)
     for name, p in learner.objective.named_parameters():
         assert p.grad is not None and torch.equal(p.grad, expected[name])

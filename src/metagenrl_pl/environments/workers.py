@@ -15,19 +15,17 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import Pipe
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metagenrl_pl.common.machine import num_cores
 from metagenrl_pl.environments.environment import EnvironmentFailure, EnvironmentSpec
 from metagenrl_pl.environments.group import EnvironmentGroup, Repeated, SerialGroup, Steps, sizes_of
 from metagenrl_pl.environments.worker import DONE, PICKLE, STEP, Failure, Table
 
 MIN_CORES = 4
 """From how many cores on workers are chosen: with fewer they take turns with the training process."""
-
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the container: microseconds of processor time, of so many
 
 SECONDS_TO_CLOSE = 5.0
 """How long a worker may take to end what it does before it is killed."""
@@ -61,7 +59,7 @@ def choose_num_workers(num_workers: int | None, num_environments: int, num_proce
         ValueError: if the number is no whole number from 0, or there are no workers on this platform (Windows) and some are asked for.
     """
     if num_workers is None:
-        cores = _num_cores() // num_processes
+        cores = num_cores() // num_processes
         num_workers = cores - 1 if cores >= MIN_CORES and os.name == "posix" else 0
     elif type(num_workers) is not int or num_workers < 0:
         raise ValueError(f"env_workers must be null, to choose, or a whole number from 0, got {num_workers!r}")
@@ -267,13 +265,3 @@ def _anonymous_file(num_bytes: int) -> Iterator[int]:
     with opened:
         opened.truncate(num_bytes)
         yield opened.fileno()
-
-
-def _num_cores() -> int:
-    """Cores that this process may use: by its affinity, and by its container's share of the processor."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CPU_QUOTA.read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no container, or "max": no limit
-        return cores

@@ -1,8 +1,6 @@
 """Around a run: its folder, its process."""
 
-import ctypes
 import os
-import sys
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -13,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metagenrl_pl.common.files import atomic_write
+from metagenrl_pl.common.machine import keep_freed_memory
 from metagenrl_pl.config.schema import ConfigError, resolved_yaml
 from metagenrl_pl.learning.compiling import keep_compiled_in
 from metagenrl_pl.results.provenance import add_provenance
@@ -58,22 +57,6 @@ def choose_num_threads(num_threads: int | None) -> int:
     if num_threads < 1:
         raise ConfigError(f"num_threads must be at least 1, or null to choose, got {num_threads}")
     return num_threads
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep memory that tensors free, where it would give each large one back to the kernel and fault it in again.
-
-    Page faults take a seventh of an update's time with small networks on a CPU otherwise (`benchmarks/throughput.py` measures it), and
-    more with larger ones. Elsewhere than on glibc: nothing.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-        mallopt(m_mmap_max, 0)  # large tensors on the heap too; glibc's threshold for mapping them ends at 32 MiB
-        mallopt(m_trim_threshold, -1)  # never give the heap's top back
-        mallopt(m_top_pad, 64 * 2**20)
 
 
 def open_run_folder(config: DictConfig, device: str) -> None:

@@ -18,6 +18,10 @@ COMPILE_FROM_SECONDS = 3600.0
 Notify = Callable[[str], None]
 
 
+def ignore(message: str) -> None:
+    """A `Notify` that does nothing; by name, so that it can be pickled."""
+
+
 def estimated_seconds(agent: AgentSettings, num_agents: int, env_steps: int, is_meta_training: bool) -> float:
     """About how long the eager updates of a run take on one CPU core.
 

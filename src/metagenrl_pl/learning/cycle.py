@@ -14,7 +14,7 @@ from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup, sizes_of
 from metagenrl_pl.experience.collector import Collector
 from metagenrl_pl.experience.replay import Replay
-from metagenrl_pl.learning.compiling import Notify
+from metagenrl_pl.learning.compiling import Notify, ignore
 from metagenrl_pl.learning.learner import Draw, Learner
 from metagenrl_pl.learning.settings import MetaLearning
 from metagenrl_pl.objectives import Objective
@@ -43,7 +43,7 @@ class Resources:
     compile: bool = False
     rank: int = 0
     world_size: int = 1
-    notify: Notify = lambda message: None
+    notify: Notify = ignore
 
     def placement(self, num_agents: int) -> Placement:
         """Which of some agents live in this process."""

@@ -12,7 +12,7 @@ from metagenrl_pl.agents.stacked_networks import clip_per_agent, norm_per_agent
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.common.streams import AgentStreams, to_device
-from metagenrl_pl.learning.compiling import Compiled, Notify
+from metagenrl_pl.learning.compiling import Compiled, Notify, ignore
 from metagenrl_pl.learning.critic_update import critic_gradients
 from metagenrl_pl.learning.inner_step import AdamMoments
 from metagenrl_pl.learning.meta_update import MetaTask, combine_meta_gradients, meta_gradients
@@ -51,7 +51,7 @@ class Learner:
         meta: MetaLearning | None = None,
         placement: Placement | None = None,
         compile: bool = False,
-        notify: Notify = lambda message: None,
+        notify: Notify = ignore,
     ) -> None:
         self.population, self.objective, self.settings = population, objective, settings
         self.meta = meta if objective.learns else None

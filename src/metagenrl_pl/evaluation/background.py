@@ -1,0 +1,101 @@
+"""Meta-tests in a second process, beside meta-training: those of methods that do not depend on it.
+
+    this process    meta-training ............................ | test of the learned objective | collect the rest
+    the other one   untrained | REINFORCE | DDPG/TD3
+
+A test draws from random streams of its own only, so its results are the same bits wherever and whenever it is made.
+"""
+
+import multiprocessing
+import pickle
+import signal
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+
+import torch
+
+from metagenrl_pl.common.machine import keep_freed_memory
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
+from metagenrl_pl.learning.compiling import ignore
+from metagenrl_pl.learning.cycle import Resources
+from metagenrl_pl.objectives import Objective
+from metagenrl_pl.results.rows import MetaTestRow
+
+
+class BackgroundTests:
+    """Tests of some objectives, one after the other, in a process that starts at once.
+
+    Args:
+        tests: objectives by the name of their method.
+        plan: what is tested.
+        resources: where; on the CPU of this machine.
+    """
+
+    def __init__(self, tests: Mapping[str, Objective], plan: MetaTestPlan, resources: Resources) -> None:
+        self.num_env_steps = len(tests) * plan.env_steps
+        # A fresh interpreter: a fork would copy the threads' locks of this process.
+        context = multiprocessing.get_context("spawn")
+        self._stop, self._done = context.Event(), context.Value("q", 0)
+        self._executor = ProcessPoolExecutor(1, context, _prepare, (self._stop, self._done, torch.get_num_threads()))
+        resources = replace(resources, notify=ignore)  # two processes would write over each other's lines
+        # Pickled here: the pool's own pickler would hand tensors over as shared memory, which needs both processes to be alive.
+        self._results: dict[str, Future[list[MetaTestRow]]] = {
+            method: self._executor.submit(_test, pickle.dumps((method, objective, plan, resources)))
+            for method, objective in tests.items()
+        }
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps of all tests that are done, of `num_env_steps`."""
+        return self._done.value
+
+    def __contains__(self, method: str) -> bool:
+        return method in self._results
+
+    def result(self, method: str, seconds: float | None = None) -> list[MetaTestRow]:
+        """What `meta_test` returns for a method.
+
+        Args:
+            method: one of the tests.
+            seconds: to wait for it at most.
+
+        Raises:
+            TimeoutError: if it is not done by then.
+            BrokenProcessPool: if the other process has died.
+        """
+        return self._results[method].result(seconds)
+
+    def close(self) -> None:
+        """End the process; tests that are not done have no result."""
+        self._stop.set()
+        self._executor.shutdown(cancel_futures=True)
+
+
+_stop: Event
+_done: "Synchronized[int]"
+
+
+def _prepare(stop: Event, done: "Synchronized[int]", num_threads: int) -> None:
+    """What the other process does first."""
+    global _stop, _done
+    _stop, _done = stop, done
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # the parent answers them, and ends this process
+    torch.set_num_threads(num_threads)
+    keep_freed_memory()
+
+
+def _test(pickled: bytes) -> list[MetaTestRow]:
+    method, objective, plan, resources = pickle.loads(pickled)
+    before, parent = _done.value, multiprocessing.parent_process()
+
+    def report(env_steps: int) -> None:
+        _done.value = before + env_steps
+
+    def should_stop() -> bool:
+        return _stop.is_set() or (parent is not None and not parent.is_alive())
+
+    return meta_test(method, objective, plan, resources, report, should_stop)
