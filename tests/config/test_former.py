@@ -28,6 +28,7 @@ from metagenrl_pl.results.run_folders import read_run
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
+META_KEYS = {"meta._target_", "meta.learning_rate", "meta.gradient", "meta.annealing_env_steps", "meta.advantage"}
 CRITIC = {"judge._target_": "metagenrl_pl.learning.judges.CriticJudge"}
 RETURNS = {
     "judge._target_": "metagenrl_pl.learning.judges.ReturnsJudge",
@@ -81,6 +82,12 @@ def test_every_stored_configuration_has_known_classes_or_removed_keys(folder: Pa
     assert not {"advantage_share", "critic", "share_windows"} & (config["meta"] or {}).keys()
     assert ("judge" in config) == (config["meta"] is not None)
     assert not FORMER_TARGETS.keys() & set(OmegaConf.to_yaml(OmegaConf.create(config)).split())
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.rglob("meta_test.csv")), ids=str)
+def test_every_stored_run_is_read(folder: Path) -> None:
+    run = read_run(folder)
+    assert run.origin is None or not {key for key in run.origin.settings if key.startswith("meta.")} - META_KEYS
 
 
 def test_a_run_of_version_0_1_0_equals_one_of_today_with_the_same_settings() -> None:

@@ -435,3 +435,10 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
     (tmp_path / "lone" / "config.yaml").write_text("seed: 3\n")
     with pytest.raises(ValueError, match=f"{tmp_path / 'lone' / 'config.yaml'} is no config of a run"):
         read_run(tmp_path / "lone")
+
+
+def test_titles_name_classes_by_their_last_word(tmp_path: Path) -> None:
+    for name, judge in (("a", "CriticJudge"), ("b", "ReturnsJudge")):
+        _folder(tmp_path / name, _learned(1.0), judge={"_target_": f"metagenrl_pl.learning.judges.{judge}"})
+    titles = [variant.title for variant in variants_of(find_runs([tmp_path])[0])]
+    assert titles[0].startswith("Meta-trained on A, T (judge=CriticJudge") and "judge=ReturnsJudge" in titles[1]

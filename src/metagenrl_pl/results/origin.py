@@ -33,10 +33,15 @@ class Origin(NamedTuple):
 
     def differences(self, other: "Origin") -> list[str]:
         """Keys of the settings in which two differ, as far as both are known."""
-        keys = self.settings.keys() & other.settings.keys()
-        if self.is_whole and other.is_whole:  # a key that one of them lacks belongs to a component of another kind
-            keys = self.settings.keys() | other.settings.keys()
+        keys = self.settings.keys() | other.settings.keys()  # a key that one of them lacks belongs to a component of another kind
+        if not (self.is_whole and other.is_whole):
+            keys = {key for key in keys if {key, _group(key)} & self._known and {key, _group(key)} & other._known}
         return [key for key in keys if self.settings.get(key) != other.settings.get(key)]
+
+    @property
+    def _known(self) -> set[str]:
+        """The keys of the settings, and the group that every card names as a whole, if this one has it: the objective."""
+        return {*self.settings, *(group for key in self.settings if (group := _group(key)) == "objective")}
 
 
 def meta_training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +112,10 @@ def with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
         parameters = None
     defaults = {name: one.default for name, one in (parameters or {}).items() if one.default is not one.empty}
     return {**defaults, **node}
+
+
+def _group(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _title(first: tuple[Run, Origin], groups: Sequence[Sequence[tuple[Run, Origi
     settings = [other.settings for _, other in alike]
     distinct = {key for _, one in alike for _, other in alike for key in one.differences(other)}
     details = [
-        f"{key}={format_value(origin.settings[key], quote='')}"
+        _describe(key, origin.settings[key])
         for key in sorted(distinct & origin.settings.keys())
         if _is_unusual(origin.settings[key], [other[key] for other in settings if key in other])
     ]
@@ -103,6 +103,13 @@ def _title(first: tuple[Run, Origin], groups: Sequence[Sequence[tuple[Run, Origi
     if len(twins) > 1:
         details.append(f"tested for {max(row.env_steps for row in run.rows):,}")
     return title + (f" ({', '.join(details)})" if details else "")
+
+
+def _describe(key: str, value: Any) -> str:
+    """A setting as a short text: of a class its name alone, `judge=ReturnsJudge`."""
+    if key.endswith("._target_"):
+        return f"{key.removesuffix('._target_')}={str(value).rpartition('.')[2]}"
+    return f"{key}={format_value(value, quote='')}"
 
 
 def _is_unusual(value: Any, values: Sequence[Any]) -> bool:
