@@ -522,7 +522,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "trainer: You selected an invalid accelerator name: `accelerator='abacus'`. Available",
         ),
         ("run_dir=/proc/nowhere", "run_dir=/proc/nowhere cannot be written: "),
-        ("~population experiment=debug", "population: nothing says what it is, it needs a _target_"),
+        ("~population experiment=debug", "population: has no _target_; valid is a node that names its class as _target_"),
         ("judge=critics", "judge=critics is not a choice; did you mean 'critic'? valid: critic, returns"),
         ("judge=returns judge.share=2", "judge: share must be between 0 and 1, got 2.0"),
         ("meta=null", "meta=null is not a choice; valid: debug, frozen, "),
