@@ -503,7 +503,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ),
         ("replay.capacity=10 agent.window_length=20", "replay.capacity must be at least 22 for windows of 20 steps, got 10"),
         ("replay.capacity=100000000000", "choose a smaller replay.capacity or population.size"),
-        ("replay.device=gpu", "replay: device=gpu is not there; valid is auto, cpu or a GPU (cuda)"),
+        ("replay.device=gpu", "replay: device=gpu does not exist; valid is auto, cpu or a GPU (cuda)"),
         *(
             (
                 f"trainer.strategy={name}",
