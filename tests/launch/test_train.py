@@ -507,14 +507,14 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         *(
             (
                 f"trainer.strategy={name}",
-                f"trainer.strategy={name} is no choice, since processes share the objective and not their ",
+                f"trainer.strategy={name} is not a choice, since processes share the objective but not their ",
             )
             for name in ("fsdp", "deepspeed", "dp")
         ),
         ("trainer.strategy=fsdp", "; valid: auto, ddp"),
         (
             "experiment=debug trainer.accelerator=cpu trainer.devices=4",
-            "ask for 4 processes, population.size=3 agents can be dealt",
+            "ask for 4 processes, population.size=3 agents can be spread over at most 3",
         ),
         ("env_workers=-1", "env_workers must be null, to choose, or a whole number from 0, got -1"),
         (
@@ -584,9 +584,9 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("experiment=meta_test objective=pretrained env.test=[Hopper-v5]", "valid is env.train=..., where this run's agents are"),
         (
             "+trainer.gradient_clip_val=1",
-            "trainer.gradient_clip_val=1 cannot serve, since updates step by themselves; valid is agent.",
+            "trainer.gradient_clip_val=1 does not work with manual optimization; valid is agent.",
         ),
-        ("+trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches=4 cannot serve, since updates step by them"),
+        ("+trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches=4 does not work with manual optimiz"),
         (
             "objective._target_=torch.nn.Identity",
             "objective._target_=torch.nn.Identity is no metagenrl_pl.objectives.contract.Obj",
@@ -614,7 +614,7 @@ def test_a_foreign_or_truncated_checkpoint_is_named(debug: tuple[Path, str], in_
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     (tmp_path / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
     before = sorted(tmp_path.iterdir())
-    for name, told in (("foreign", "not by a run of this project"), ("truncated", "truncated, corrupt or no checkpoint at all")):
+    for name, told in (("foreign", "not by a run of this project"), ("truncated", "truncated, corrupt or not a checkpoint")):
         code, printed, errors = in_process(f"ckpt_path={tmp_path}/{name}.ckpt")
         assert code == 2 and printed == "" and errors.count("\n") == 1
         assert errors.startswith(f"error: ckpt_path={tmp_path}/{name}.ckpt: the file ") and told in errors
