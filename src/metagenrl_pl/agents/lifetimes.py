@@ -16,9 +16,10 @@ class Lifetimes:
         agent 1  |-----|-----------|-----------|      first lives are shorter
                              ==                       warm-up of the new agent
 
-    Every life after the first begins with a warm-up. During the warm-up the environment collects steps for the new agent, while the
-    learner still trains the old agent on the replay. At its end the new networks replace the old ones and older steps are dropped from
-    the replay. So every agent always has data, and a new agent begins like a fresh agent of a meta-test. Not in the paper.
+    Every life after the first begins with a warm-up. During the warm-up the environment collects steps for the new agent, while
+    the learner still trains the old agent on the replay. At its end the new networks replace the old ones and older steps are
+    dropped from the replay. So every agent always has data, and a new agent begins like a fresh agent of a meta-test. Not in the
+    paper.
 
     Args:
         length: of a life, in env steps; None if agents are never replaced.
@@ -35,8 +36,8 @@ class Lifetimes:
         """Lifetimes whose starts are spread evenly over the length of a life, also among the agents of each environment.
 
         Raises:
-            ValueError: if a life is not longer than its phase of random actions, or that phase is shorter than the warm-up. Until the
-                warm-up ends, the new agent has no policy to act with.
+            ValueError: if a life is not longer than its phase of random actions, or that phase is shorter than the warm-up. Until
+                the warm-up ends, the new agent has no policy to act with.
         """
         length, warmup, random = population.lifetime_env_steps, agent.warmup_env_steps, agent.random_env_steps
         if length is not None and length <= random:

@@ -13,8 +13,8 @@ from metagenrl_pl.agents.windows import Windows
 class Networks:
     """Policy a = tanh(mlp(s)) and critic Q(s, a) = mlp([s, a]) of P agents.
 
-    Observations and actions of smaller environments are zero-padded to common sizes. `action_mask` keeps padded action dimensions at
-    exactly 0. So a padded agent computes the same as it would alone.
+    Observations and actions of smaller environments are zero-padded to common sizes. `action_mask` keeps padded action dimensions
+    at exactly 0. So a padded agent computes the same as it would alone.
     """
 
     mlp: StackedMLP

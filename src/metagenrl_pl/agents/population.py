@@ -100,8 +100,8 @@ class Population:
 
     Each of these four sets is a dictionary of views of one tensor (`flat`).
 
-    Observations and actions are zero-padded to common sizes. Each agent is initialised from its own seed with its unpadded fan-in. Padded
-    rows and columns start at zero and stay zero. So a padded agent computes the same as it would alone.
+    Observations and actions are zero-padded to common sizes. Each agent is initialised from its own seed with its unpadded
+    fan-in. Padded rows and columns start at zero and stay zero. So a padded agent computes the same as it would alone.
 
     Args:
         sizes: observation and action size of each agent's environment.

@@ -15,7 +15,10 @@ from torch.nn import functional
 Parameters = dict[str, Tensor]
 
 ALIGNMENT = 16
-"""Float32 entries in the widest vector register. If a matrix has a multiple of them, all agents' matrices are equally aligned for BLAS."""
+"""Float32 entries in the widest vector register.
+
+If a matrix has a multiple of them, all agents' matrices are equally aligned for BLAS.
+"""
 
 _NARROW = 32  # BLAS rounds matrices of at least this width alike, at any memory address
 
@@ -29,8 +32,8 @@ def mixed(x: Tensor) -> Tensor:
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[P, N, in] x [P, in, out] + [P, out] -> [P, N, out], one matrix product for all agents.
 
-    On a CPU with one thread, an agent's outputs and gradients do not depend on the other agents, bit for bit. BLAS would round small
-    products differently at different memory addresses. So we pad the rows, and also the inputs of narrow layers.
+    On a CPU with one thread, an agent's outputs and gradients do not depend on the other agents, bit for bit. BLAS would round
+    small products differently at different memory addresses. So we pad the rows, and also the inputs of narrow layers.
     """
     if weight.shape[-1] == 1:
         # A matrix product would be far slower for several agents than for one, and would round differently.
@@ -50,7 +53,8 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def stacked_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer norm over the last axis of [P, N, U] with one scale and shift [P, U] per agent.
 
-    Written out, because differentiating a forward-mode pass through `torch.nn.functional.layer_norm` is silently wrong (torch 2.13).
+    Written out, because differentiating a forward-mode pass through `torch.nn.functional.layer_norm` is silently wrong (torch
+    2.13).
     """
     centred = x - x.mean(-1, keepdim=True)
     normed = centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
@@ -105,8 +109,8 @@ class StackedMLP:
 class FlatLayout:
     """How stacked parameters are stored in one tensor, so that an optimizer, a moving average or a copy is a single operation.
 
-    The tensor is [*lead, D]. The leading axes are the agent and, for critics, the twin. D is rounded up to a multiple of `ALIGNMENT`:
-    vectorised kernels treat the end of a tensor differently, and would round some agents' entries differently.
+    The tensor is [*lead, D]. The leading axes are the agent and, for critics, the twin. D is rounded up to a multiple of
+    `ALIGNMENT`: vectorised kernels treat the end of a tensor differently, and would round some agents' entries differently.
 
     Args:
         parameters: [*lead, ...] each.

@@ -1,7 +1,7 @@
 """Files that survive a kill: replaced as a whole, or appended to line by line.
 
-A line counts once its newline is on disk. A kill during a write leaves at most one line without a newline. Readers skip that line,
-and the next append removes it.
+A line counts once its newline is on disk. A kill during a write leaves at most one line without a newline. Readers skip that
+line, and the next append removes it.
 """
 
 import csv
@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Replace a local file as a whole: afterwards `path` has either its old content or all of the new one.
 
-    The bytes go to a temporary file in the same folder, which is made if missing. Once they are on the disk, that file replaces `path`.
-    If the body raises, the temporary file is removed and `path` is unchanged. One process at a time may write a path.
+    The bytes go to a temporary file in the same folder, which is made if missing. Once they are on the disk, that file replaces
+    `path`. If the body raises, the temporary file is removed and `path` is unchanged. One process at a time may write a path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -50,7 +50,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 def append_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a CSV file whose header is `columns`, and wait until they are on the disk.
 
-    A half-written last line is removed first. The file and its folder are made if missing. A column that a row lacks is an empty cell.
+    A half-written last line is removed first. The file and its folder are made if missing. A column that a row lacks is an empty
+    cell.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:

@@ -11,7 +11,10 @@ SPECIAL_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
 def key_message(parent: str, key: Any, valid: Iterable[Any]) -> str:
-    """The message for an unknown `key` in the mapping at `parent`. It suggests the most similar of the `valid` keys, or lists them."""
+    """The message for an unknown `key` in the mapping at `parent`.
+
+    It suggests the most similar of the `valid` keys, or lists them.
+    """
     names = sorted({str(name) for name in valid} - {*SPECIAL_KEYS, "**"})
     near = difflib.get_close_matches(str(key), [*names, *SPECIAL_KEYS], n=1)
     hint = f"; did you mean '{join_key(parent, near[0])}'?" if near else f"; valid: {', '.join(names)}" if names else ""

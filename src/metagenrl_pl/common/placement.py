@@ -24,8 +24,8 @@ class Placement:
     Args:
         num_agents: agents in all processes (P).
         rank: number of this process.
-        world_size: number of processes. If there are several, they need PyTorch's default process group, and every process has to call
-            the `gather` methods.
+        world_size: number of processes. If there are several, they need PyTorch's default process group, and every process has to
+            call the `gather` methods.
     """
 
     num_agents: int
@@ -55,7 +55,7 @@ class Placement:
         """Rows of all agents from the rows of each process: [len(agents), ...] -> [P, ...]. Exact, but not differentiable."""
         if self.world_size == 1:
             return values
-        # 1. `all_gather` needs tensors of equal shape, but blocks differ by one row. Pad to the largest block, which is the first.
+        # 1. `all_gather` needs tensors of equal shape, but blocks may differ by a row. Pad to the largest block, the first one.
         num_rows = len(self.block(0))
         padded = values.new_zeros(num_rows, *values.shape[1:])
         padded[: len(values)] = values

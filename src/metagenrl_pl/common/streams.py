@@ -37,8 +37,8 @@ class AgentStreams:
 
         Args:
             shape: of one agent's draw.
-            sizes: how many entries of the last axis each agent draws; the others are 0. So an agent with padded actions draws the same
-                numbers as it would alone. All entries by default.
+            sizes: how many entries of the last axis each agent draws; the others are 0. So an agent with padded actions draws the
+                same numbers as it would alone. All entries by default.
             agents: which agents draw; the rows of the others are 0. All agents by default.
         """
         return self._draw(torch.Tensor.normal_, torch.zeros(len(self._generators), *shape), sizes, agents)

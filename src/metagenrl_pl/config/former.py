@@ -79,8 +79,8 @@ _GAE_LAMBDA = 0.97  # version 0.1.0 always used this value in its judge by retur
 def update_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a stored configuration of version 0.1.0 to this version. A configuration of this version is returned unchanged.
 
-    Classes get their new names. Removed settings are dropped if they had no effect, and kept otherwise, so that runs with and without
-    them stay distinguishable. `meta.advantage_share` becomes the judge by returns.
+    Classes get their new names. Removed settings are dropped if they had no effect, and kept otherwise, so that runs with and
+    without them stay distinguishable. `meta.advantage_share` becomes the judge by returns.
     """
     updated = {str(name): _update(value) for name, value in config.items()}
     if updated.get("meta") is not None and "judge" not in updated:

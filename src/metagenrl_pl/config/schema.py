@@ -52,15 +52,15 @@ class _Misfit(ConfigError):
 def validate(config: DictConfig, schema: type) -> DictConfig:
     """Check that every key is known and every value fits; return a resolved copy of `config`.
 
-    The root is compared with the signature of `schema`, a mapping with the dataclass that annotates it, and a node with the signature of
-    its `_target_`. If `schema` is a dataclass, a root key that is not set (`~logger`) gets its default.
+    The root is compared with the signature of `schema`, a mapping with the dataclass that annotates it, and a node with the
+    signature of its `_target_`. If `schema` is a dataclass, a root key that is not set (`~logger`) gets its default.
 
-    We check bool, int, float, str, Path, None, unions, `Literal`, and lists, tuples and mappings of those. Other annotations accept any
-    value, but we still check nodes inside it. A single value becomes a list (`env.train=Pendulum-v1`), an int a float, and a whole
-    float (`1e6`) an int. `_partial_: true` permits missing arguments; `**kwargs` permits any key.
+    We check bool, int, float, str, Path, None, unions, `Literal`, and lists, tuples and mappings of those. Other annotations
+    accept any value, but we still check nodes inside it. A single value becomes a list (`env.train=Pendulum-v1`), an int a float,
+    and a whole float (`1e6`) an int. `_partial_: true` permits missing arguments; `**kwargs` permits any key.
 
-    Directly below the root, a mapping with nodes may hold only nodes (`callbacks: {save: {_target_: ...}, plot: null}`). There null
-    switches an entry off, and a new entry needs a `_target_`.
+    Directly below the root, a mapping with nodes may hold only nodes (`callbacks: {save: {_target_: ...}, plot: null}`). There
+    null switches an entry off, and a new entry needs a `_target_`.
 
     Raises:
         ConfigError: An unknown or missing key, a value that does not fit, or a `_target_` that cannot be imported.
@@ -80,13 +80,13 @@ def build(node: DictConfig, kind: type = object, **late: Any) -> Any:
     Args:
         node: A config node with a `_target_`. Its lists and mappings are passed as plain Python objects.
         kind: The class that the object must be an instance of.
-        late: Arguments that only code can give; they are passed unchanged. If they are required, the node needs `_partial_: true`, so
-            that `validate` does not report them as missing.
+        late: Arguments that only code can give; they are passed unchanged. If they are required, the node needs `_partial_:
+            true`, so that `validate` does not report them as missing.
 
     Raises:
-        ConfigError: There is no `_target_`, the object is not a `kind`, or the constructor rejects its arguments. The message begins
-            with the node's key. A constructor rejects arguments by a `ValueError`, `OSError` (missing file), `ImportError` (missing
-            optional package) or Lightning's `MisconfigurationException`. An abstract class counts too.
+        ConfigError: There is no `_target_`, the object is not a `kind`, or the constructor rejects its arguments. The message
+            begins with the node's key. A constructor rejects arguments by a `ValueError`, `OSError` (missing file), `ImportError`
+            (missing optional package) or Lightning's `MisconfigurationException`. An abstract class counts too.
     """
     if "_target_" not in node:
         raise ConfigError(f"{node._get_full_key(None)}: has no _target_; valid is a node that names its class as _target_")

@@ -65,7 +65,7 @@ class EnvironmentSpec:
 
     @property
     def name(self) -> str:
-        """The name in tables and files: the id, followed by the settings in brackets, such as `Hopper-v5[max_episode_steps=100]`."""
+        """The name in tables and files: the id and the settings in brackets, such as `Hopper-v5[max_episode_steps=100]`."""
         changes = [f"{key}={value}" for key, value in self.kwargs.items()]
         changes += [] if self.max_episode_steps is None else [f"max_episode_steps={self.max_episode_steps}"]
         return self.id + (f"[{','.join(changes)}]" if changes else "")

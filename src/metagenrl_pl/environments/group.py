@@ -10,7 +10,10 @@ from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 
 
 class Steps(NamedTuple):
-    """Results of one step of E environments. Observations are zero-padded to the largest size. Skipped environments have no meaning."""
+    """Results of one step of E environments.
+
+    Observations are zero-padded to the largest size. Skipped environments have no meaning.
+    """
 
     observation: np.ndarray  # [E, O], float32
     reward: np.ndarray  # [E], float64
@@ -55,8 +58,8 @@ class EnvironmentGroup(ABC):
         """Start a step with these actions. The next call must be `end_step`.
 
         Args:
-            action: in [-1, 1], [E, at least the largest A]. Entries beyond an environment's own size are ignored. The caller may reuse
-                the array after the call.
+            action: in [-1, 1], [E, at least the largest A]. Entries beyond an environment's own size are ignored. The caller may
+                reuse the array after the call.
             is_open: which environments take a step, [E]; all by default.
         """
 

@@ -5,8 +5,8 @@
     worker -> parent   DONE              one byte: the method has finished and returns nothing
                        PICKLE, pickle    the result of the method, or a `Failure`
 
-Each request gets exactly one answer. Steps are frequent, so their arrays lie in shared memory (`Table`) and only one byte goes through
-each pipe. Other requests come at most once per episode, so they are pickled.
+Each request gets exactly one answer. Steps are frequent, so their arrays lie in shared memory (`Table`) and only one byte goes
+through each pipe. Other requests come at most once per episode, so they are pickled.
 """
 
 import contextlib
@@ -141,7 +141,10 @@ class _Server:
 
 
 def _make_environment(name: str, pickled_spec: bytes) -> Environment:
-    """Make an environment. Raises a ValueError if only the parent can make it, for example if only the parent has registered it."""
+    """Make an environment.
+
+    Raises a ValueError if only the parent can make it, for example if only the parent has registered it.
+    """
     hint = ""
     try:
         spec: EnvironmentSpec = pickle.loads(pickled_spec)

@@ -34,8 +34,8 @@ SECONDS_TO_CLOSE = 5.0
 
 NOT_ENDED = "the previous step has not ended"
 
-# 1. Signals are for the parent, which saves a checkpoint and stops. So the worker installs handlers that do nothing. It must not use
-#    SIG_IGN: programs that an environment starts would inherit it.
+# 1. Signals are for the parent, which saves a checkpoint and stops. So the worker installs handlers that do nothing. (Programs
+#    that an environment starts would inherit SIG_IGN.)
 # 2. The handlers come before the imports, which take time in which a signal could kill the worker.
 # 3. The search path is exactly the parent's, so that `module:Id` finds the same module.
 START = """
@@ -156,7 +156,7 @@ class WorkerGroup(EnvironmentGroup):
     def _receive_all(self) -> list[Any]:
         # 1. Read every pending answer, also after a Failure: an answer that stays in a pipe would be read for the next request.
         answers = [worker.receive() for worker in self._pending]
-        # 2. Only now is nothing pending. If Ctrl-C interrupts the reading, `_pending` stays set, and the next request fails its assert.
+        # 2. Clear `_pending` only now. If Ctrl-C interrupts the reading, it stays set, and the next request fails its assert.
         self._pending = []
         # 3. Raise the failure of the lowest environment, which is the one that SerialGroup would raise.
         failures = [answer for answer in answers if isinstance(answer, Failure)]
@@ -166,7 +166,10 @@ class WorkerGroup(EnvironmentGroup):
 
 
 def assign_to_workers(specs: Sequence[EnvironmentSpec], num_workers: int) -> list[list[int]]:
-    """Indices of each worker's environments. Each worker gets a mix of all kinds, since a step takes as long as the slowest worker."""
+    """Indices of each worker's environments.
+
+    Each worker gets a mix of all kinds, since a step takes as long as the slowest worker.
+    """
     kinds = list(dict.fromkeys(spec.name for spec in specs))
     by_kind = sorted(range(len(specs)), key=lambda index: kinds.index(specs[index].name))
     return [sorted(by_kind[worker::num_workers]) for worker in range(num_workers)]
@@ -241,7 +244,10 @@ class _Worker:
 
 
 def _close(workers: Iterable[_Worker]) -> None:
-    """End all workers in parallel. In a fork of the parent this closes only the fork's copies of the pipes, and the workers go on."""
+    """End all workers in parallel.
+
+    In a fork of the parent this closes only the fork's copies of the pipes, and the workers go on.
+    """
     for worker in workers:
         worker.close_pipes()
     for worker in workers:

@@ -77,8 +77,8 @@ def meta_test(
 ) -> list[MetaTestRow]:
     """Train fresh agents with a frozen objective, all in one stacked population.
 
-    Critics learn as usual. The meta-test uses its own random streams. With several processes, each trains some of the fresh agents, and
-    every process has to call this function. The result does not depend on the number of processes.
+    Critics learn as usual. The meta-test uses its own random streams. With several processes, each trains some of the fresh
+    agents, and every process has to call this function. The result does not depend on the number of processes.
 
     Args:
         method: name of the method in the rows.

@@ -26,8 +26,9 @@ class Collector:
     An env step has two halves, so that updates run while environments step: `begin_step` computes actions and sends them to the
     environments, `end_step` stores the results. Windows that are drawn in between do not contain the current step.
 
-    Every episode begins with `reset(seed)`, where the seed depends only on the agent's seed and the episode's number. So seed and actions
-    determine an episode. A resume needs this, because environments cannot save their state exactly: it repeats the open episode.
+    Every episode begins with `reset(seed)`, where the seed depends only on the agent's seed and the episode's number. So seed and
+    actions determine an episode. A resume needs this, because environments cannot save their state exactly: it repeats the open
+    episode.
 
     Args:
         environments: one for each agent.
@@ -38,7 +39,8 @@ class Collector:
         random_env_steps: uniformly random actions that each agent takes first, in env steps.
         update_device: device of the windows; the replay's device by default.
         lifetimes: when agents are replaced by fresh ones; never by default.
-        renew: called when the networks of an agent's new life replace the old ones, with the agent and the seed of its fresh weights.
+        renew: called when the networks of an agent's new life replace the old ones, with the agent and the seed of its fresh
+            weights.
     """
 
     def __init__(
@@ -195,7 +197,8 @@ class Collector:
         """Restore the result of `state_dict`. The replay must have been restored before.
 
         Returns:
-            Agents whose environment did not reproduce its open episode. That episode counts as truncated, and a new one has begun.
+            Agents whose environment did not reproduce its open episode. That episode counts as truncated, and a new one has
+                begun.
         """
         # 1. Counters, observations and random streams.
         self.env_steps, self._is_open, agents = state["env_steps"], state["is_open"], state["agents"]
@@ -215,8 +218,8 @@ class Collector:
         # 2. Without open episodes (or without their replay), the next step begins new ones.
         if not self._is_open:
             return []
-        # 3. Bring each environment back into its open episode, by the same reset and the same actions. The replay already holds these
-        #    steps, so nothing is stored.
+        # 3. Bring each environment back into its open episode, by the same reset and the same actions. The replay already has
+        #    these steps, so nothing is stored.
         lost = [agent for agent in range(len(self.environments)) if not self._repeat_open_episode(agent)]
         # 4. A new version of an environment may behave differently. Then give up the episode.
         for agent in lost:

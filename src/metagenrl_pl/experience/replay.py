@@ -54,9 +54,9 @@ class _Group:
 class Replay:
     """Ring buffers of P agents.
 
-    A slot holds an observation and the step taken from it. The last observation of an episode takes a slot of its own. So no observation
-    is stored twice. An agent's steps are numbered from 0; the number is the step's *ordinal*. Step n in the agent's k-th episode lies in
-    slot n + k (modulo the capacity), because each earlier episode took one slot more than it had steps.
+    A slot holds an observation and the step taken from it. The last observation of an episode takes a slot of its own. So no
+    observation is stored twice. An agent's steps are numbered from 0; the number is the step's *ordinal*. Step n in the agent's
+    k-th episode lies in slot n + k (modulo the capacity), because each earlier episode took one slot more than it had steps.
 
     Args:
         sizes: observation and action size of each agent's environment.
@@ -146,14 +146,17 @@ class Replay:
             self._forget_overwritten(agent)
 
     def keep_newest(self, agent: int, num_steps: int) -> None:
-        """Keep an agent's newest steps only. Windows are no longer drawn from older ones, although their slots still hold them."""
+        """Keep an agent's newest steps only.
+
+        Windows are no longer drawn from older ones, although their slots still hold them.
+        """
         self.oldest[agent] = max(self.oldest[agent], self.count[agent] - num_steps)
 
     def sample(self, num_windows: int, streams: AgentStreams) -> Windows:
         """Draw windows for every agent, [P, B, T, ...].
 
-        A window begins at a step that is drawn uniformly from the stored ones. If fewer than T steps of its episode are left there, the
-        window begins earlier. So a window is shorter than T only if its episode is. The current episode is included.
+        A window begins at a step that is drawn uniformly from the stored ones. If fewer than T steps of its episode are left
+        there, the window begins earlier. So a window is shorter than T only if its episode is. The current episode is included.
         """
         assert len(self), "an agent has no stored step"
         oldest, count = self._device_tensor(self.oldest)[:, None], self._device_tensor(self.count)[:, None]
@@ -163,11 +166,12 @@ class Replay:
         episode = torch.searchsorted(self._device_starts, ordinal, right=True) - 1
         begin = torch.maximum(self._device_starts.gather(1, episode), oldest)
         end = torch.minimum(self._device_starts.gather(1, episode + 1), count)
-        # 3. A window must not continue into the next episode. If it would, shift it back so that it ends with its episode: cutting it
-        #    would leave part of it as padding. A window that would then start before `begin` starts there, and is shorter than T.
+        # 3. A window must not continue into the next episode. If it would, shift it back to end with its episode: cutting it
+        #    would leave a part as padding. If it would then start before `begin`, it starts there and is shorter than T.
         start = torch.maximum(torch.minimum(ordinal, end - self.window_length), begin)
         length = torch.clamp(end - start, max=self.window_length)
-        # 4. Ordinals to slots: step n of episode k lies in slot n + k. A window has `length + 1` states; padding repeats the last slot.
+        # 4. Ordinals to slots: step n of episode k lies in slot n + k. A window has `length + 1` states; padding repeats the last
+        #    slot.
         offset = torch.arange(self.window_length + 1, device=self.device)
         slot = start + episode + self._device_tensor(self._num_dropped)[:, None]
         slots = (slot[..., None] + torch.minimum(offset, length[..., None])) % self.capacity  # [P, B, T + 1]

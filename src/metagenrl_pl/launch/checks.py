@@ -25,7 +25,7 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
     is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test") is not None
     if "env.test" in overridden and "env.train" not in overridden and not is_tested:
         raise ConfigError(
-            "env.test has no effect without meta-training (meta=frozen); valid is env.train=..., the environments of this run's agents"
+            "env.test has no effect without meta-training (meta=frozen); valid is env.train=..., the environments of these agents"
         )
     return resume_config(config, overridden)
 
@@ -45,8 +45,10 @@ def check_population(config: DictConfig, population: PopulationSettings, environ
 
 
 def check_objective(config: DictConfig, objective: Objective, population: PopulationSettings) -> None:
-    """Reject an objective that cannot be used: no gradient for the policy, parameters that no file can store, another method's name.
-    Without meta-training, reject untrained objectives and lifetimes.
+    """Reject an objective that cannot be used, and settings that need meta-training in a run without it.
+
+    An objective cannot be used if it gives policies no gradient, has parameters that no file can store, or has another method's
+    name.
 
     Raises:
         ConfigError: names the key and what is valid.
@@ -91,7 +93,8 @@ def build_callback(name: Any, node: DictConfig) -> pl.Callback:
     """Build the callback of a node below `callbacks`.
 
     Raises:
-        ConfigError: if it is not a callback, or is Lightning's `EarlyStopping`, which would act only after the run's single epoch.
+        ConfigError: if it is not a callback, or is Lightning's `EarlyStopping`, which would act only after the run's single
+            epoch.
     """
     callback = build(node, pl.Callback)
     if isinstance(callback, EarlyStopping):

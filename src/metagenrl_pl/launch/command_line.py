@@ -41,18 +41,18 @@ def hydra_entry(
 ) -> None:
     """Run `main` as a Hydra application. Overrides, `-m`, `--help`, `--cfg job` and the rest work as Hydra documents them.
 
-    A user's mistake is printed as one line, `error: ...`, and ends the process with code 2. Mistakes are all errors before a job starts
-    (an unknown key or choice, an override that cannot be parsed), a `ConfigError`, and an error that a constructor raises in
-    `instantiate` or `build`. Every other exception of `main` is a bug: it keeps its traceback and has code 1. In a multirun the other
-    jobs still run. `hydra.verbose=true` also logs the traceback of a mistake.
+    A user's mistake is printed as one line, `error: ...`, and ends the process with code 2. Mistakes are all errors before a job
+    starts (an unknown key or choice, an override that cannot be parsed), a `ConfigError`, and an error that a constructor raises
+    in `instantiate` or `build`. Every other exception of `main` is a bug: it keeps its traceback and has code 1. In a multirun
+    the other jobs still run. `hydra.verbose=true` also logs the traceback of a mistake.
 
     Args:
         main: Called once per job with the validated config. Returns the exit code of the job; None means 0.
         config_path: The folder of the Hydra groups.
         config_name: The primary config in this folder.
         schema: Keys that the root of the config may hold, see `validate`.
-        prepare: Gets the config that Hydra has composed, before it is resolved and validated, and the keys and groups that the command
-            line sets. Returns the config to use.
+        prepare: Gets the config that Hydra has composed, before it is resolved and validated, and the keys and groups that the
+            command line sets. Returns the config to use.
 
     Raises:
         SystemExit: With code 2 after a user's mistake, otherwise with the first job's exit code that is not 0.
@@ -104,7 +104,10 @@ def overridden_keys() -> list[str]:
 
 
 def _name_in_sweep() -> str:
-    """The name of a multirun's job with the overrides that differ between jobs, such as `job 2: seed=1`. Empty outside a multirun."""
+    """The name of a multirun's job with the overrides that differ between jobs, such as `job 2: seed=1`.
+
+    Empty outside a multirun.
+    """
     hydra_config = HydraConfig.get()
     if hydra_config.mode != RunMode.MULTIRUN:
         return ""
@@ -114,7 +117,7 @@ def _name_in_sweep() -> str:
 
 
 def _is_varied(key: str) -> bool:
-    """Whether a key differs between jobs: the command line gives it several values, or does not set it (then the sweeper does)."""
+    """Whether a key differs between jobs: the command line gives it several values, or the sweeper's configuration sets it."""
     arguments = [argument for argument in sys.argv[1:] if argument.partition("=")[0] == key]
     return not arguments or any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(arguments))
 

@@ -26,7 +26,10 @@ from metagenrl_pl.training.processes import reported_by_another
 
 
 class FirstBatch(pl.Callback):
-    """Records whether training has begun. A callback may stop a run before that, for example a restored timer that has elapsed."""
+    """Records whether training has begun.
+
+    A callback may stop a run before that, for example a restored timer that has elapsed.
+    """
 
     def __init__(self) -> None:
         self.is_taken = False

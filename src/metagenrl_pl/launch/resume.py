@@ -39,8 +39,8 @@ def _newest_in(folder: Path) -> Path | None:
 def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
     """The configuration that is stored in the checkpoint `config.ckpt_path`, with the changes of the command line.
 
-    `ckpt_path` may also be a run folder or the folder of its checkpoints. Then the newest checkpoint is used, and `config.ckpt_path` is set
-    to it. If `ckpt_path` is None, `config` itself is returned.
+    `ckpt_path` may also be a run folder or the folder of its checkpoints. Then the newest checkpoint is used, and
+    `config.ckpt_path` is set to it. If `ckpt_path` is None, `config` itself is returned.
 
     Args:
         config: as composed from the command line.

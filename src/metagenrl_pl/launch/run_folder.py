@@ -65,10 +65,12 @@ def choose_num_threads(num_threads: int | None) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors. By default it returns large blocks to the kernel, and new tensors cause page faults.
+    """Make glibc keep the memory of freed tensors.
 
-    With small networks on a CPU, page faults take a seventh of an update's time (`benchmarks/throughput.py` measures it), and more with
-    larger networks. Without glibc this does nothing.
+    By default it returns large blocks to the kernel, and new tensors cause page faults.
+
+    With small networks on a CPU, page faults take a seventh of an update's time (`benchmarks/throughput.py` measures it), and
+    more with larger networks. Without glibc this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -21,9 +21,9 @@ Notify = Callable[[str], None]
 def estimated_seconds(agent: AgentSettings, num_agents: int, env_steps: int, is_meta_training: bool) -> float:
     """Estimated time of a run's eager updates on one CPU core, in seconds.
 
-    A model that was fitted to measurements (`benchmarks/throughput.py`): a fixed cost per cycle, and a cost per sample that grows with
-    the networks. It is accurate to a factor of two. It must not depend on the machine: it decides about compiling, and compiled updates
-    round differently.
+    A model that was fitted to measurements (`benchmarks/throughput.py`): a fixed cost per cycle, and a cost per sample that grows
+    with the networks. It is accurate to a factor of two. It must not depend on the machine: it decides about compiling, and
+    compiled updates round differently.
     """
     num_samples = num_agents * agent.num_windows * agent.window_length
     seconds_per_cycle = 0.018 + num_samples * (1e-5 + 1.1e-4 * (agent.hidden_units / 350) ** 2)
@@ -69,12 +69,12 @@ class Compiled:
         function: takes tensors and containers of tensors.
         name: of the function in messages.
         notify: called with each message.
-        device: of the function's tensors. On a GPU the kernels are captured as CUDA graphs, since launching them one by one would take
-            longer than running them.
+        device: of the function's tensors. On a GPU the kernels are captured as CUDA graphs, since launching them one by one would
+            take longer than running them.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, notify: Notify, device: torch.device) -> None:
-        # One function is compiled for many sizes: agents, objectives, meta-tests. Above the limit torch would silently run it eagerly.
+        # One function is compiled for many sizes (agents, objectives, meta-tests). Above the limit torch would run it eagerly.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         options: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": inductor_options()}
         self._function = torch.compile(function, dynamic=False, **options)

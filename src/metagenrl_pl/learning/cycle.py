@@ -53,8 +53,8 @@ class Resources:
 class Agents:
     """The agents of this process: environments, replay, population and learner.
 
-    A cycle is one env step of every agent and one update. The update runs while the environments step, and draws windows of earlier
-    steps only:
+    A cycle is one env step of every agent and one update. The update runs while the environments step, and draws windows of
+    earlier steps only:
 
         begin the env step -> draw windows, update -> end the env step, store it
 
@@ -128,7 +128,10 @@ class Agents:
             self.learn(draw, critic_step)
 
     def steps(self, num_steps: int) -> Iterator[Draw]:
-        """Take env steps with every agent. Yields once during each step, so that the caller can update: `draw` gives windows for it."""
+        """Take env steps with every agent.
+
+        Yields once during each step, so that the caller can update: `draw` gives windows for it.
+        """
         for _ in range(num_steps):
             self.collector.begin_step()
             yield self.collector.draw

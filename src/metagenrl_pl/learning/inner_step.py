@@ -1,7 +1,7 @@
 """Inner steps: the policy step that meta-learning differentiates (paper eq. 6).
 
-Inner steps are pure and differentiable functions, `parameters, gradient -> parameters`. The gradient is of the loss *summed* over valid
-steps.
+Inner steps are pure and differentiable functions, `parameters, gradient -> parameters`. The gradient is of the loss *summed* over
+valid steps.
 """
 
 from abc import ABC, abstractmethod
@@ -72,10 +72,10 @@ class SGD(InnerStep):
 
 
 class Adam(InnerStep):
-    """The step that the policy's own optimizer would take: gradient of the mean loss, clipped, then Adam with the agent's moments.
+    """The step of the policy's own optimizer: gradient of the mean loss, clipped, then Adam with the agent's moments.
 
-    The stored moments are constants and do not change. The meta-gradient flows through the gradient's contribution to the new moments.
-    With several inner steps, each starts from the same stored moments.
+    The stored moments are constants and do not change. The meta-gradient flows through the gradient's contribution to the new
+    moments. With several inner steps, each starts from the same stored moments.
 
     Args:
         learning_rate: of Adam.

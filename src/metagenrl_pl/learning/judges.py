@@ -38,9 +38,9 @@ class CriticJudge(Judge):
 class ReturnsJudge(Judge):
     """A weighted sum of the critic's loss and a loss by returns. Not in the paper.
 
-    The loss by returns is off-policy REINFORCE. It is low if the policy is close to replayed actions with better returns than the critic
-    expected, and far from replayed actions with worse returns. Each loss is divided by the root mean square of its action gradient, at
-    the policy before the inner step. So the meaning of `share` does not depend on their scales.
+    The loss by returns is off-policy REINFORCE. It is low if the policy is close to replayed actions with better returns than the
+    critic expected, and far from replayed actions with worse returns. Each loss is divided by the root mean square of its action
+    gradient, at the policy before the inner step. So the meaning of `share` does not depend on their scales.
 
     Args:
         share: weight of the loss by returns, from 0 to 1; the critic's loss has the rest.

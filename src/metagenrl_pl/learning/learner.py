@@ -28,7 +28,8 @@ Draw = Callable[[int], Windows]
 class Learner:
     """Critics, policies and (in meta-training) the objective, with their optimizers.
 
-    The attributes `critic_gradients`, `policy_gradients` and `meta_gradients` are the functions that compute gradients, compiled or not.
+    The attributes `critic_gradients`, `policy_gradients` and `meta_gradients` are the functions that compute gradients, compiled
+    or not.
 
     Args:
         population: the agents of this process.
@@ -71,7 +72,9 @@ class Learner:
         return optimizers if self.objective_optimizer is None else {**optimizers, "objective": self.objective_optimizer}
 
     def update(self, draw: Draw, env_steps: int, critic_step: Callable[[], Any] | None = None) -> None:
-        """One update cycle. It updates the critics, and every `policy_delay` cycles also policies, targets and objective, in this order.
+        """One update cycle.
+
+        It updates the critics, and every `policy_delay` cycles also policies, targets and objective, in this order.
 
         Args:
             draw: draws this number of new windows of every agent.
@@ -107,7 +110,10 @@ class Learner:
         (step or self.critic_optimizer.step)()
 
     def update_policies(self, windows: Windows, objective_share: Tensor | None = None) -> None:
-        """Step every policy down the objective, or during annealing down a mixture of the objective and -Q (paper eq. 4, section 3.3)."""
+        """Step every policy down the objective, or during annealing down a mixture of the objective and -Q (paper eq.
+
+        4, section 3.3).
+        """
         population = self.population
         gradients = self.policy_gradients(
             population.networks,
@@ -143,7 +149,10 @@ class Learner:
         self.objective_optimizer.step()
 
     def _objective_share(self, env_steps: int) -> Tensor | None:
-        """The objective's share p during annealing (paper section 3.3), a scalar. None once it is 1, and outside meta-training."""
+        """The objective's share p during annealing (paper section 3.3), a scalar.
+
+        None once it is 1, and outside meta-training.
+        """
         if self.meta is None or env_steps >= self.meta.settings.annealing_env_steps:
             return None
         return torch.full((), env_steps / self.meta.settings.annealing_env_steps, device=self.population.device)

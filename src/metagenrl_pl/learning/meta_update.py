@@ -1,8 +1,8 @@
 """Meta update: improve the objective by judging the policies that it produces (paper eq. 5 and 6).
 
-We take one policy step down the objective, compute the judge's loss of the new policy (in the paper: minus its value under the critic), and
-backpropagate that loss into the objective. Two exact methods give the same gradient: `general_meta_gradients` differentiates through the
-whole inner loop; `factored_meta_gradients` is for a single inner step and is cheaper.
+We take one policy step down the objective, compute the judge's loss of the new policy (in the paper: minus its value under the
+critic), and backpropagate that loss into the objective. Two exact methods give the same gradient: `general_meta_gradients`
+differentiates through the whole inner loop; `factored_meta_gradients` is for a single inner step and is cheaper.
 """
 
 from collections.abc import Callable

@@ -32,8 +32,8 @@ class AgentMetrics:
         """The metrics of all agents of all processes, [P] each, on the CPU. Every process has to call it.
 
         Raises:
-            FloatingPointError: if a metric is not finite. The message names the metric and the first agent that diverged; the shared
-                objective makes the others diverge within a few cycles.
+            FloatingPointError: if a metric is not finite. The message names the metric and the first agent that diverged; the
+                shared objective makes the others diverge within a few cycles.
         """
         if not self.newest:
             return {}

@@ -1,7 +1,7 @@
 """Compute large matrix products of compiled updates with oneDNN on AMD processors with AVX-512.
 
-There MKL uses only AVX2, at half the speed of oneDNN, which uses AVX-512. PyTorch calls oneDNN for float32 products with constant weights
-only. So we replace large products in the compiled graph.
+There MKL uses only AVX2, at half the speed of oneDNN, which uses AVX-512. PyTorch calls oneDNN for float32 products with constant
+weights only. So we replace large products in the compiled graph.
 """
 
 from functools import cache
@@ -35,8 +35,8 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0)  # unsqueeze avoids a copy
 
 
-# Register the operator that the graphs use. `torch.library.custom_op` would add three Python calls to each call, for derivatives that we
-# do not need.
+# Register the operator that the graphs use. `torch.library.custom_op` would add three Python calls to each call, for derivatives
+# that we do not need.
 _library = torch.library.Library("metagenrl_pl", "DEF")
 _library.define("product(Tensor x, Tensor weight) -> Tensor")
 _library.impl("product", product, "CPU")
@@ -44,7 +44,10 @@ _library.impl("product", lambda x, weight: x.new_empty(x.shape[0], x.shape[1], w
 
 
 class OneDNNProducts(CustomGraphPass):
-    """Replaces the large float32 products of a graph, in place. The graph already contains the gradients, so it needs no derivatives."""
+    """Replaces the large float32 products of a graph, in place.
+
+    The graph already contains the gradients, so it needs no derivatives.
+    """
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default):

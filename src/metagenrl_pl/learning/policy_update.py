@@ -65,10 +65,11 @@ def policy_gradients(
     windows: Windows,
     objective_share: Tensor | None = None,
 ) -> Parameters:
-    """Gradient of p L_alpha - (1 - p) Q1(s, pi(s)), averaged over valid steps, with respect to each agent's policy, [P, ...], unclipped.
+    """Gradient of the policies' loss with respect to their parameters, [P, ...], unclipped.
 
-    The objective depends on the policy only through its actions. So the gradient is J^T g, with the action gradient g and
-    J = d pi / d phi.
+    The loss is p L_alpha - (1 - p) Q1(s, pi(s)), averaged over each agent's valid steps (paper eq. 4 and section 3.3). The
+    objective depends on the policy only through its actions. So the gradient is J^T g, with the action gradient g and J = d pi /
+    d phi.
 
     Args:
         networks, policy, windows: of P agents.

@@ -16,7 +16,8 @@ class MetaSettings:
     Args:
         learning_rate: of Adam on the objective.
         gradient: whether each agent's meta-gradient is clipped to norm 1 (as in the paper) or normalised to norm 1.
-        annealing_env_steps: env steps over which policies change from descending -Q to descending the objective; 0 for no annealing.
+        annealing_env_steps: env steps over which policies change from descending -Q to descending the objective; 0 for no
+            annealing.
 
     Raises:
         ValueError: if a value is out of range.
@@ -36,7 +37,7 @@ class MetaSettings:
 
 
 class MetaLearning(NamedTuple):
-    """The parts of meta-learning: the inner step, the judge of the resulting policy, and the settings of the objective's update."""
+    """The parts of meta-learning: the inner step, the judge of the new policy, and the settings of the objective's update."""
 
     inner: InnerStep
     judge: Judge

@@ -1,4 +1,4 @@
-"""Objectives with one interface: learned (LSTM), off-policy REINFORCE with GAE, the critic (DDPG/TD3), and a mixture of the last two.
+"""Objectives with one interface: learned (LSTM), off-policy REINFORCE with GAE, the critic (DDPG/TD3), and a learned mixture.
 
 Import them from here. `contract` defines the interface that the updates use.
 """

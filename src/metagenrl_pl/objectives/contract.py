@@ -18,9 +18,8 @@ class ObjectiveInputs(NamedTuple):
     """All inputs of an objective. Only `policy_action` carries a gradient; the other tensors are constants.
 
     `value[..., t]` is V(s_t) = Q1(s_t, pi(s_t)). Entry `length` of a window belongs to the state after its last valid step; later
-    entries are 0. It is None unless the objective sets `needs_value`.
-    `critic_gradient` is dQ/da at the policy's action, of the critics that the objective names in `critic_gradient_of`. It is None unless
-    the objective sets `needs_critic_gradient`.
+    entries are 0. It is None unless the objective sets `needs_value`. `critic_gradient` is dQ/da at the policy's action, of the
+    critics that the objective names in `critic_gradient_of`. It is None unless the objective sets `needs_critic_gradient`.
     """
 
     policy_action: Tensor  # [P, B, T, A]
@@ -36,8 +35,8 @@ class ObjectiveInputs(NamedTuple):
 class Objective(nn.Module, ABC):
     """A per-step loss of the policy's actions. The policy descends its mean over valid steps.
 
-    The loss depends on the policy's parameters only through `policy_action`. So the updates need only the action gradient dL/da. A
-    subclass implements `loss` on stacked tensors. Meta-learning trains its `nn.Parameter`s, if it has any.
+    The loss depends on the policy's parameters only through `policy_action`. So the updates need only the action gradient dL/da.
+    A subclass implements `loss` on stacked tensors. Meta-learning trains its `nn.Parameter`s, if it has any.
     """
 
     #: Whether `ObjectiveInputs.value` has to be computed for this objective.
@@ -60,7 +59,10 @@ class Objective(nn.Module, ABC):
         )
 
     def stacked_parameters(self, num_agents: int) -> Parameters:
-        """The parameters as views with an agent axis in front, [P, ...]. So one differentiation gives a gradient for every agent."""
+        """The parameters as views with an agent axis in front, [P, ...].
+
+        So one differentiation gives a gradient for every agent.
+        """
         return {name: p.detach().expand(num_agents, *p.shape) for name, p in self.named_parameters()}
 
     @property
@@ -97,8 +99,8 @@ def check_loss(objective: Objective) -> None:
     """Try an objective on a few windows of noise.
 
     Raises:
-        ValueError: if `critic_gradient_of` is not valid, or the loss raises an exception, has a shape other than [P, B, T], does not
-            depend on the policy's action, or has a gradient that is not finite.
+        ValueError: if `critic_gradient_of` is not valid, or the loss raises an exception, has a shape other than [P, B, T], does
+            not depend on the policy's action, or has a gradient that is not finite.
     """
     check_critics(objective.critic_gradient_of)
     num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different, so that a mix-up of axes shows

@@ -14,10 +14,10 @@ from metagenrl_pl.objectives.reinforce import Reinforce
 class LearnedMixture(DirectedObjective, LearnedObjective):
     """g = w_1 g_DDPG + w_2 g_REINFORCE, with positive weights that are learned functions of the window.
 
-    g_DDPG is -dQ/da. g_REINFORCE is dL/da of off-policy REINFORCE with generalised advantages. Each is divided by its root mean square
-    over the agent's valid steps. The weights are the softplus of two outputs of `LearnedObjective`'s network. This family of objectives is
-    smaller than the LSTM's: any member descends a combination of DDPG's and REINFORCE's losses. So it is a safer choice for unseen
-    environments. Nothing inside is differentiated twice. Not in the paper.
+    g_DDPG is -dQ/da. g_REINFORCE is dL/da of off-policy REINFORCE with generalised advantages. Each is divided by its root mean
+    square over the agent's valid steps. The weights are the softplus of two outputs of `LearnedObjective`'s network. This family
+    of objectives is smaller than the LSTM's: any member descends a combination of DDPG's and REINFORCE's losses. So it is a safer
+    choice for unseen environments. Nothing inside is differentiated twice. Not in the paper.
 
     Args:
         discount, gae_lambda: of REINFORCE, see `Reinforce`.
@@ -25,7 +25,8 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
         hidden_units, context_units, use_time, use_lstm, layer_norm_eps, seed: of the network, see `LearnedObjective`.
 
     Raises:
-        ValueError: if `hidden_units` is odd, a width is not positive, a number is outside [0, 1], or `critic_gradient_of` is not valid.
+        ValueError: if `hidden_units` is odd, a width is not positive, a number is outside [0, 1], or `critic_gradient_of` is not
+            valid.
     """
 
     num_outputs = 2

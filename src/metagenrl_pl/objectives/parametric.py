@@ -27,11 +27,12 @@ class UnknownObjectiveError(ValueError):
 class ParametricObjective(Objective):
     """An objective whose `nn.Parameter`s are meta-learned. (`LearnedObjective` is the paper's.)
 
-    A subclass makes its parameters in its constructor. Its `loss` uses the stacked parameters that it gets as an argument. The constructor
-    takes options and the `seed` of the parameters as keyword arguments.
+    A subclass makes its parameters in its constructor. Its `loss` uses the stacked parameters that it gets as an argument. The
+    constructor takes options and the `seed` of the parameters as keyword arguments.
 
     Args:
-        architecture: all arguments of the subclass's constructor except the seed. They must be JSON values, since files store them.
+        architecture: all arguments of the subclass's constructor except the seed. They must be JSON values, since files store
+            them.
     """
 
     def __init__(self, **architecture: Any) -> None:
@@ -51,19 +52,19 @@ class ParametricObjective(Objective):
     ) -> Tensor:
         """Per-step loss for a single PyTorch policy. Descend its mean over valid steps.
 
-        Learned objectives normalise rewards, values and the critic's gradient over all windows of the batch. So the loss of a step depends
-        on the other steps. Use batches of the size that the objective was meta-trained with, not single windows.
+        Learned objectives normalise rewards, values and the critic's gradient over all windows of the batch. So the loss of a
+        step depends on the other steps. Use batches of the size that the objective was meta-trained with, not single windows.
 
         Args:
             policy_action: actions of the current policy, in [-1, 1], [B, T, A]. Gradients flow only through this argument.
             replay_action: actions in the replay, [B, T, A].
             reward: [B, T].
-            value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]. Entry `length` belongs to the state after the last valid step. None if
-                the objective does not use it.
+            value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]. Entry `length` belongs to the state after the last valid step.
+                None if the objective does not use it.
             terminated: 1 or true if the episode terminated after the step (not if a time limit truncated it), [B, T].
             valid: 1 or true on real steps, which come first, 0 on padding, [B, T]; all valid by default.
-            critic_gradient: dQ1/da at `policy_action`, [B, T, A], or the mean of both critics' if `critic_gradient_of` is `both`. None if
-                the objective does not use it.
+            critic_gradient: dQ1/da at `policy_action`, [B, T, A], or the mean of both critics' if `critic_gradient_of` is `both`.
+                None if the objective does not use it.
 
         Returns:
             The loss, [B, T], 0 where padded.

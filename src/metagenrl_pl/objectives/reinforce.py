@@ -8,7 +8,10 @@ from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 
 def generalised_advantage(inputs: ObjectiveInputs, discount: float, gae_lambda: float) -> Tensor:
-    """GAE(lambda) of every step, [P, B, T] (Schulman et al. 2016, eq. 16). Ends at terminal states and after the last valid step."""
+    """GAE(lambda) of every step, [P, B, T] (Schulman et al.
+
+    2016, eq. 16). Ends at terminal states and after the last valid step.
+    """
     assert inputs.value is not None  # guaranteed by needs_value
     td_error = inputs.reward + discount * inputs.value[..., 1:] * (1 - inputs.terminated) - inputs.value[..., :-1]
     td_error = td_error * inputs.valid

@@ -24,8 +24,8 @@ class CheckpointError(ValueError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Saves each checkpoint as a whole or not at all, and loads only this project's checkpoints. For local paths only.
 
-    Lightning's own class writes to the system's temporary folder and moves the file from there, without waiting for the disk. If that
-    folder is on another filesystem and the disk is full, the previous checkpoint is lost.
+    Lightning's own class writes to the system's temporary folder and moves the file from there, without waiting for the disk. If
+    that folder is on another filesystem and the disk is full, the previous checkpoint is lost.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
@@ -106,9 +106,12 @@ def folder_of(checkpoint: Path) -> Path:
 
 
 def newest_checkpoint(run_dir: Path | str) -> Path | None:
-    """The checkpoint from which a run resumes: one with a replay if there is any, otherwise the one that was saved last. None if none.
+    """The checkpoint from which a run resumes: one with a replay if there is any, otherwise the one that was saved last.
 
-    Only `RunCheckpoint`'s files count, since others have no replay. The replay comes before the time of the file, which copying changes.
+    None if none.
+
+    Only `RunCheckpoint`'s files count, since others have no replay. The replay comes before the time of the file, which copying
+    changes.
     """
 
     def order(path: Path) -> tuple[bool, int, str]:

@@ -16,11 +16,13 @@ STEP_COLUMN = "env_steps"
 
 
 class RunCSVLogger(Logger):
-    """Writes `<run_dir>/metrics.csv`: one line per call of `log_metrics`, with the columns `env_steps` and then the metrics by name.
+    """Writes `<run_dir>/metrics.csv`: one line per call of `log_metrics`.
 
-    It appends to an existing file, which Lightning's `CSVLogger` would delete. Calls are rare (one per interval, not per update), so each
-    line is written to the disk at once and a kill loses nothing. A missing metric is an empty cell. A new metric adds a column, for
-    which the whole file is replaced. Only rank 0 writes.
+    The columns are `env_steps` and then the metrics by name.
+
+    It appends to an existing file, which Lightning's `CSVLogger` would delete. Calls are rare (one per interval, not per update),
+    so each line is written to the disk at once and a kill loses nothing. A missing metric is an empty cell. A new metric adds a
+    column, for which the whole file is replaced. Only rank 0 writes.
 
     Args:
         run_dir: folder of the run; made on the first write.

@@ -1,4 +1,7 @@
-"""The datamodule. It gives Lightning macro batches, which step the environments and draw from the replay while they are iterated."""
+"""The datamodule.
+
+It gives Lightning macro batches, which step the environments and draw from the replay while they are iterated.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,7 +21,8 @@ from metagenrl_pl.training.checkpoint_io import CheckpointError, replay_folder
 class MacroBatch:
     """A number of update cycles that Lightning handles as one batch. The number affects Lightning's overhead, not the results.
 
-    Iterating takes one env step with every agent per cycle, and yields the function that draws windows from the replay (`Agents.steps`).
+    Iterating takes one env step with every agent per cycle, and yields the function that draws windows from the replay
+    (`Agents.steps`).
     """
 
     def __init__(self, agents: Agents, num_cycles: int) -> None:
@@ -100,8 +104,8 @@ class ReplayDataModule(pl.LightningDataModule):
         Raises:
             CheckpointError: if the replay is damaged.
         """
-        # The order matters: collector.load_state_dict needs the replay. Without a replay its open episodes are worthless, so they are
-        # dropped and new ones begin.
+        # The replay comes first, since the collector continues its open episodes. Without a replay these episodes have lost their
+        # first steps, so `is_open` is false and new episodes begin.
         assert self.trainer is not None
         checkpoint, placement = Path(str(self.trainer.ckpt_path)), self.agents.placement
         self.num_batches, state = state_dict["num_batches"], dict(state_dict["collector"])

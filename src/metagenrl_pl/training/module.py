@@ -16,8 +16,8 @@ from metagenrl_pl.training.datamodule import MacroBatch
 class MetaGenRL(pl.LightningModule):
     """A population of agents and their shared objective.
 
-    `trainer.global_step` counts update cycles, since only the critics' optimizer is stepped through Lightning. The objective is the only
-    submodule: agents differ between processes, and each process holds only some of them.
+    `trainer.global_step` counts update cycles, since only the critics' optimizer is stepped through Lightning. The objective is
+    the only submodule: agents differ between processes, and each process holds only some of them.
 
     Args:
         agents: of this process.

@@ -34,7 +34,10 @@ _SET_BY_THE_RUN = {
 }
 """Arguments of Lightning's Trainer that the run sets itself, and what users configure instead."""
 SECONDS_TO_REPORT = 4.0
-"""How long a failed process waits for other processes to report their errors. Lightning looks for dead ones every five seconds."""
+"""How long a failed process waits for other processes to report their errors.
+
+Lightning looks for dead ones every five seconds.
+"""
 _RUN_DIR = "METAGENRL_RUN_DIR"
 _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN_DIR)
 
@@ -42,12 +45,12 @@ _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MA
 class PopulationStrategy(DDPStrategy):
     """Lightning's DDP without `DistributedDataParallel`: only launching, devices and the process group.
 
-    Agents differ between processes, and `DistributedDataParallel` would make them equal. The objective is the same in all processes,
-    because each steps it with the same gradient, which is gathered from all agents (`Placement.gather`).
+    Agents differ between processes, and `DistributedDataParallel` would make them equal. The objective is the same in all
+    processes, because each steps it with the same gradient, which is gathered from all agents (`Placement.gather`).
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        # A process may wait for hours while another one still meta-tests its agents. If a process dies, the launcher ends all others.
+        # A process may wait for hours while another one meta-tests its agents. If a process dies, the launcher ends the others.
         super().__init__(timeout=timedelta(days=7), **kwargs)
 
     def configure_ddp(self) -> None:
@@ -131,8 +134,8 @@ def check_world_size(world_size: int, num_agents: int) -> None:
 def reported_by_another(trainer: pl.Trainer) -> bool:
     """Whether a process that this one started has already reported the error in one line. Call it after an error.
 
-    If a process fails, its connections break, and the other processes get errors too. So we wait until the processes have ended, and
-    look for one that ended with a reported error.
+    If a process fails, its connections break, and the other processes get errors too. So we wait until the processes have ended,
+    and look for one that ended with a reported error.
     """
     processes: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
     until = time.monotonic() + SECONDS_TO_REPORT
