@@ -33,7 +33,7 @@ OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 def main(config: DictConfig) -> int:
-    """Assemble the run and let Lightning do it; the exit code."""
+    """Build the parts of the run from its configuration and train. Returns the exit code."""
     config = with_run_dir(config, agree_on_run_dir(config.run_dir))
     prepare_process(config)
     agent, population, environments = build(config.agent), build(config.population), build(config.env)
@@ -43,8 +43,8 @@ def main(config: DictConfig) -> int:
     if not objective.learns:
         config.meta = None
     check_objective(config, objective, population)
-    if differing := unlike_meta_training(config, objective):
-        rank_zero_only(warnings.warn)(f"the objective was meta-trained with other agents: {', '.join(differing)}")
+    if differences := unlike_meta_training(config, objective):
+        rank_zero_only(warnings.warn)(f"the objective was meta-trained with other agents: {', '.join(differences)}")
     inner, judge = build(config.inner, InnerStep), build(config.judge, Judge)
     meta = MetaLearning(inner, judge, build(config.meta)) if config.meta else None
     trainer = build_trainer(config, population.size)
@@ -67,12 +67,12 @@ def main(config: DictConfig) -> int:
 
 
 def run_command_line() -> None:
-    """Whatever `sys.argv` asks for."""
+    """Run `main` for each job that `sys.argv` describes."""
     sys.argv[1:] = allow_new_keys(sys.argv[1:])
     hydra_entry(main, Path(__file__).parent / "conf", "config", RunConfig, prepare_config)
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # a line, as mistakes are
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line, like an error
     run_command_line()

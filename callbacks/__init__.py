@@ -1,1 +1,1 @@
-"""Callbacks watch training from outside; they never change what is learned."""
+"""Callbacks observe training. They never change what is learned."""

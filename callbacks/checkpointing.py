@@ -1,4 +1,4 @@
-"""Checkpoints in the run folder, with the replay beside the newest one, and the objective as a file of its own."""
+"""Write checkpoints to the run folder, the replay of the newest checkpoint, and the objective as a separate file."""
 
 import shutil
 import signal
@@ -22,17 +22,18 @@ from metagenrl_pl.training.datamodule import MacroBatch
 
 
 class RunCheckpoint(Checkpoint):
-    """Saves `<run_dir>/checkpoints/env_steps_<n>.ckpt` every so many env steps, at the end, and when the run is told to stop.
+    """Saves `<run_dir>/checkpoints/env_steps_<n>.ckpt` at a fixed interval, at the end of the run, and when the run is stopped.
 
-    Lightning's ModelCheckpoint misses multiples that a macro batch jumps over. SIGINT (Ctrl-C) and SIGTERM (a cluster that wants its
-    machine back) let the macro batch end, then save and stop; a meta-test that is under way is given up, and made when the run goes on.
-    A second signal stops at once. Other callbacks stop a run, saved, by `trainer.should_stop = True`.
+    (Lightning's ModelCheckpoint would miss multiples of the interval that lie inside a macro batch.) After SIGINT (Ctrl-C) or
+    SIGTERM (from a cluster) the run finishes its macro batch, saves and stops. A meta-test that is running is abandoned, and
+    repeated when the run resumes. A second signal stops at once. Another callback can save and stop the run by
+    `trainer.should_stop = True`.
 
     Args:
         run_dir: the run's folder.
-        every_env_steps: between two checkpoints; null for the end only.
-        keep: newest checkpoints that stay; null for all.
-        with_replay: whether the replay is kept beside the newest checkpoint. A resume without it fills up a new one first.
+        every_env_steps: env steps between two checkpoints; null for a checkpoint at the end only.
+        keep: number of newest checkpoints to keep; null keeps all.
+        with_replay: whether to save the replay with the newest checkpoint. A resume without a replay fills a new one first.
 
     Raises:
         ValueError: if a number is not positive.
@@ -43,18 +44,18 @@ class RunCheckpoint(Checkpoint):
         check_interval("keep", keep, ", or null for all")
         self._folder = Path(run_dir) / "checkpoints"
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
-        self.stop_requested = self._signalled = self._is_complete = False
+        self.stop_requested = self._any_signal = self._is_complete = False
         self._former_handlers: dict[int, Any] = {}
 
     @property
     def stopped_by_signal(self) -> bool:
-        """Whether a signal, in whichever process it arrived, has stopped the run, and not another callback alone."""
-        return self.stop_requested or self._signalled
+        """Whether a signal to any process has stopped the run."""
+        return self.stop_requested or self._any_signal
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to signals. After a resume drop metrics that come after the checkpoint, which are logged again."""
-        self._is_complete = is_last(trainer)  # resumed at its end: only tests are left
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        """Install signal handlers. After a resume, also remove metrics from after the checkpoint, since they are logged again."""
+        self._is_complete = is_last(trainer)  # a resume at the end of the run: only meta-tests are left
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers in the main thread only
 
             def stop(number: int, frame: FrameType | None) -> None:
                 if self.stop_requested or self._is_complete:
@@ -70,10 +71,11 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Save when the interval is crossed, at the end of the run and when told to stop, also by another callback (a timer)."""
-        # A signal may reach one process alone. Lightning calls checkpoints last, after whoever else may stop the run.
+        """Save after each interval, at the end of the run, and when a signal or another callback stops the run."""
+        # A signal may reach only one process, so all processes exchange their requests. Lightning calls checkpoint callbacks
+        # last, so other callbacks (such as a timer) have already set `should_stop`.
         requests = agents_of(trainer).placement.gather_objects((self.stop_requested, trainer.should_stop))
-        self._signalled, stop = any(signalled for signalled, _ in requests), any(map(any, requests))
+        self._any_signal, stop = any(signal_here for signal_here, _ in requests), any(map(any, requests))
         if stop or is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             path = self.save(trainer)
             self._is_complete = is_last(trainer)
@@ -84,32 +86,39 @@ class RunCheckpoint(Checkpoint):
                 )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give signals back to whoever had them."""
-        self._give_signals_back()
+        self._restore_handlers()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give signals back after an error, too: there is no teardown then."""
-        self._give_signals_back()
+        """Restore the signal handlers here too, since Lightning does not call `teardown` after an error."""
+        self._restore_handlers()
 
-    def _give_signals_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._former_handlers.items():
             signal.signal(number, handler)
         self._former_handlers = {}
 
     def save(self, trainer: pl.Trainer) -> Path:
-        """Save now: first the replay, then the checkpoint, then remove what is older. Every process has to call it."""
+        """Save now.
+
+        Every process has to call it. A kill at any moment leaves the older or the newer checkpoint with its whole replay.
+        """
         path = self._folder / f"env_steps_{env_steps_of(trainer):09d}.ckpt"
         if self._with_replay:
-            unfinished = replay_folder(path).with_suffix(".replay.tmp")
+            # 1. Remove what an earlier, killed attempt may have left, before any process writes there.
+            temporary = replay_folder(path).with_suffix(".replay.tmp")
             if trainer.is_global_zero:
-                for folder in (unfinished, replay_folder(path)):
+                for folder in (temporary, replay_folder(path)):
                     shutil.rmtree(folder, ignore_errors=True)
             trainer.strategy.barrier()
-            datamodule_of(trainer).save_replay(unfinished)
+            # 2. Every process writes the replay of its agents to a temporary folder.
+            datamodule_of(trainer).save_replay(temporary)
+            # 3. When all have finished, rename the folder. So a folder with the final name is always complete.
             trainer.strategy.barrier()
             if trainer.is_global_zero:
-                unfinished.rename(replay_folder(path))
+                temporary.rename(replay_folder(path))
+        # 4. Write the checkpoint after its replay, atomically. So a checkpoint that exists has its replay.
         trainer.save_checkpoint(path)
+        # 5. Remove older files last. Until here, the previous checkpoint and its replay are still there.
         if trainer.is_global_zero:
             self._remove_older(path)
         return path
@@ -125,20 +134,20 @@ class RunCheckpoint(Checkpoint):
 
 
 def stop_requested(trainer: pl.Trainer) -> bool:
-    """Whether a signal has asked this process to stop."""
+    """Whether a signal to this process has requested a stop."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return any(isinstance(callback, RunCheckpoint) and callback.stop_requested for callback in callbacks)
 
 
 class ObjectiveExport(pl.Callback):
-    """Writes `<run_dir>/objective.safetensors` with its card every so many env steps and at the end.
+    """Writes `<run_dir>/objective.safetensors` with its card at a fixed interval and at the end.
 
-    One that is not learned further is written once, with the card that it came with, so that the folder of a test tells what was tested.
+    A frozen objective is written once, with its original card. So the folder of a test shows which objective was tested.
 
     Args:
         run_dir: the run's folder.
-        every_env_steps: between two files; null for the end only.
-        keep_stages: whether each is also kept as `<run_dir>/objectives/env_steps_<n>.safetensors`.
+        every_env_steps: env steps between two files; null for a file at the end only.
+        keep_stages: whether to keep each stage as `<run_dir>/objectives/env_steps_<n>.safetensors`, too.
 
     Raises:
         ValueError: if the interval is not positive.
@@ -149,7 +158,7 @@ class ObjectiveExport(pl.Callback):
         self._run_dir, self._every, self._keep_stages = Path(run_dir), every_env_steps, keep_stages
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write an objective that stays what it is."""
+        """Write a frozen objective."""
         learner = agents_of(trainer).learner
         if trainer.is_global_zero and learner.meta is None and isinstance(learner.objective, ParametricObjective):
             learner.objective.save(self._run_dir / "objective.safetensors")
@@ -157,7 +166,7 @@ class ObjectiveExport(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Write when the interval is crossed and at the end, if the objective is being learned."""
+        """Write a meta-learned objective after the interval and at the end."""
         learner, env_steps = agents_of(trainer).learner, env_steps_of(trainer)
         objective = learner.objective
         if learner.meta is None or not isinstance(objective, ParametricObjective):

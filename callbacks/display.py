@@ -1,4 +1,4 @@
-"""The terminal: progress with an ETA, a live table of the population, then the results of the meta-test."""
+"""Terminal output: a progress bar with an ETA, a live table of the population, and the results of the meta-test."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +25,10 @@ _MAX_ROWS = 20
 
 
 class PopulationDisplay(ProgressBar):
-    """A progress bar with an ETA above a table of the agents; plain lines where the output is no terminal.
+    """Shows a progress bar with an ETA and a table of the agents. If the output is not a terminal, prints plain lines instead.
 
     Args:
-        refresh_per_second: of the live display.
+        refresh_per_second: refresh rate of the live display, in 1 / s.
 
     Raises:
         ValueError: if the rate is not positive.
@@ -44,41 +44,41 @@ class PopulationDisplay(ProgressBar):
         self._progress = Progress(name, BarColumn(), MofNCompleteColumn(), *times, console=self._console)
         self._live: Live | None = None
         self._rate = refresh_per_second
-        self._trainer_shown: pl.Trainer | None = None
-        self._training: Callable[[int], None] | None = None
-        self._redrawn = 0.0
-        self._recent_returns: list[float | None] = []  # of each agent, also those of other processes
+        self._run_trainer: pl.Trainer | None = None
+        self._report: Callable[[int], None] | None = None
+        self._last_redraw = 0.0
+        self._recent_returns: list[float | None] = []  # of each agent, also in other processes
 
     def disable(self) -> None:
-        """Show nothing. Lightning calls this in every process but the first, which shows all agents."""
+        """Show nothing. Lightning calls this in every process except the first, which shows all agents."""
         self._console.quiet = True
 
     def enable(self) -> None:
         self._console.quiet = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._trainer_shown = trainer
+        self._run_trainer = trainer
         if self._console.is_terminal and not self._console.quiet:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
         what = "meta-training" if agents_of(trainer).learner.meta else "training"
-        self._training = self._add(
+        self._report = self._add_bar(
             what, datamodule_of(trainer).env_steps, env_steps_of(trainer), lines_in_all=20, note=self._returns_text
         )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        assert self._training is not None  # made in on_train_start
+        assert self._report is not None  # made in on_train_start
         recent = agents_of(trainer).collector.recent_returns
         self._recent_returns = gather_from_agents(trainer, [fmean(returns) if returns else None for returns in recent])
-        self._training(env_steps_of(trainer))
+        self._report(env_steps_of(trainer))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back after an error, too: there is no teardown then."""
+        """Restore the terminal here too, since Lightning does not call `teardown` after an error."""
         self._stop()
 
     def _stop(self) -> None:
@@ -89,11 +89,13 @@ class PopulationDisplay(ProgressBar):
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar of its own for something that interrupts or follows training; call the result with what is done."""
-        yield self._add(description, total, 0, lines_in_all=2, note=lambda: "")
+        """Add a progress bar for a task other than training, such as a meta-test. Call the result with the env steps so far."""
+        yield self._add_bar(description, total, 0, lines_in_all=2, note=lambda: "")
 
-    def _add(self, description: str, total: int, first: int, lines_in_all: int, note: Callable[[], str]) -> Callable[[int], None]:
-        """A bar, or where there is no terminal to redraw, a number of lines, each with a note."""
+    def _add_bar(
+        self, description: str, total: int, first: int, lines_in_all: int, note: Callable[[], str]
+    ) -> Callable[[int], None]:
+        """Add a progress bar. Without a terminal, it prints `lines_in_all` lines instead, each with a note."""
         bar = self._progress.add_task(description, total=total, completed=first)
         start, lines = time.monotonic(), first * lines_in_all // total
 
@@ -116,23 +118,23 @@ class PopulationDisplay(ProgressBar):
         return report
 
     def _redraw(self, force: bool = False) -> None:
-        if self._live is not None and (force or time.monotonic() - self._redrawn > 1 / self._rate):
-            self._redrawn = time.monotonic()
+        if self._live is not None and (force or time.monotonic() - self._last_redraw > 1 / self._rate):
+            self._last_redraw = time.monotonic()
             self._live.update(Group(self._progress, self._table()), refresh=True)
 
     def _returns_text(self) -> str:
-        """Mean over agents of their last episodes' returns, by environment."""
-        assert self._trainer_shown is not None
+        """For each environment, the mean over agents of the returns of their last episodes."""
+        assert self._run_trainer is not None
         by_environment: dict[str, list[float]] = {}
-        for spec, value in zip(agents_of(self._trainer_shown).specs, self._recent_returns, strict=True):
+        for spec, value in zip(agents_of(self._run_trainer).specs, self._recent_returns, strict=True):
             if value is not None:
                 by_environment.setdefault(spec.name, []).append(value)
         return "".join(f", {name} {fmean(values):.1f}" for name, values in by_environment.items())
 
     def _table(self) -> Table:
-        """One row for each agent."""
-        assert self._trainer_shown is not None
-        specs, metrics = agents_of(self._trainer_shown).specs, module_of(self._trainer_shown).metrics
+        """The table of the first `_MAX_ROWS` agents: environment, recent returns and newest metrics."""
+        assert self._run_trainer is not None
+        specs, metrics = agents_of(self._run_trainer).specs, module_of(self._run_trainer).metrics
         table = Table(title="population")
         table.add_column("agent", justify="right")
         table.add_column("environment")
@@ -158,7 +160,7 @@ class FinalReport(pl.Callback):
         self._run_dir = Path(run_dir)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Draw and print; after the display has given the terminal back."""
+        """Draw and print in `teardown`, after the display has restored the terminal."""
         if not trainer.is_global_zero:
             return
         picture, rows = learning_curves(self._run_dir), read_rows(self._run_dir / "meta_test.csv")
@@ -170,21 +172,20 @@ class FinalReport(pl.Callback):
 
 
 class _Silent:
-    """Stands in where the display is switched off."""
+    """Replaces the display if it is switched off."""
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A report that goes nowhere."""
         yield lambda done: None
 
 
 def progress_of(trainer: pl.Trainer) -> PopulationDisplay | _Silent:
-    """The display of a trainer, or one that shows nothing."""
+    """The trainer's display, or a replacement that shows nothing."""
     display = trainer.progress_bar_callback
     return display if isinstance(display, PopulationDisplay) else _Silent()
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds as minutes and seconds, with hours if there are any."""
+    """Format a duration as `m:ss`, or `h:mm:ss` from one hour."""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

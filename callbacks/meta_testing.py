@@ -1,4 +1,4 @@
-"""Meta-test evaluation during and after meta-training, and noise-free evaluation of the population itself."""
+"""Meta-tests during and after meta-training, and noise-free evaluation of the population's policies."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -48,32 +48,31 @@ from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows_after,
 from metagenrl_pl.training.datamodule import MacroBatch
 
 _BUILT_IN = [name for name, method in METHODS.items() if method.is_built_in]
-"""Methods that a meta-test makes itself, so that no baseline may have their names."""
+"""Methods that a meta-test tests by itself. No baseline may have their names."""
 
 
 class MetaTest(pl.Callback):
-    """Trains fresh agents with the frozen objective, every so many env steps of meta-training and at its end.
+    """Trains fresh agents with the frozen objective, at a fixed interval of meta-training and at its end.
 
-    It also tests, once, what the objective is compared with: an untrained objective, hand-made ones and random actions. Where a second
-    core is free, another process makes these tests while meta-training goes on. Nothing of the training is touched: everything is drawn
-    from random streams of its own. A signal to stop ends a test in the middle of meta-training, which is then made
-    first when the run goes on.
+    It also tests, once, an untrained objective, hand-made objectives and random actions, for comparison. Where a second core is free,
+    another process makes these tests while meta-training goes on. Meta-tests use their own random streams, so they do not affect
+    training. A signal during meta-training ends a meta-test early. It is repeated first when the run resumes.
 
     Args:
-        run_dir: the run's folder, where `meta_test.csv` grows.
-        environments: where fresh agents are trained: ids or mappings, as in `env.test`; empty for no meta-test.
-        seeds: of the fresh agents, in each environment.
+        run_dir: the run's folder; results are appended to its `meta_test.csv`.
+        environments: in which fresh agents are trained: ids or mappings, as in `env.test`. Empty for no meta-test.
+        seeds: of the fresh agents in each environment.
         env_steps: of each fresh agent.
-        evaluate_every_env_steps: of each fresh agent, noise-free.
+        evaluate_every_env_steps: env steps of the fresh agents between two noise-free evaluations.
         num_episodes: per evaluation.
-        every_env_steps: of meta-training, between two meta-tests; null for one at the end.
-        untrained: whether the objective's own architecture with fresh weights is tested beside it.
-        random: whether random actions are tested beside it.
-        baselines: objectives by the name of their method; null for one that is not tested.
+        every_env_steps: env steps of meta-training between two meta-tests; null for one at the end only.
+        untrained: whether to test the objective's architecture with untrained weights, too.
+        random: whether to test random actions, too.
+        baselines: objectives by the name of their method; null switches one off.
 
     Raises:
-        ValueError: if a number is not positive, there is no seed, seeds or environments repeat, or an environment or a baseline cannot
-            serve.
+        ValueError: if a number is not positive, there is no seed, seeds or environments repeat, or an environment or a baseline
+            is not usable.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class MetaTest(pl.Callback):
         names = [spec.name for spec in self._specs]
         if len(set(names)) < len(names):
             raise ValueError(f"environments must differ, got {', '.join(names)}")
-        for spec in self._specs:  # refuse now what would fail after hours of training
+        for spec in self._specs:  # report an unusable environment now, not after hours of training
             Environment(spec).close()
         self._seeds, self._env_steps, self._evaluate_every = list(seeds), env_steps, evaluate_every_env_steps
         self._num_episodes, self._every = num_episodes, every_env_steps
@@ -118,17 +117,17 @@ class MetaTest(pl.Callback):
         self._report_background: Callable[[int], None] = lambda env_steps: None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse now a replay of the fresh agents that has no place beside the training's.
+        """Check now that the fresh agents' replay fits into memory together with the training's.
 
         Raises:
-            ConfigError: names what is needed and what there is.
+            ConfigError: names the needed and the available memory.
         """
         resources, plan = agents_of(trainer).resources, self._plan(trainer)
         specs, _, seeds = fresh_seeds(self._specs, self._seeds)
         sizes = resources.placement(len(seeds)).local(sizes_of(specs)) if seeds else []
         needed = memory_bytes(sizes, plan.replay_capacity(resources.replay_capacity))
         device = agents_of(trainer).replay.device
-        if device.type == "cpu":  # a GPU says what is free, with the training's replay in its place already
+        if device.type == "cpu":  # compared with physical memory, so add the training's replay; a GPU reports its free memory
             num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its memory
             num_tests = 2 if _has_free_core(resources) else 1  # at a time
             needed = num_processes * (num_tests * needed + agents_of(trainer).replay.num_bytes)
@@ -138,7 +137,7 @@ class MetaTest(pl.Callback):
             raise ConfigError(f"callbacks.meta_test.env_steps={self._env_steps}: {error}") from error
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin the tests that do not depend on meta-training. After a resume drop those of later objectives, which are made again."""
+        """Begin the tests that do not depend on meta-training. After a resume, remove the results of later objectives first."""
         if trainer.is_global_zero and agents_of(trainer).learner.meta is not None and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, meta_training_env_steps=env_steps)
         resources = agents_of(trainer).resources
@@ -153,31 +152,30 @@ class MetaTest(pl.Callback):
                 pass  # the bar stays
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MacroBatch, batch_idx: int) -> None:
-        """After a resume: make the test that was given up. Not before, since only now every callback has started and hears signals."""
+        """After a resume, repeat the meta-test that was given up. At this hook all signal handlers are installed."""
         if self._is_given_up:
             self._test_so_far(trainer)
-        if self._is_given_up:  # again: the objective stays the one that is to be tested
+        if self._is_given_up:  # given up again: do not train, so that the objective is still the one to test
             batch.skip()
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the test of this moment's objective is still to be made."""
+        """Whether the meta-test of the current objective was given up and has to be repeated."""
         return {"is_given_up": self._is_given_up}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
         self._is_given_up = state_dict["is_given_up"]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Test the objective when the interval is crossed."""
+        """Test the objective after each interval."""
         if self._background is not None:
             self._report_background(self._background.env_steps)
         if is_due(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
             self._test_so_far(trainer)
 
     def _test_so_far(self, trainer: pl.Trainer) -> None:
-        """Test the objective in the middle of meta-training, unless told to stop."""
+        """Test the objective in the middle of meta-training; a signal ends the test early."""
         objective = agents_of(trainer).objective
         if not isinstance(objective, ParametricObjective):
             return
@@ -188,14 +186,14 @@ class MetaTest(pl.Callback):
             self._is_given_up = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Test the final objective and whatever it is compared with."""
+        """Test the final objective and the methods that it is compared with."""
         if not is_last(trainer) or trainer.should_stop or not self._specs:
             return
         objective = agents_of(trainer).objective
         learned = [("learned", objective, _stage(trainer, objective))] if isinstance(objective, ParametricObjective) else []
-        for method, tested, stage in [*learned, *self._comparisons(trainer)]:
+        for method, test_objective, stage in [*learned, *self._comparisons(trainer)]:
             if not trainer.strategy.broadcast(self._is_done(method, self._env_steps, stage)):
-                self._test(trainer, method, tested, stage)
+                self._test(trainer, method, test_objective, stage)
         if trainer.is_global_zero and self._random and not self._is_done("random", 0, None):
             append_rows(self._path, random_returns(self._specs, self._seeds, self._num_episodes))
 
@@ -224,7 +222,7 @@ class MetaTest(pl.Callback):
         return MetaTestPlan(self._specs, self._seeds, agent, self._env_steps, self._evaluate_every, self._num_episodes)
 
     def _is_done(self, method: str, env_steps: int, stage: int | None) -> bool:
-        """Whether every result of a method is in the file: a run that was stopped here goes on with the rest."""
+        """Whether all results of a method are in the file. A run that was stopped between two tests continues with the others."""
         done = {row[:4] for row in read_rows(self._path) if row.meta_training_env_steps == stage}
         return all((spec.name, method, seed, env_steps) in done for spec in self._specs for seed in self._seeds)
 
@@ -272,41 +270,41 @@ def _has_free_core(resources: Resources) -> bool:
 
 
 def _check_baseline(method: str, baseline: Objective | None) -> None:
-    """Refuse a baseline that goes by the name of another method or teaches nothing.
+    """Reject a baseline that has the name of another method or a loss that cannot train policies.
 
     Raises:
-        ValueError: names its key, below `callbacks.meta_test`, and what is valid.
+        ValueError: names its key below `callbacks.meta_test`, and what is valid.
     """
     if method in _BUILT_IN:
         raise ValueError(
-            f"baselines.{method}: a baseline cannot be called {', '.join(_BUILT_IN[:-1])} or {_BUILT_IN[-1]}, which a meta-test "
-            "tests beside it; valid is a name of your own"
+            f"baselines.{method}: a baseline cannot be called {', '.join(_BUILT_IN[:-1])} or {_BUILT_IN[-1]}, since a meta-test "
+            "already tests these; valid is a name of your own"
         )
     if baseline is None:
         return
     if not isinstance(baseline, Objective):
         raise ValueError(f"baselines.{method} must be an objective, or null for none, got {baseline!r}")
-    given = f"baselines.{method}={type(baseline).__module__}.{type(baseline).__qualname__}"
+    setting = f"baselines.{method}={type(baseline).__module__}.{type(baseline).__qualname__}"
     try:
         check_method(method, baseline)
         check_loss(baseline)
     except ValueError as error:
-        raise ValueError(f"{given}: {one_line(error)}") from error
+        raise ValueError(f"{setting}: {one_line(error)}") from error
 
 
 def _stage(trainer: pl.Trainer, objective: ParametricObjective) -> int:
-    """Env steps that the objective was meta-trained for: in this run, or as its card says."""
+    """Env steps for which the objective was meta-trained: in this run, or according to its card."""
     return env_steps_of(trainer) if agents_of(trainer).learner.meta else int(objective.card.get("env_steps", 0))
 
 
 class PolicyEvaluation(pl.Callback):
-    """Noise-free returns of the population's own policies, every so many env steps and at the end.
+    """Measures noise-free returns of the population's policies, at a fixed interval and at the end.
 
     Args:
         run_dir: the run's folder.
-        every_env_steps: between two evaluations.
+        every_env_steps: env steps between two evaluations.
         num_episodes: per evaluation and agent.
-        method: for a run that is a meta-test or a baseline itself: the name under which returns also go to `meta_test.csv`.
+        method: the method's name in `meta_test.csv` if this run is itself a meta-test or a baseline; null writes no such file.
 
     Raises:
         ValueError: if a number is not positive.
@@ -320,14 +318,14 @@ class PolicyEvaluation(pl.Callback):
         self._evaluator: Evaluator | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a resume: drop later returns, which are made again."""
+        """After a resume, remove later returns, since they are measured again."""
         if trainer.is_global_zero and self._method is not None and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, env_steps=env_steps)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Evaluate when the interval is crossed and at the end."""
+        """Evaluate after each interval and at the end."""
         if not (is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer)):
             return
         agents = agents_of(trainer)
@@ -352,6 +350,5 @@ class PolicyEvaluation(pl.Callback):
             append_rows(self._path, rows)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Close the environments."""
         if self._evaluator is not None:
             self._evaluator.close()

@@ -1,4 +1,7 @@
-"""When callbacks act: intervals in env steps, which trigger when they are crossed, since a macro batch may jump over a multiple."""
+"""Helpers of the callbacks: when they act, access to the run's objects, and logging.
+
+Intervals are in env steps. A callback acts after the macro batch that contains a multiple of its interval.
+"""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -11,61 +14,61 @@ from metagenrl_pl.training.module import MetaGenRL
 
 
 def check_interval(name: str, value: int | None, otherwise: str = ", or null for never") -> None:
-    """Raise ValueError, naming the key and saying what else is valid, unless a number is positive or None."""
+    """Raise a ValueError if `value` is neither positive nor None. `otherwise` is appended to the valid values in the message."""
     if value is not None and value < 1:
         raise ValueError(f"{name} must be at least 1{otherwise}, got {value}")
 
 
 def is_due(interval: int | None, env_steps: int, batch: MacroBatch) -> bool:
-    """Whether a multiple of the interval lies in the macro batch that ended at `env_steps`."""
+    """Whether the macro batch that ended at `env_steps` contains a multiple of the interval."""
     return interval is not None and env_steps // interval > (env_steps - len(batch)) // interval
 
 
 def datamodule_of(trainer: pl.Trainer) -> ReplayDataModule:
-    """The run's datamodule."""
+    """The run's datamodule with its type."""
     return cast(ReplayDataModule, trainer.datamodule)  # type: ignore[attr-defined]
 
 
 def module_of(trainer: pl.Trainer) -> MetaGenRL:
-    """The run's module."""
+    """The run's Lightning module with its type."""
     return cast(MetaGenRL, trainer.lightning_module)
 
 
 def agents_of(trainer: pl.Trainer) -> Agents:
-    """The run's agents, those of this process."""
+    """The agents of this process."""
     return module_of(trainer).agents
 
 
 def env_steps_of(trainer: pl.Trainer) -> int:
-    """Env steps that each agent has taken."""
+    """Env steps that each agent has taken so far."""
     return agents_of(trainer).env_steps
 
 
 def gather_from_agents(trainer: pl.Trainer, values: Sequence[Any]) -> list[Any]:
-    """One object for each agent of this process -> one for each agent of all; every process has to call it."""
+    """Gather one object for each agent of all processes, in global order. Every process has to call it."""
     return agents_of(trainer).placement.gather_list(list(values))
 
 
 def is_last(trainer: pl.Trainer) -> bool:
-    """Whether the run has reached its length."""
+    """Whether the run has taken all of its env steps."""
     return datamodule_of(trainer).env_steps_left <= 0
 
 
 def agent_names(trainer: pl.Trainer) -> list[str]:
-    """`<environment>/agent_<i>` of each agent, also those of other processes, as used in metric names."""
+    """`<environment>/agent_<i>` for each agent of all processes, as used in metric names."""
     return [f"{spec.name}/agent_{i}" for i, spec in enumerate(agents_of(trainer).specs)]
 
 
 def log_metrics(trainer: pl.Trainer, metrics: dict[str, float], is_in_batch: bool = True) -> None:
-    """Give metrics to all loggers at the current env steps, and to callbacks that watch one (`trainer.callback_metrics`).
+    """Send metrics to all loggers, with the current env steps on the x axis, and to callbacks that monitor a metric.
 
-    Loggers get them directly, since `self.log` would count batches on their x axis. Of several processes the first one writes: loggers
-    see to that themselves. Watching costs 0.3 ms a metric.
+    We call the loggers directly, since `self.log` would use batches on the x axis. Loggers write in the first process only.
+    Callbacks read `trainer.callback_metrics`, which costs 0.3 ms per metric.
 
     Args:
-        trainer: the run's.
-        metrics: by name.
-        is_in_batch: whether a batch of training begins or ends; Lightning lets nothing be watched after the last one.
+        trainer: of the run.
+        metrics: values by name.
+        is_in_batch: whether this is called in a hook of a training batch. Lightning accepts metrics for callbacks only there.
     """
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=env_steps_of(trainer))

@@ -1,4 +1,4 @@
-"""What meta-training looks like from inside: returns, losses, gradients, speed."""
+"""Log the progress of training: returns, losses, gradient norms, agreement with the critic, and speed."""
 
 import time
 from typing import Any
@@ -22,10 +22,10 @@ from metagenrl_pl.training.datamodule import MacroBatch
 
 
 class EpisodeReturns(pl.Callback):
-    """Logs each agent's mean exploration return since the last line, and the newest losses and gradient norms.
+    """Logs each agent's mean return of exploration episodes since the last line, and the newest losses and gradient norms.
 
     Args:
-        every_env_steps: between two lines.
+        every_env_steps: env steps between two lines.
 
     Raises:
         ValueError: if the interval is not positive.
@@ -38,7 +38,7 @@ class EpisodeReturns(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Log when the interval is crossed."""
+        """Log after each interval and at the end."""
         if is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             names = agent_names(trainer)
             returns = zip(names, gather_from_agents(trainer, agents_of(trainer).collector.take_returns()), strict=True)
@@ -49,11 +49,11 @@ class EpisodeReturns(pl.Callback):
 
 
 class ActionGradientAgreement(pl.Callback):
-    """Logs how well the objective's action gradient agrees with the critic's: the cosine with -dQ/da, per agent.
+    """Logs the cosine between the objective's action gradient and -dQ1/da, the critic's, for each agent.
 
     Args:
-        every_env_steps: between two lines.
-        num_windows: of each agent, drawn anew from random streams of its own.
+        every_env_steps: env steps between two lines.
+        num_windows: for each agent, drawn with separate random streams.
 
     Raises:
         ValueError: if a number is not positive.
@@ -67,7 +67,7 @@ class ActionGradientAgreement(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Log when the interval is crossed and updates have begun."""
+        """Log after each interval, once updates have begun."""
         env_steps, learner = env_steps_of(trainer), agents_of(trainer).learner
         if not (is_due(self._every, env_steps, batch) and learner.num_updates):
             return
@@ -78,10 +78,10 @@ class ActionGradientAgreement(pl.Callback):
 
 
 class Throughput(pl.Callback):
-    """Logs env steps (of all agents) and update cycles per second.
+    """Logs env steps of all agents per second, and update cycles per second.
 
     Args:
-        every_env_steps: between two lines.
+        every_env_steps: env steps between two lines.
 
     Raises:
         ValueError: if the interval is not positive.
@@ -93,13 +93,12 @@ class Throughput(pl.Callback):
         self._start = (0.0, 0, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
         self._start = self._now(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Log when the interval is crossed."""
+        """Log after each interval."""
         if is_due(self._every, env_steps_of(trainer), batch):
             now = self._now(trainer)
             seconds, env_steps, updates = (a - b for a, b in zip(now, self._start, strict=True))

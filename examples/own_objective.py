@@ -1,9 +1,9 @@
-"""An objective of one's own, with two parameters to meta-learn: how much to follow the critic, and how much REINFORCE.
+"""A custom objective with two parameters to meta-learn: the weights of the critic's loss and of REINFORCE.
 
     python train.py --config-dir examples/conf objective=blend
 
-meta-trains it as it does the package's LSTM, and writes `objective.safetensors`. Its YAML file is `examples/conf/objective/blend.yaml`.
-To train fresh agents with the result, elsewhere:
+This command meta-trains it like the package's LSTM, and writes `objective.safetensors`. The configuration is in
+`examples/conf/objective/blend.yaml`. To train fresh agents with the result:
 
     python train.py experiment=meta_test objective=frozen objective._target_=examples.own_objective.Blend.load objective.path=...
 """
@@ -20,18 +20,18 @@ class Blend(ParametricObjective):
 
     Args:
         discount: of REINFORCE's advantage.
-        seed: of the initial weights, which are 1 give or take a little.
+        seed: of the initial weights, which are close to 1.
     """
 
-    needs_value, needs_critic_gradient = True, True  # what `loss` looks at
+    needs_value, needs_critic_gradient = True, True  # inputs that `loss` uses
 
     def __init__(self, discount: float = 0.99, seed: int = 0) -> None:
-        super().__init__(discount=discount)  # what files keep beside the parameters
+        super().__init__(discount=discount)  # arguments that files store together with the parameters
         self.log_weights = nn.Parameter(0.1 * torch.randn(2, generator=torch.Generator().manual_seed(seed)))
         self._critic, self._reinforce = CriticObjective(), Reinforce(discount)
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """Loss of every step, [P, B, T]."""
-        # Stacked: one differentiation gives the gradient of every agent, so each has a copy of the parameters, here [P, 2].
+        # The parameters are stacked, here [P, 2]: each agent has its own copy. So one differentiation gives a gradient for each.
         critic, reinforce = parameters["log_weights"].exp()[..., None, None].unbind(1)  # [P, 1, 1] each
         return critic * self._critic.loss({}, inputs) + reinforce * self._reinforce.loss({}, inputs)

@@ -1,14 +1,14 @@
-"""Trains one ordinary PyTorch policy with a learned objective, and takes nothing else from this project.
+"""Trains an ordinary PyTorch policy with a learned objective, which is the only part of this project that it uses.
 
     python examples/plain_torch.py [--objective path/to/objective.safetensors]
 
-Everything is plain TD3, with twin critics, slowly moving targets and a replay, but for the policy's loss:
+The rest is plain TD3 with twin critics, target networks and a replay. There are two differences. The first is the policy's loss:
 
     loss = objective(policy(states), actions, rewards, values, terminated, valid, slopes)[valid > 0].mean()
 
-where `values` are what the critic thinks of the policy's own actions, and `slopes` their gradient in the actions (objectives that were made
-without `use_critic_gradient`, as the paper's are, do not look at it). Instead of single steps the replay gives windows of up to T
-consecutive steps of one episode, which the objective reads backwards in time.
+Here `values` are the critic's values of the policy's actions, and `slopes` their gradients with respect to these actions.
+(Objectives without `use_critic_gradient`, such as the paper's, ignore `slopes`.) The second difference is the replay: it draws
+windows of up to T consecutive steps of one episode instead of single steps. The objective reads them backwards in time.
 """
 
 import argparse
@@ -31,10 +31,10 @@ def mlp(num_in: int, num_out: int, *last: nn.Module, units: int = 64) -> nn.Sequ
 
 
 class Replay:
-    """Episodes, as they happened; a window is a piece of one of them."""
+    """All episodes. A window is a part of one episode."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[dict[str, list], int]] = []  # every step there is: its episode, and its place in it
+        self.steps: list[tuple[dict[str, list], int]] = []  # for each step its episode and its index in that episode
 
     def begin_episode(self, state: np.ndarray) -> np.ndarray:
         self.episode: dict[str, list] = {"states": [state], "actions": [], "rewards": [], "terminated": []}
@@ -46,12 +46,12 @@ class Replay:
             values.append(value)
 
     def draw(self, num_steps: int) -> tuple[Tensor, ...]:
-        """Windows, 0 after their last valid step: states [B, T + 1, O], actions [B, T, A]; rewards, terminated, valid [B, T]."""
+        """Draw B windows, padded with 0: states [B, T + 1, O], actions [B, T, A], rewards, terminated and valid [B, T]."""
         state, action = self.episode["states"][0], self.steps[0][0]["actions"][0]
         states, actions = np.zeros((NUM_WINDOWS, num_steps + 1, *state.shape)), np.zeros((NUM_WINDOWS, num_steps, *action.shape))
         rewards, terminated, valid = np.zeros((3, NUM_WINDOWS, num_steps))
         for b, (episode, t) in enumerate(self.steps[i] for i in torch.randint(len(self.steps), (NUM_WINDOWS,))):
-            start = max(0, min(t, len(episode["actions"]) - num_steps))  # short only where the episode is
+            start = max(0, min(t, len(episode["actions"]) - num_steps))  # so a window is short only if its episode is
             for x, values in zip((states, actions, rewards, terminated), episode.values(), strict=True):
                 piece = values[start : start + x.shape[1]]
                 x[b, : len(piece)] = piece
@@ -70,7 +70,7 @@ def act(policy: nn.Module, state: np.ndarray, noise: float = 0.0) -> np.ndarray:
 
 
 def evaluate(policy: nn.Module, env_id: str, env_steps: int, num_episodes: int = 5) -> None:
-    """Print the mean return of noise-free episodes, which begin alike at each call."""
+    """Print the mean return of noise-free episodes. Every call uses the same initial states."""
     env, total = make(env_id), 0.0
     for episode in range(num_episodes):
         state, ended = env.reset(seed=episode)[0], False
@@ -106,10 +106,10 @@ def train(env_id: str, objective: ParametricObjective, env_steps: int, seed: int
 
     def update_policy() -> None:
         states, actions, rewards, terminated, valid = replay.draw(num_steps)
-        policy_actions = policy(states)  # in all T + 1 states: the last one has a value, too
-        values = q(critics[0], states, policy_actions)  # no gradient passes through them: the objective takes them as constants
-        looked_at = critics if objective.critic_gradient_of == "both" else critics[:1]
-        mean = torch.stack([q(critic, states, policy_actions) for critic in looked_at]).mean(0)
+        policy_actions = policy(states)  # in all T + 1 states, since the last state needs a value, too
+        values = q(critics[0], states, policy_actions)  # the objective detaches them, so no gradient flows into the critic
+        used_critics = critics if objective.critic_gradient_of == "both" else critics[:1]
+        mean = torch.stack([q(critic, states, policy_actions) for critic in used_critics]).mean(0)
         (slopes,) = torch.autograd.grad(mean.sum(), policy_actions, retain_graph=True)
         loss = objective(policy_actions[:, :-1], actions, rewards, values, terminated, valid, slopes[:, :-1])[valid > 0].mean()
         policy_optimizer.zero_grad()
@@ -125,7 +125,9 @@ def train(env_id: str, objective: ParametricObjective, env_steps: int, seed: int
     for step in range(1, env_steps + 1):
         action = (2 * torch.rand(num_actions) - 1).numpy() if step <= num_random else act(policy, state, noise=0.1)
         state, reward, terminated, truncated, _ = env.step(action)
-        replay.append(action, float(reward), terminated, state)  # a time limit (`truncated`) ends the episode, but not its value
+        replay.append(
+            action, float(reward), terminated, state
+        )  # not `truncated`: after a time limit, later states still have value
         if terminated or truncated:
             state = replay.begin_episode(env.reset()[0])
         if step > num_random:
@@ -140,7 +142,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="Pendulum-v1", help="a Gymnasium environment with continuous actions")
     parser.add_argument(
-        "--objective", help="an objective.safetensors that meta-training wrote; by default one that comes with the package"
+        "--objective", help="an objective.safetensors that meta-training wrote; by default the package's objective `light`"
     )
     parser.add_argument("--env-steps", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

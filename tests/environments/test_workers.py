@@ -21,7 +21,7 @@ from metagenrl_pl.common import machine
 from metagenrl_pl.environments import workers as env_workers
 from metagenrl_pl.environments.environment import EnvironmentFailure, EnvironmentSpec
 from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup
-from metagenrl_pl.environments.workers import WorkerGroup, choose_num_workers, deal, make_group
+from metagenrl_pl.environments.workers import WorkerGroup, assign_to_workers, choose_num_workers, make_group
 
 ROOT = Path(__file__).parents[2]
 
@@ -381,7 +381,7 @@ def test_an_interrupted_step_is_not_taken_for_the_next(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(env_workers._Worker, "receive", interrupted)
         group.end_step()
-    with pytest.raises(AssertionError, match="the step before has not ended"):
+    with pytest.raises(AssertionError, match="the previous step has not ended"):
         group.reset(0, 0)
     assert group.end_step().reward.tolist() == [1] and group.reset(0, 0)[1] == 0
 
@@ -405,7 +405,7 @@ def test_what_only_this_process_knows_is_refused(monkeypatch: pytest.MonkeyPatch
         "valid is 'module:OnlyHere-v0' with the module that registers it, or env_workers=0"
     )
     with pytest.raises(
-        ValueError, match=r"^environment .*: its kwargs cannot go to a worker process \(.*\); valid: env_workers=0$"
+        ValueError, match=r"^environment .*: its kwargs cannot be sent to a worker process \(.*\); valid: env_workers=0$"
     ):
         WorkerGroup([EnvironmentSpec("toy_environments:Showing-v0", {"observation": lambda: 0})], 1)
 
@@ -486,8 +486,8 @@ def test_make_group_chooses_the_kind(monkeypatch: pytest.MonkeyPatch, opened: Ca
 
 @pytest.mark.parametrize("kinds", ["ABABABAB", "AAAABBBB", "AAB", "ABCABCA"])
 def test_every_worker_gets_a_mix_of_kinds(kinds: str) -> None:
-    dealt = deal([EnvironmentSpec(kind) for kind in kinds], 2)
-    assert sorted(index for indices in dealt for index in indices) == list(range(len(kinds)))
+    assigned = assign_to_workers([EnvironmentSpec(kind) for kind in kinds], 2)
+    assert sorted(index for indices in assigned for index in indices) == list(range(len(kinds)))
     for kind in set(kinds):
-        counts = [sum(kinds[index] == kind for index in indices) for indices in dealt]
+        counts = [sum(kinds[index] == kind for index in indices) for indices in assigned]
         assert max(counts) - min(counts) <= 1

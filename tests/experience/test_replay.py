@@ -306,7 +306,7 @@ def test_an_agents_state_is_a_copy() -> None:
 @pytest.mark.parametrize(("sizes", "capacity"), [([(2, 1)], 41), ([(2, 1)], 39), ([(3, 1)], 40)])
 def test_refuses_the_state_of_another_buffer(sizes: list[tuple[int, int]], capacity: int) -> None:
     state = driven(40, 5, 100).replay.agent_state(0)
-    with pytest.raises(ValueError, match=f"stored for another environment or capacity than {capacity}"):
+    with pytest.raises(ValueError, match=f"saved with another environment, or a capacity other than {capacity}"):
         Replay(sizes, capacity, 5).load_agent_state(0, state)
 
 

@@ -172,7 +172,7 @@ def test_without_a_replay_it_fills_up_first(tmp_path: Path) -> None:
     saved = everything(saving_run(tmp_path, 37, with_replay=False))
     assert not list((tmp_path / "checkpoints").glob("*.replay"))
     watch = Watch()
-    with pytest.warns(match="No replay beside env_steps_000000037.ckpt: it fills up anew before updates go on."):
+    with pytest.warns(match="No replay beside env_steps_000000037.ckpt: a new one is filled before updates continue."):
         trainer = tiny_run(env_steps=60, updates_per_batch=1, callbacks=[watch], ckpt_path=checkpoint_of(tmp_path, 37))
     learned = [path for path in saved if path.startswith(("/learner", "/objective", "/optimizers"))]
     assert len(learned) > 100 and not set(learned) & set(differences(saved, watch.at_start))
@@ -237,8 +237,8 @@ def save_something_else(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate, "the file is truncated, corrupt or no checkpoint at all"),
-        (flip_a_bit, "the file is truncated, corrupt or no checkpoint at all"),
+        (truncate, "the file is truncated, corrupt or not a checkpoint"),
+        (flip_a_bit, "the file is truncated, corrupt or not a checkpoint"),
         (save_something_else, "the file was saved by torch but not by a run of this project"),
         (Path.unlink, "there is no such file"),
     ],

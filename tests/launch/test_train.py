@@ -401,7 +401,7 @@ def test_a_checkpoint_outside_of_a_run_folder_writes_nowhere(debug: tuple[Path, 
     shutil.copy(debug[0] / "checkpoints" / "env_steps_000000400.ckpt", tmp_path / "alone.ckpt")
     code, printed, errors = in_process("ckpt_path=alone.ckpt")
     assert code == 2 and printed == "" and errors.count("\n") == 1
-    assert errors.startswith("error: ckpt_path=alone.ckpt: lies in no run's folder; valid is <run folder>/checkpoints/alone.ckpt")
+    assert errors.startswith("error: ckpt_path=alone.ckpt: is not in a run folder; valid is <run folder>/checkpoints/alone.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["alone.ckpt"]
 
 
@@ -503,18 +503,18 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ),
         ("replay.capacity=10 agent.window_length=20", "replay.capacity must be at least 22 for windows of 20 steps, got 10"),
         ("replay.capacity=100000000000", "choose a smaller replay.capacity or population.size"),
-        ("replay.device=gpu", "replay: device=gpu is not there; valid is auto, cpu or a GPU (cuda)"),
+        ("replay.device=gpu", "replay: device=gpu does not exist; valid is auto, cpu or a GPU (cuda)"),
         *(
             (
                 f"trainer.strategy={name}",
-                f"trainer.strategy={name} is no choice, since processes share the objective and not their ",
+                f"trainer.strategy={name} is not a choice, since processes share the objective but not their ",
             )
             for name in ("fsdp", "deepspeed", "dp")
         ),
         ("trainer.strategy=fsdp", "; valid: auto, ddp"),
         (
             "experiment=debug trainer.accelerator=cpu trainer.devices=4",
-            "ask for 4 processes, population.size=3 agents can be dealt",
+            "ask for 4 processes, population.size=3 agents can be spread over at most 3",
         ),
         ("env_workers=-1", "env_workers must be null, to choose, or a whole number from 0, got -1"),
         (
@@ -522,7 +522,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "trainer: You selected an invalid accelerator name: `accelerator='abacus'`. Available",
         ),
         ("run_dir=/proc/nowhere", "run_dir=/proc/nowhere cannot be written: "),
-        ("~population experiment=debug", "population: nothing says what it is, it needs a _target_"),
+        ("~population experiment=debug", "population: has no _target_; valid is a node that names its class as _target_"),
         ("judge=critics", "judge=critics is not a choice; did you mean 'critic'? valid: critic, returns"),
         ("judge=returns judge.share=2", "judge: share must be between 0 and 1, got 2.0"),
         ("meta=null", "meta=null is not a choice; valid: debug, frozen, "),
@@ -530,7 +530,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("+trainer.logger=false", "trainer.logger=False is set by the run; valid is logger=... or an entry below logger"),
         (
             "experiment=debug objective._target_=test_train.Unkept",
-            "objective=test_train.Unkept has parameters that no file could keep; valid is a subclass of metagenrl_pl.objectives.Param",
+            "objective=test_train.Unkept has parameters that no file can store; valid is a subclass of metagenrl_pl.objectives.Param",
         ),
         (
             "experiment=baseline/ddpg objective=reinforce",
@@ -556,11 +556,11 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("callbacks.meta_test.num_episodes=0", "num_episodes must be at least 1, got 0"),
         (
             "experiment=baseline/ddpg population.lifetime_env_steps=6000",
-            "population.lifetime_env_steps=6000 belongs to meta-training; valid is null where meta=frozen",
+            "population.lifetime_env_steps=6000 is for meta-training only; valid is null with meta=frozen",
         ),
         (
             "experiment=meta_test objective=learned",
-            "LearnedObjective has not been meta-trained, and meta=frozen does not do so; valid",
+            "LearnedObjective has not been meta-trained, and meta=frozen does not train it; valid",
         ),
         ("experiment=meta_test", "missing key 'objective.path'"),
         (
@@ -570,23 +570,23 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("experiment=meta_test objective.path=/dev/null", "objective.path=/dev/null: "),
         (
             "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping +callbacks.stop.monitor=a",
-            "callbacks.stop=pytorch_lightning.callbacks.EarlyStopping looks at the end of an epoch, and a run is a single one; valid",
+            "callbacks.stop=pytorch_lightning.callbacks.EarlyStopping acts at the end of an epoch, but a run has only one; valid",
         ),
         ("ckpt_path=nothing.ckpt", "ckpt_path=nothing.ckpt: there is no such file; valid is a .ckpt file of a run"),
         (
             "ckpt_path=.",
-            "ckpt_path=.: this folder holds no checkpoints/env_steps_*.ckpt; valid is a .ckpt file, or the folder of a run",
+            "ckpt_path=.: this folder has no checkpoints/env_steps_*.ckpt; valid is a .ckpt file, or the folder of a run",
         ),
         ("ckpt_path=", "ckpt_path is empty; valid is a checkpoint, the folder of a run, or null"),
         ("run_dir=", "run_dir is empty; valid is a folder"),
-        ("run_dir=/dev/null", "run_dir=/dev/null is no folder; valid is a new one"),
+        ("run_dir=/dev/null", "run_dir=/dev/null is not a folder; valid is a new one"),
         ("seed=abc", "error: seed: expected int, got 'abc'"),
         ("experiment=meta_test objective=pretrained env.test=[Hopper-v5]", "valid is env.train=..., where this run's agents are"),
         (
             "+trainer.gradient_clip_val=1",
-            "trainer.gradient_clip_val=1 cannot serve, since updates step by themselves; valid is agent.",
+            "trainer.gradient_clip_val=1 does not work with manual optimization; valid is agent.",
         ),
-        ("+trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches=4 cannot serve, since updates step by them"),
+        ("+trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches=4 does not work with manual optimiz"),
         (
             "objective._target_=torch.nn.Identity",
             "objective._target_=torch.nn.Identity is no metagenrl_pl.objectives.contract.Obj",
@@ -614,7 +614,7 @@ def test_a_foreign_or_truncated_checkpoint_is_named(debug: tuple[Path, str], in_
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     (tmp_path / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
     before = sorted(tmp_path.iterdir())
-    for name, told in (("foreign", "not by a run of this project"), ("truncated", "truncated, corrupt or no checkpoint at all")):
+    for name, told in (("foreign", "not by a run of this project"), ("truncated", "truncated, corrupt or not a checkpoint")):
         code, printed, errors = in_process(f"ckpt_path={tmp_path}/{name}.ckpt")
         assert code == 2 and printed == "" and errors.count("\n") == 1
         assert errors.startswith(f"error: ckpt_path={tmp_path}/{name}.ckpt: the file ") and told in errors
@@ -625,7 +625,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(debug: tuple[Path, str], in_pro
     before = {path: path.read_bytes() for path in debug[0].rglob("*") if path.is_file()}
     code, printed, errors = in_process(f"run_dir={debug[0]}")
     assert code == 2 and printed == "" and errors.count("\n") == 1
-    assert errors.startswith(f"error: run_dir={debug[0]} holds a run already; valid is a new folder")
+    assert errors.startswith(f"error: run_dir={debug[0]} already has a run; valid is a new folder")
     assert {path: path.read_bytes() for path in debug[0].rglob("*") if path.is_file()} == before
 
 
@@ -711,7 +711,7 @@ def test_a_full_disk_is_named(in_process: Train, monkeypatch: pytest.MonkeyPatch
     assert code == 2 and "Traceback" not in errors
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
     assert errors.splitlines()[-1].startswith("error: run_dir=here cannot be written: [Errno 28] No space left on device")
-    assert errors.splitlines()[-1].endswith(f"; the newest checkpoint is {checkpoint}, from before it")
+    assert errors.splitlines()[-1].endswith(f"; the newest checkpoint before it is {checkpoint}")
 
 
 def test_a_metric_that_was_never_logged_is_named(in_process: Train) -> None:
@@ -761,8 +761,8 @@ def test_a_run_that_its_timer_has_stopped_goes_on_with_a_longer_one_or_none(in_p
     code, printed, errors = in_process("ckpt_path=here")
     assert code == 2 and "Traceback" not in errors and "To go on" not in printed
     assert errors.splitlines()[-1] == (
-        "error: callbacks.timer has stopped this run before its first batch, and would stop every resume, which restores what it has "
-        "counted; valid is a longer callbacks.timer.duration, or callbacks.timer=null"
+        "error: callbacks.timer has stopped this run before its first batch, and would stop every resume, since its state is "
+        "restored; valid is a longer callbacks.timer.duration, or callbacks.timer=null"
     )
     for argument in ("callbacks.timer.duration=00:01:00:00", "callbacks.timer=null"):
         (newest,) = Path("here/checkpoints").glob("*.replay")

@@ -27,7 +27,7 @@ def test_alone_it_takes_what_an_environment_gives() -> None:
         objective(*batch, value, ended.bool(), ended.bool().logical_not()), objective(*batch, value, ended * 1.0, 1.0 - ended)
     )
     assert small(use_value=False)(*batch, None, ended.bool()).shape == (2, 3)
-    with pytest.raises(ValueError, match="looks at value, and it is not given"):
+    with pytest.raises(ValueError, match="value=None: this objective needs it"):
         objective(*batch, None, ended)
     with pytest.raises(ValueError, match=r"value: expected \(2, 4\) beside actions of \(2, 3, 1\), got \(2, 3\)"):
         objective(*batch, value[:, 1:], ended)
@@ -36,7 +36,7 @@ def test_alone_it_takes_what_an_environment_gives() -> None:
 def test_alone_an_objective_asks_for_the_critic_gradient_that_it_looks_at() -> None:
     objective = small(use_critic_gradient=True)
     batch = [torch.zeros(2, 3, 1), torch.ones(2, 3, 1), torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 3)]
-    with pytest.raises(ValueError, match="looks at critic_gradient"):
+    with pytest.raises(ValueError, match="critic_gradient=None: this objective needs it"):
         objective(*batch)
     assert objective(*batch, critic_gradient=torch.ones(2, 3, 1)).shape == (2, 3)
 

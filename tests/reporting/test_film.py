@@ -146,7 +146,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.Capture
     damaged.write_bytes(b"nothing")
     for path, message in (
         (tmp_path / "no.ckpt", "there is no such file"),
-        (damaged, "the file is truncated, corrupt or no checkpoint at all"),
+        (damaged, "the file is truncated, corrupt or not a checkpoint"),
         (tmp_path, "no run has saved a checkpoint here; valid is a .ckpt file, or the folder of a run"),
     ):
         with pytest.raises(SystemExit) as exit:

@@ -105,7 +105,7 @@ def test_a_damaged_file(tmp_path: Path) -> None:
 def test_another_kind_of_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    assert "no checkpoint at all" in _error(path)
+    assert "corrupt or not a checkpoint" in _error(path)
 
 
 @pytest.mark.parametrize("saved", [None, 1, FORMAT + 1])

@@ -1,4 +1,4 @@
-"""When agents are replaced by fresh ones, so that the objective keeps teaching beginners, as it will have to in a meta-test."""
+"""When agents are replaced by fresh ones. So the objective keeps training beginners, as it does in a meta-test."""
 
 from dataclasses import dataclass, replace
 
@@ -10,19 +10,20 @@ from metagenrl_pl.common.placement import Placement
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """Lives of equal length, staggered over the agents.
+    """Lives of equal length, which start at different times for different agents.
 
         agent 0  |-----------|-----------|------      length
         agent 1  |-----|-----------|-----------|      first lives are shorter
                              ==                       warm-up of the new agent
 
-    A life after the first begins with a warm-up. The environment is the new agent's already, while the learner still trains its
-    predecessor on what is stored. When the warm-up ends, the new agent's networks take over and older experience is forgotten. So every
-    agent always has something to learn from, and a new one begins like a fresh agent of a meta-test. Not in the paper.
+    Every life after the first begins with a warm-up. During the warm-up the environment collects steps for the new agent, while
+    the learner still trains the old agent on the replay. At its end the new networks replace the old ones and older steps are
+    dropped from the replay. So every agent always has data, and a new agent begins like a fresh agent of a meta-test. Not in the
+    paper.
 
     Args:
-        length: of a life, in env steps; None for a single one.
-        warmup: env steps of a life before its networks learn.
+        length: of a life, in env steps; None if agents are never replaced.
+        warmup: env steps at the start of a life before its networks are trained.
         offsets: env steps by which each agent's first life is shorter.
     """
 
@@ -32,11 +33,11 @@ class Lifetimes:
 
     @classmethod
     def staggered(cls, population: PopulationSettings, agent: AgentSettings) -> "Lifetimes":
-        """Starts of lives spread evenly over the length of a life, also among the agents of each environment.
+        """Lifetimes whose starts are spread evenly over the length of a life, also among the agents of each environment.
 
         Raises:
-            ValueError: if a life is not longer than its phase of random actions, or that phase shorter than the warm-up: until the
-                warm-up ends the new agent has no policy to act with.
+            ValueError: if a life is not longer than its phase of random actions, or that phase is shorter than the warm-up. Until
+                the warm-up ends, the new agent has no policy to act with.
         """
         length, warmup, random = population.lifetime_env_steps, agent.warmup_env_steps, agent.random_env_steps
         if length is not None and length <= random:
@@ -53,7 +54,7 @@ class Lifetimes:
 
     @classmethod
     def single(cls, num_agents: int) -> "Lifetimes":
-        """One life for every agent."""
+        """One life for every agent: no agent is ever replaced."""
         return cls(None, 0, (0,) * num_agents)
 
     def local_to(self, placement: Placement) -> "Lifetimes":
@@ -61,20 +62,22 @@ class Lifetimes:
         return replace(self, offsets=tuple(placement.local(self.offsets)))
 
     def age(self, env_steps: int) -> np.ndarray:
-        """Env steps of each agent's life so far, [P]."""
-        since = np.full(len(self.offsets), env_steps)
-        return since if self.length is None else np.where(self.life(env_steps) > 0, (since + self.offsets) % self.length, since)
+        """Env steps since each agent's current life began, [P]."""
+        first_age = np.full(len(self.offsets), env_steps)
+        if self.length is None:
+            return first_age
+        return np.where(self.life(env_steps) > 0, (first_age + self.offsets) % self.length, first_age)
 
     def life(self, env_steps: int) -> np.ndarray:
-        """Each agent's life, counted from 0, [P]."""
+        """The number of each agent's current life, counted from 0, [P]."""
         if self.length is None:
             return np.zeros(len(self.offsets), int)
         return (env_steps + np.array(self.offsets)) // self.length
 
     def starting(self, env_steps: int) -> list[int]:
-        """Agents whose life after the first begins now."""
+        """Agents that begin a new life at this env step, first lives excluded."""
         return np.flatnonzero((self.age(env_steps) == 0) & (self.life(env_steps) > 0)).tolist()
 
     def ending_warmup(self, env_steps: int) -> list[int]:
-        """Agents whose warm-up in a life after the first is over now."""
+        """Agents whose warm-up ends at this env step, first lives excluded."""
         return np.flatnonzero((self.age(env_steps) == self.warmup) & (self.life(env_steps) > 0)).tolist()

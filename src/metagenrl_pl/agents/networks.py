@@ -11,10 +11,10 @@ from metagenrl_pl.agents.windows import Windows
 
 @dataclass(frozen=True)
 class Networks:
-    """Policy a = tanh(mlp(s)) and critic Q(s, a) = mlp([s, a]) of P agents whose spaces are padded to common widths.
+    """Policy a = tanh(mlp(s)) and critic Q(s, a) = mlp([s, a]) of P agents.
 
-    Observations and actions of narrower environments are zero-padded; `action_mask` keeps padded dimensions at exactly 0, so that a
-    padded agent computes what it would alone.
+    Observations and actions of smaller environments are zero-padded to common sizes. `action_mask` keeps padded action dimensions
+    at exactly 0. So a padded agent computes the same as it would alone.
     """
 
     mlp: StackedMLP
@@ -32,13 +32,13 @@ class Networks:
         return action.view(*observation.shape[:-1], -1)
 
     def q(self, critic: Parameters, observation: Tensor, action: Tensor) -> Tensor:
-        """Value of actions under one critic per agent, [P, ...]."""
+        """Q(s, a) with one critic per agent: [P, ..., O], [P, ..., A] -> [P, ...]."""
         inputs = torch.cat([observation, action], -1)
         flat = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
         return self.mlp(critic, flat).view(inputs.shape[:-1])
 
     def ensemble_q(self, critics: Parameters, observation: Tensor, action: Tensor) -> Tensor:
-        """Values under each of E critics (twins: 2), whose parameters are [P, E, ...], as [P, E, ...]."""
+        """Q(s, a) with each of E critics per agent (twins: E = 2): parameters [P, E, ...] -> values [P, E, ...]."""
         inputs = torch.cat([observation, action], -1)
         num_agents, num_inputs = inputs.shape[0], inputs.shape[-1]
         num_critics = next(iter(critics.values())).shape[1]
@@ -48,7 +48,7 @@ class Networks:
 
 
 def first_critic(critics: Parameters) -> Parameters:
-    """Q1 of every agent: [P, 2, ...] -> [P, ...]."""
+    """Parameters of the first twin critic (Q1) of every agent: [P, 2, ...] -> [P, ...]."""
     return {name: p[:, 0] for name, p in critics.items()}
 
 
@@ -59,11 +59,11 @@ def bootstrap_observation(windows: Windows) -> Tensor:
 
 
 def window_values(networks: Networks, policy: Parameters, critic: Parameters, windows: Windows, action: Tensor) -> Tensor:
-    """V(s) = Q1(s, pi(s)) of a window's `length + 1` states, 0 beyond, [P, B, T + 1].
+    """V(s) = Q1(s, pi(s)) of the `length + 1` states of each window, and 0 after them, [P, B, T + 1].
 
     Args:
         networks, policy, critic, windows: of P agents.
-        action: pi(s) in the windows' first T states, already known, [P, B, T, A].
+        action: pi(s) in the first T states of the windows, which callers have already computed, [P, B, T, A].
     """
     last = bootstrap_observation(windows)
     bootstrap = networks.q(critic, last, networks.action(policy, last))  # [P, B]

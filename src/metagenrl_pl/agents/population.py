@@ -19,8 +19,8 @@ class PopulationSettings:
     """How many agents share the objective.
 
     Args:
-        size: agents, dealt to the training environments round robin.
-        lifetime_env_steps: env steps after which an agent is born again, at staggered times; None for never. See `Lifetimes`.
+        size: number of agents, assigned to the training environments round robin.
+        lifetime_env_steps: env steps after which an agent is replaced by a fresh one; None for never. See `Lifetimes`.
 
     Raises:
         ValueError: if a number is not positive.
@@ -42,20 +42,20 @@ class AgentSettings:
 
     Args:
         hidden_units: width of policy and critics.
-        num_hidden_layers: their depth.
+        num_hidden_layers: depth of policy and critics.
         layer_norm: whether a layer norm follows each hidden activation.
-        layer_norm_eps: added to its variance.
+        layer_norm_eps: added to the variance in the layer norms.
         discount: gamma.
         critic_learning_rate, policy_learning_rate: of Adam.
-        policy_max_gradient_norm: each agent's policy gradient is clipped to it.
+        policy_max_gradient_norm: each agent's policy gradient is clipped to this norm.
         policy_delay: critic updates per policy (and objective) update.
-        target_rate: by how much targets move towards their networks after a policy update.
-        target_noise, target_noise_clip: target policy smoothing, deviation and bound, for actions in [-1, 1].
+        target_rate: weight of the network in the moving average of its target, which follows after each policy update.
+        target_noise, target_noise_clip: target policy smoothing: standard deviation and bound, for actions in [-1, 1].
         exploration_noise: standard deviation, for actions in [-1, 1].
-        random_env_steps: env steps with uniformly random actions at the start of an agent.
+        random_env_steps: uniformly random actions that each agent takes first, in env steps.
         warmup_env_steps: env steps before updates begin.
-        window_length: T.
-        num_windows: windows per update (B).
+        window_length: T, in env steps.
+        num_windows: B, windows per update.
 
     Raises:
         ValueError: if a value is out of range.
@@ -98,16 +98,16 @@ class AgentSettings:
 class Population:
     """P agents whose parameters are slices of shared tensors: policies [P, ...], critics [P, 2, ...], and targets of both.
 
-    Each of the four sets is a dictionary of views of one tensor (`flat`).
+    Each of these four sets is a dictionary of views of one tensor (`flat`).
 
-    Spaces are zero-padded to the widest observation and action. Each agent is initialised from its own seed with its own true fan-in,
-    and padded rows and columns are zero and stay zero, so that an agent computes what it would alone.
+    Observations and actions are zero-padded to common sizes. Each agent is initialised from its own seed with its unpadded
+    fan-in. Padded rows and columns start at zero and stay zero. So a padded agent computes the same as it would alone.
 
     Args:
         sizes: observation and action size of each agent's environment.
         seeds: one for each agent.
-        settings: widths and depth.
-        padded_to: common observation and action size; the widest of `sizes` by default.
+        settings: widths and depth of the networks.
+        padded_to: common observation and action size; the largest of `sizes` by default.
     """
 
     def __init__(
@@ -135,35 +135,35 @@ class Population:
             "target_policy": self.policy_layout.flatten(policy),
             "target_critics": self.critics_layout.flatten(critics_of_all),
         }
-        # What optimizers hold, so that each agent has an optimizer state of its own: one row of `flat` per agent.
+        # One row of `flat` per agent. Optimizers hold these rows, so each agent has its own optimizer state.
         self.rows = {kind: list(self.flat[kind].unbind()) for kind in ("policy", "critics")}
-        self._view()
+        self._set_views()
 
     def _fresh_agent(self, agent: int, seed: int) -> tuple[Parameters, Parameters]:
-        """Initial policy and critics [2, ...] of one agent, padded."""
+        """Initial policy [...] and twin critics [2, ...] of one agent, padded to the common sizes."""
         mlp, (o, a) = self.networks.mlp, self._sizes[agent]
         generator = torch.Generator().manual_seed(derive_seed(seed, "initial weights"))
         policy = mlp.init(o, self._hidden_units, a, generator)
         twins = [mlp.init(o + a, self._hidden_units, 1, generator) for _ in range(2)]
         inputs = [*range(o), *range(self.observation_size, self.observation_size + a)]
         num_inputs = self.observation_size + self.action_size
-        padded = [self._padded(twin, inputs, num_inputs, "critic") for twin in twins]
+        padded = [self._pad(twin, inputs, num_inputs, "critic") for twin in twins]
         critics = {name: torch.stack([twin[name] for twin in padded]) for name in padded[0]}
-        return self._padded(policy, list(range(o)), self.observation_size, "policy"), critics
+        return self._pad(policy, list(range(o)), self.observation_size, "policy"), critics
 
     def renew(self, agent: int, seed: int) -> None:
-        """Put a fresh agent in the place of one, as if the population had been made with this seed for it."""
+        """Replace an agent by a fresh one, in place. The result is the same as if the population had been made with this seed."""
         policy, critics = self._fresh_agent(agent, seed)
         for kind, parameters in self.parameter_sets.items():
             for name, value in (policy if kind in ("policy", "target_policy") else critics).items():
                 parameters[name][agent].copy_(value)
 
-    def _view(self) -> None:
+    def _set_views(self) -> None:
         self.policy, self.target_policy = map(self.policy_layout.views, (self.flat["policy"], self.flat["target_policy"]))
         self.critics, self.target_critics = map(self.critics_layout.views, (self.flat["critics"], self.flat["target_critics"]))
 
-    def _padded(self, parameters: Parameters, inputs: list[int], num_inputs: int, kind: str) -> Parameters:
-        """One network's parameters, with its inputs spread over the common ones and (a policy's) outputs padded."""
+    def _pad(self, parameters: Parameters, inputs: list[int], num_inputs: int, kind: str) -> Parameters:
+        """Pad one network: move its inputs to the positions `inputs` out of `num_inputs`, and pad the outputs of a policy."""
         weight = parameters["hidden.0.weight"]
         spread = weight.new_zeros(num_inputs, weight.shape[1])
         spread[inputs] = weight
@@ -176,7 +176,7 @@ class Population:
 
     @property
     def parameter_sets(self) -> dict[str, Parameters]:
-        """The four sets of parameters, by name."""
+        """Policies, critics and their targets by name; policies [P, ...], critics [P, 2, ...]."""
         return {
             "policy": self.policy,
             "critics": self.critics,
@@ -191,27 +191,26 @@ class Population:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie."""
+        """The device of the parameters."""
         return self.networks.action_mask.device
 
     def to(self, device: torch.device) -> None:
-        """Move to a device; `flat` and `rows` stay the same tensor objects, so optimizers that hold them stay valid."""
+        """Move to a device. `flat` and `rows` stay the same tensor objects, so optimizers that hold them stay valid."""
         for flat in self.flat.values():
             flat.data = flat.data.to(device)
         for kind, rows in self.rows.items():
             for row, data in zip(rows, self.flat[kind].unbind(), strict=True):
                 row.data = data
-        self._view()
+        self._set_views()
         self.networks = Networks(self.networks.mlp, self.networks.action_mask.to(device))
 
     def state_dict(self) -> dict[str, Any]:
-        """All parameters, agents along the first axis."""
+        """Copies of the four parameter sets; agents along the first axis."""
         return {
             kind: {name: p.detach().clone() for name, p in parameters.items()} for kind, parameters in self.parameter_sets.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore in place what `state_dict` gave."""
         for kind, parameters in self.parameter_sets.items():
             for name, p in parameters.items():
                 p.data.copy_(state[kind][name])

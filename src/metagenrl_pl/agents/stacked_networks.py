@@ -1,7 +1,7 @@
-"""Stacked networks: every parameter of every agent is a slice of one tensor, so a population is one tensor program.
+"""Stacked networks: the first axis of every parameter is the agent, so one tensor operation serves the whole population.
 
-Parameters are flat dictionaries of tensors and networks are pure functions of them, `out = network(parameters, x)`: what `torch.func`
-differentiates and what out-of-place updates return. The first axis of every parameter is the agent.
+Parameters are flat dictionaries of tensors. Networks are pure functions of them, `out = network(parameters, x)`. `torch.func` can
+differentiate such functions, and out-of-place updates return new dictionaries.
 """
 
 import math
@@ -15,9 +15,12 @@ from torch.nn import functional
 Parameters = dict[str, Tensor]
 
 ALIGNMENT = 16
-"""Entries of the widest vector instructions: matrices of a multiple of them begin at addresses that are all alike for BLAS."""
+"""Float32 entries in the widest vector register.
 
-_NARROW = 32  # matrices of this width and more are rounded alike wherever they lie
+If a matrix has a multiple of them, all agents' matrices are equally aligned for BLAS.
+"""
+
+_NARROW = 32  # BLAS rounds matrices of at least this width alike, at any memory address
 
 
 def mixed(x: Tensor) -> Tensor:
@@ -29,13 +32,13 @@ def mixed(x: Tensor) -> Tensor:
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[P, N, in] x [P, in, out] + [P, out] -> [P, N, out], one matrix product for all agents.
 
-    An agent gets the same bits whatever its neighbours, on a CPU with one thread, and so do the gradients. For that rows, and the
-    inputs of narrow layers, are padded: BLAS rounds small products by where an agent's matrices lie in memory.
+    On a CPU with one thread, an agent's outputs and gradients do not depend on the other agents, bit for bit. BLAS would round
+    small products differently at different memory addresses. So we pad the rows, and also the inputs of narrow layers.
     """
     if weight.shape[-1] == 1:
-        # As a product it would be far slower for several agents than for one, and would round differently.
+        # A matrix product would be far slower for several agents than for one, and would round differently.
         return (x * weight.mT).sum(-1, keepdim=True) + bias.unsqueeze(1)
-    if torch.compiler.is_compiling():  # rounding is the compiler's matter then; a sum of its own is fused with what follows
+    if torch.compiler.is_compiling():  # the compiler decides about rounding; it fuses a separate sum with the next operation
         return torch.bmm(x, weight) + bias.unsqueeze(1)
     if x.device.type == "cpu":
         num_rows, num_missing = x.shape[1], -x.shape[1] % ALIGNMENT
@@ -50,7 +53,8 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def stacked_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer norm over the last axis of [P, N, U] with one scale and shift [P, U] per agent.
 
-    Written out, because differentiating a forward-mode pass through `torch.nn.functional.layer_norm` is silently wrong (torch 2.13).
+    Written out, because differentiating a forward-mode pass through `torch.nn.functional.layer_norm` is silently wrong (torch
+    2.13).
     """
     centred = x - x.mean(-1, keepdim=True)
     normed = centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
@@ -66,7 +70,7 @@ class StackedMLP:
         activation: applied before the norm.
         layer_norm_eps: added to the variance; None for no layer norm.
         has_out: whether a linear layer follows the hidden ones.
-        prefix: what the names of this network's parameters begin with.
+        prefix: of the names of this network's parameters.
 
     Parameters are named `hidden.K.weight|bias`, `norm.K.weight|bias`, `out.weight|bias`; weights are [P, in, out].
     """
@@ -78,7 +82,7 @@ class StackedMLP:
     prefix: str = ""
 
     def __call__(self, parameters: Parameters, x: Tensor) -> Tensor:
-        """[P, N, in] -> [P, N, out]."""
+        """Apply the network to N inputs of each agent: [P, N, in] -> [P, N, out]."""
         name = self.prefix
         for k in range(self.num_hidden):
             x = self.activation(stacked_linear(x, parameters[f"{name}hidden.{k}.weight"], parameters[f"{name}hidden.{k}.bias"]))
@@ -88,7 +92,7 @@ class StackedMLP:
         return stacked_linear(x, parameters[f"{name}out.weight"], parameters[f"{name}out.bias"]) if self.has_out else x
 
     def init(self, num_in: int, num_units: int, num_out: int, generator: torch.Generator) -> Parameters:
-        """Glorot-uniform weights, zero biases, norms 1 and 0, for a single network: no agent axis."""
+        """Initial parameters of a single network, without agent axis: Glorot-uniform weights, zero biases, norms 1 and 0."""
         parameters = {}
         for k in range(self.num_hidden):
             parameters[f"{self.prefix}hidden.{k}.weight"] = glorot_uniform(num_units if k else num_in, num_units, generator)
@@ -103,14 +107,14 @@ class StackedMLP:
 
 
 class FlatLayout:
-    """How stacked parameters lie in one tensor, so that an optimizer, a moving average or a copy is one operation for all of them.
+    """How stacked parameters are stored in one tensor, so that an optimizer, a moving average or a copy is a single operation.
 
-    The tensor is [*lead, D], where the leading axes are the agent and, of critics, the twin. D is rounded up, so that vectorised
-    kernels, which treat the end of a tensor differently, round an agent's entries alike wherever the agent stands.
+    The tensor is [*lead, D]. The leading axes are the agent and, for critics, the twin. D is rounded up to a multiple of
+    `ALIGNMENT`: vectorised kernels treat the end of a tensor differently, and would round some agents' entries differently.
 
     Args:
         parameters: [*lead, ...] each.
-        num_lead: leading axes.
+        num_lead: number of leading axes.
     """
 
     def __init__(self, parameters: Parameters, num_lead: int) -> None:
@@ -120,12 +124,12 @@ class FlatLayout:
         self._num_padded = -num_entries % ALIGNMENT
 
     def flatten(self, parameters: Parameters) -> Tensor:
-        """Copies into one tensor, [*lead, D]."""
+        """Copy the parameters into one tensor, [*lead, D]."""
         parts = [parameters[name].flatten(self._num_lead) for name in self._shapes]
         return torch.cat([*parts, parts[0].new_zeros(*parts[0].shape[:-1], self._num_padded)], -1)
 
     def views(self, flat: Tensor) -> Parameters:
-        """The parameters as views of [*lead, D]."""
+        """The parameters, [*lead, ...] each, as views of one tensor [*lead, D]."""
         parts = flat.split([*(shape.numel() for shape in self._shapes.values()), self._num_padded], -1)
         return {name: part.unflatten(-1, shape) for (name, shape), part in zip(self._shapes.items(), parts[:-1], strict=True)}
 
@@ -136,28 +140,28 @@ def glorot_uniform(num_in: int, num_out: int, generator: torch.Generator) -> Ten
 
 
 def _squared_norm_per_agent(gradients: Parameters) -> Tensor:
-    # Summed along the last axis: along the first, an agent's rounding would depend on how many stand beside it.
+    # Sum along the last axis. Along the first, an agent's rounding would depend on the number of agents.
     return torch.stack([(g * g).flatten(1).sum(1) for g in gradients.values()], 1).sum(1)
 
 
 def norm_per_agent(gradients: Parameters) -> Tensor:
-    """Global norm of each agent's gradient over all parameters, [P]. Its slope at 0 is infinite."""
+    """Norm of each agent's gradient over all parameters, [P]. Its derivative at 0 is infinite."""
     return _squared_norm_per_agent(gradients).sqrt()
 
 
 def scale_per_agent(gradients: Parameters, scale: Tensor) -> Parameters:
-    """Every agent's gradient times its own factor [P]."""
+    """Multiply each agent's gradient, [P, ...], by its own factor, [P]."""
     return {name: g * scale.view(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
 
 
 def inverse_root_mean_square(x: Tensor, action_weight: Tensor, valid: Tensor) -> Tensor:
-    """1 / root mean square of [P, B, T, A] over each agent's valid steps and action dimensions, [P]; 1e-8 is added under the root."""
+    """1 / root mean square of [P, B, T, A] over each agent's valid steps and action dimensions, [P]. Adds 1e-8 under the root."""
     mean_square = ((x * x * action_weight[:, None, None]).sum(-1) * valid).sum((1, 2)) / valid.sum((1, 2))
     return torch.rsqrt(mean_square + 1e-8)
 
 
 def clip_per_agent(gradients: Parameters, max_norm: float) -> Parameters:
-    """Scale each agent's gradient down to norm `max_norm` where it is larger; differentiable, also where it is 0."""
-    # Clamped before the root, whose infinite slope at 0 would make the derivative of a saturated policy's step NaN.
+    """Scale each agent's gradient, [P, ...], down to norm `max_norm` if it is larger. Differentiable, also at 0."""
+    # Clamp before the root. The root's derivative is infinite at 0, so a saturated policy's zero gradient would give NaN.
     norm = _squared_norm_per_agent(gradients).clamp(min=max_norm**2).sqrt()
     return scale_per_agent(gradients, max_norm / norm)

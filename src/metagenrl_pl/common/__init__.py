@@ -1,4 +1,4 @@
-"""What every other room may use: files that survive a kill, error messages, random streams, placement of agents on processes.
+"""Helpers that every package may use: crash-safe files, error messages, random streams, placement of agents on processes.
 
-Import any of its modules from anywhere. It imports nothing of this project.
+Any module may import from here. This package imports nothing else of the project.
 """

@@ -1,10 +1,10 @@
-"""Exit codes of `train.py` beside 0 (done) and 1 (a bug, with its traceback)."""
+"""Exit codes of `train.py` other than 0 (done) and 1 (a bug, with its traceback)."""
 
 MISTAKE = 2
-"""A mistake of the user's or a failure that was reported in one line."""
+"""A user's mistake, or a failure that was reported in one line."""
 
 STOPPED = 3
-"""The run was told to stop, has saved a checkpoint and can go on."""
+"""The run was stopped. It has saved a checkpoint and can be resumed."""
 
 INTERRUPTED = 130
-"""The run was told to stop before it had saved anything."""
+"""The run was stopped before it had saved anything."""

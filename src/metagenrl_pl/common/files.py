@@ -1,7 +1,7 @@
 """Files that survive a kill: replaced as a whole, or appended to line by line.
 
-A line counts once its newline is on disk. A kill in the middle of a write leaves at most one line without, which readers skip and
-the next append cuts off.
+A line counts once its newline is on disk. A kill during a write leaves at most one line without a newline. Readers skip that
+line, and the next append removes it.
 """
 
 import csv
@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Replace a local file as a whole: `path` holds either what it held before or all that was written, whatever happens.
+    """Replace a local file as a whole: afterwards `path` has either its old content or all of the new one.
 
-    The bytes go to a temporary file in the same folder (made if missing), which takes the place of `path` once it is on the disk.
-    If the body raises, the temporary file is removed and `path` is untouched. One process at a time may write a path.
+    The bytes go to a temporary file in the same folder, which is made if missing. Once they are on the disk, that file replaces
+    `path`. If the body raises, the temporary file is removed and `path` is unchanged. One process at a time may write a path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -35,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Header and rows (column -> text) of a CSV file's whole lines; a last line without its newline is skipped."""
+    """Header and rows (column -> text) of a CSV file. A last line without a newline is skipped."""
     content = path.read_bytes()
     reader = csv.DictReader(io.StringIO(content[: content.rfind(b"\n") + 1].decode(), newline=""))
     return list(reader.fieldnames or ()), list(reader)
@@ -48,12 +48,14 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
 
 def append_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a CSV file whose header is `columns` and wait for the disk; a half-written last line is cut off first.
+    """Append rows to a CSV file whose header is `columns`, and wait until they are on the disk.
 
-    The file and its folder are made if missing. A column that a row lacks is an empty cell.
+    A half-written last line is removed first. The file and its folder are made if missing. A column that a row lacks is an empty
+    cell.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
+        # Read the last byte only: if it is a newline (or the file is empty), there is nothing to remove.
         whole = file.seek(0, os.SEEK_END)
         file.seek(max(whole - 1, 0))
         if file.read() not in (b"", b"\n"):
@@ -77,7 +79,7 @@ def _csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Put the folder's entries on the disk: without it a new name may be lost in a power cut. Windows cannot open a folder."""
+    """Write the folder's entries to the disk, or a power cut may lose a new file's name. Windows cannot open a folder."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

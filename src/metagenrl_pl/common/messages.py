@@ -1,4 +1,4 @@
-"""How a mistake in a config is told: in one line that names the key, the value and the valid choices, the nearest one first."""
+"""One-line error messages for mistakes in a config: they name the key, the value and the valid choices."""
 
 import difflib
 import re
@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from typing import Any, Union, get_args, get_origin
 
 SPECIAL_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
-"""Keys of a node that Hydra itself reads."""
+"""Keys of a config node that Hydra itself reads."""
 
 
 def key_message(parent: str, key: Any, valid: Iterable[Any]) -> str:
-    """That the mapping at `parent` knows no `key`; `valid` are those that it knows."""
+    """The message for an unknown `key` in the mapping at `parent`.
+
+    It suggests the most similar of the `valid` keys, or lists them.
+    """
     names = sorted({str(name) for name in valid} - {*SPECIAL_KEYS, "**"})
     near = difflib.get_close_matches(str(key), [*names, *SPECIAL_KEYS], n=1)
     hint = f"; did you mean '{join_key(parent, near[0])}'?" if near else f"; valid: {', '.join(names)}" if names else ""
@@ -19,7 +22,7 @@ def key_message(parent: str, key: Any, valid: Iterable[Any]) -> str:
 
 
 def choice_message(key: str, value: Any, valid: Iterable[Any]) -> str:
-    """That the `value` of a key is none of the `valid` ones, which may be values or descriptions."""
+    """The message for a `value` that is not one of the `valid` values or descriptions of values."""
     names = [name if isinstance(name, str) else format_value(name) for name in valid]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
@@ -27,13 +30,13 @@ def choice_message(key: str, value: Any, valid: Iterable[Any]) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The message of `error` without line breaks and without the lines that Hydra and OmegaConf add for themselves."""
-    told = re.split(r"\n\s*(?:See https:|Config search path:|full_key:|object_type=)", str(error))[0]
-    return " ".join(told.split()) or type(error).__name__
+    """The message of `error` in one line, without the lines that Hydra and OmegaConf append."""
+    message = re.split(r"\n\s*(?:See https:|Config search path:|full_key:|object_type=)", str(error))[0]
+    return " ".join(message.split()) or type(error).__name__
 
 
 def annotation_name(annotation: Any) -> str:
-    """`annotation` as a user reads it: `list[str] or null`."""
+    """A type annotation in words for users, such as `list[str] or null`."""
     if annotation in (None, type(None)):
         return "null"
     if get_origin(annotation) in (Union, types.UnionType):
@@ -44,12 +47,12 @@ def annotation_name(annotation: Any) -> str:
 
 
 def format_value(value: Any, quote: str = "'") -> str:
-    """`value` as a user wrote it."""
+    """A value as it is written on the command line: `null`, `true`, `'text'`."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return "a mapping" if isinstance(value, dict) else f"{quote}{value}{quote}" if isinstance(value, str) else str(value)
 
 
 def join_key(parent: str, name: Any) -> str:
-    """A dotted key; `parent` is empty at the root."""
+    """The dotted key of `name` below `parent`, which is empty at the root."""
     return f"{parent}.{name}" if parent else str(name)

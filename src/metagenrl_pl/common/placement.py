@@ -1,9 +1,9 @@
-"""Which agents live in which process, and how what belongs to agents comes together again.
+"""Which process holds which agents, and how values of all agents are gathered.
 
     agents     0 1 2 | 3 4 | 5 6         contiguous blocks, as even as possible, in global order
     process      0   |  1  |  2
 
-Whatever is gathered is in global order on every process, so that nothing computed from it depends on the number of processes.
+Every process gathers values in the same global order. So results do not depend on the number of processes.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Placement:
-    """The agents of one process among those of all.
+    """The agents of one process among all agents.
 
     Args:
-        num_agents: in all processes (P).
-        rank: of this process.
-        world_size: processes. More than one need PyTorch's default process group, and to call `gather` and the like together.
+        num_agents: agents in all processes (P).
+        rank: number of this process.
+        world_size: number of processes. If there are several, they need PyTorch's default process group, and every process has to
+            call the `gather` methods.
     """
 
     num_agents: int
@@ -32,7 +33,7 @@ class Placement:
     world_size: int = 1
 
     def block(self, rank: int) -> range:
-        """The agents of a process; the first ones have one more where the division leaves a rest."""
+        """The agents of a process. The first processes hold one more if the agents cannot be divided evenly."""
         size, rest = divmod(self.num_agents, self.world_size)
         start = rank * size + min(rank, rest)
         return range(start, start + size + (rank < rest))
@@ -43,37 +44,38 @@ class Placement:
         return self.block(self.rank)
 
     def local(self, values: Sequence[T]) -> list[T]:
-        """Of one value for each agent those of this process."""
+        """The values of this process's agents, from one value for each of all agents."""
         return list(values[self.agents.start : self.agents.stop])
 
     def local_rows(self, values: Tensor) -> Tensor:
-        """Of [P, ...] the rows of this process."""
+        """The rows of this process's agents: [P, ...] -> [len(agents), ...]."""
         return values[self.agents.start : self.agents.stop]
 
     def gather(self, values: Tensor) -> Tensor:
-        """Rows of this process's agents, [len(agents), ...] -> rows of all agents, [P, ...], bit for bit; not differentiable.
-
-        The tensor may lie on the CPU under a backend that speaks for GPUs alone.
-        """
+        """Rows of all agents from the rows of each process: [len(agents), ...] -> [P, ...]. Exact, but not differentiable."""
         if self.world_size == 1:
             return values
-        most = len(self.block(0))
-        padded = values.new_zeros(most, *values.shape[1:])
+        # 1. `all_gather` needs tensors of equal shape, but blocks may differ by a row. Pad to the largest block, the first one.
+        num_rows = len(self.block(0))
+        padded = values.new_zeros(num_rows, *values.shape[1:])
         padded[: len(values)] = values
+        # 2. NCCL can only send from GPU memory, but `values` may lie on the CPU.
         if dist.get_backend() == "nccl":
             padded = padded.cuda()
+        # 3. Every process receives all blocks in the order of ranks, which is the global order of agents.
         parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
+        # 4. Remove each block's padding, and return to the device of `values`.
         return torch.cat([part[: len(self.block(rank))] for rank, part in enumerate(parts)]).to(values.device)
 
     def gather_list(self, values: list[T]) -> list[T]:
-        """The same for one object for each agent of this process."""
+        """Objects of all agents in global order, from one object for each agent of this process."""
         if self.world_size == 1:
             return values
         return [value for part in self.gather_objects(values) for value in part]
 
     def gather_objects(self, value: T) -> list[T]:
-        """One object from each process, by rank."""
+        """One object from each process, in the order of ranks."""
         if self.world_size == 1:
             return [value]
         parts: list[Any] = [None] * self.world_size

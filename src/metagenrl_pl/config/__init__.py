@@ -1,4 +1,4 @@
-"""Configurations and the objects that they describe, checked against the signatures of the classes they name.
+"""Check configurations against the signatures of the classes that they name, and build the objects that they describe.
 
-`schema` has `ConfigError`, `validate` and `build`.
+Use `ConfigError`, `validate` and `build` from `schema`. `former` reads files of version 0.1.0.
 """

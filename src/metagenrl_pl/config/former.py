@@ -1,4 +1,4 @@
-"""What version 0.1.0 had and this version has not: files of that version are read by it, and keys that are gone are explained.
+"""Compatibility with version 0.1.0: read its files, and explain settings that were removed.
 
 a run's config.yaml, a checkpoint's configuration -> `update_config`
 the card of an objective                          -> `update_card`
@@ -25,7 +25,7 @@ FORMER_TARGETS = {
     "metagenrl_pl.population.PopulationSettings": "metagenrl_pl.agents.population.PopulationSettings",
     "metagenrl_pl.training.datamodule.ReplaySettings": "metagenrl_pl.experience.replay.ReplaySettings",
 }
-"""Where the classes are that configurations of version 0.1.0 name. Those that have not moved are left out."""
+"""The new names of classes that configurations of version 0.1.0 name. Classes that have not moved are left out."""
 
 _NO_USE = "since it did not help (docs/what-did-not-help.md)"
 
@@ -35,10 +35,10 @@ class Removed:
     """A setting that version 0.1.0 had.
 
     Args:
-        neutral: values at which it did nothing. A file with one of them is read as if it did not name the setting.
-        needs: another setting; without it, this one did nothing at any value.
-        why: it was removed.
-        valid: what to write instead. `{value}` is its value.
+        neutral: values at which it had no effect. A file with such a value is read as if the setting were absent.
+        needs: another setting, without which this one had no effect.
+        why: the reason for its removal.
+        valid: what to write instead. `{value}` stands for its value.
     """
 
     neutral: Collection[Any] = ()
@@ -66,21 +66,21 @@ REMOVED: Mapping[str, Mapping[str, Removed]] = {
     "LearnedMixture": {"advantage": _SIGNED},
     "Reinforce": {"advantage": _SIGNED},
 }
-"""The settings that were removed, by the class that had them and their name."""
+"""The settings that were removed, by class and name."""
 
 REMOVED_CHOICES = ("objective=ensemble", "objective=learned_with_advantage", "meta=imitating")
 REMOVED_CLASSES = ("ObjectiveEnsemble",)
 
 _CRITIC_JUDGE = {"_target_": "metagenrl_pl.learning.judges.CriticJudge"}
 _RETURNS_JUDGE = {"_target_": "metagenrl_pl.learning.judges.ReturnsJudge"}
-_GAE_LAMBDA = 0.97  # of every judgement by returns in version 0.1.0
+_GAE_LAMBDA = 0.97  # version 0.1.0 always used this value in its judge by returns
 
 
 def update_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration as this version writes it; one of this version as it is.
+    """Convert a stored configuration of version 0.1.0 to this version. A configuration of this version is returned unchanged.
 
-    Classes have their new names. Removed settings are left out where they did nothing, and stay where they did something, so that runs
-    with and without them differ. `meta.advantage_share` becomes the judge by returns.
+    Classes get their new names. Removed settings are dropped if they had no effect, and kept otherwise, so that runs with and
+    without them stay distinguishable. `meta.advantage_share` becomes the judge by returns.
     """
     updated = {str(name): _update(value) for name, value in config.items()}
     if updated.get("meta") is not None and "judge" not in updated:
@@ -94,7 +94,7 @@ def update_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def update_card(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The card of an objective, its settings as this version writes them."""
+    """Convert the settings in an objective's card to this version."""
     if "settings" not in card:
         return dict(card)
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -106,12 +106,12 @@ def update_card(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def update_options(owners: Collection[str], options: Mapping[str, Any], accepted: Collection[str] = ()) -> dict[str, Any]:
-    """The settings of a class without those that were removed and did nothing.
+    """Drop the removed settings of a class that had no effect.
 
     Args:
         owners: names of the class and of its bases.
-        options: by name.
-        accepted: names that the class itself has given a meaning.
+        options: settings by name.
+        accepted: names that the class's own constructor accepts; they are never dropped.
     """
     return {
         name: value
@@ -121,30 +121,30 @@ def update_options(owners: Collection[str], options: Mapping[str, Any], accepted
 
 
 def removed_key_message(owners: Iterable[str], key: str, value: Any = ...) -> str | None:
-    """The line for a removed key; None for a key that never was.
+    """The error message for a removed key, or None if the key never existed.
 
     Args:
-        owners: names of the class that the settings belong to and of its bases.
-        key: dotted.
-        value: that was given; left out if unknown.
+        owners: names of the class that has the settings, and of its bases.
+        key: dotted key.
+        value: the value that the user gave, if known.
     """
     name = key.rpartition(".")[2]
     removed = next((REMOVED[owner][name] for owner in owners if name in REMOVED.get(owner, {})), None)
     if removed is None:
         return None
     text = "..." if value is ... else format_value(value, "")
-    given = key if value is ... else f"{key}={text}"
-    return f"{given} was removed after version 0.1.0, {removed.why}; valid is {removed.valid.format(value=text)}"
+    setting = key if value is ... else f"{key}={text}"
+    return f"{setting} was removed after version 0.1.0, {removed.why}; valid is {removed.valid.format(value=text)}"
 
 
 def removed_choice_message(group: str, choice: str) -> str | None:
-    """The line for a removed choice of a group; None for one that never was."""
-    given = f"{group}={choice}"
-    return f"{given} was removed after version 0.1.0, {_NO_USE}" if given in REMOVED_CHOICES else None
+    """The error message for a removed choice of a config group, or None if the choice never existed."""
+    setting = f"{group}={choice}"
+    return f"{setting} was removed after version 0.1.0, {_NO_USE}" if setting in REMOVED_CHOICES else None
 
 
 def removed_target_message(target: str) -> str | None:
-    """The line for a class that was removed or has moved; None for one that never was."""
+    """The error message for a class that was removed or has moved, or None if it never existed."""
     if target in FORMER_TARGETS:
         return f"{target} has moved after version 0.1.0; valid is {FORMER_TARGETS[target]}"
     is_removed = any(part in REMOVED_CLASSES for part in target.split("."))
@@ -165,7 +165,7 @@ def _update(value: Any) -> Any:
 
 
 def _is_neutral(owner: str, name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a setting was removed from a class and did nothing at its value."""
+    """Whether a setting was removed from a class and had no effect at its value."""
     removed = REMOVED.get(owner, {}).get(name)
     if removed is None:
         return False

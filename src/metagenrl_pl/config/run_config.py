@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 @dataclass
 class RunConfig:
-    """What the root of the configuration may hold; nodes are checked against the classes that they name."""
+    """Keys that the root of the configuration may hold. Nodes (`Any`) are checked against the classes that they name."""
 
     env: Any
     agent: Any

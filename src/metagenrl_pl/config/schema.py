@@ -1,7 +1,7 @@
-"""Configs and the objects that they describe.
+"""Check a config and build the objects that it describes.
 
-A composed config is compared with the *signatures* of the classes that it configures, so that a new class needs no schema of its
-own. A user's mistake is a `ConfigError`, one line.
+A config is compared with the *signatures* of the classes that it names, so a new class needs no schema. A user's mistake raises
+`ConfigError` with a one-line message.
 """
 
 import inspect
@@ -38,7 +38,7 @@ _UNIONS = (Union, types.UnionType)
 
 
 class ConfigError(ValueError):
-    """A user's mistake: one line that names the key, the value and the valid choices."""
+    """A user's mistake. The message is one line that names the key, the value and the valid choices."""
 
 
 class _Misfit(ConfigError):
@@ -50,18 +50,17 @@ class _Misfit(ConfigError):
 
 
 def validate(config: DictConfig, schema: type) -> DictConfig:
-    """A resolved copy of `config` in which every key is known and every value fits; the argument is not changed.
+    """Check that every key is known and every value fits; return a resolved copy of `config`.
 
-    Keys of the root that are not set (`~logger`) have the default that a `schema` that is a dataclass gives them.
+    The root is compared with the signature of `schema`, a mapping with the dataclass that annotates it, and a node with the
+    signature of its `_target_`. If `schema` is a dataclass, a root key that is not set (`~logger`) gets its default.
 
-    The root is compared with the signature of `schema`, and so is every mapping that a dataclass annotates. A node with a
-    `_target_`, wherever it is, is compared with the signature of that class or function. Checked are bool, int, float, str,
-    Path, None, unions, `Literal`, lists, tuples and mappings of those; other annotations accept anything, but the nodes inside
-    are still checked. Coerced are: a single value where a list is wanted (`env.train=Pendulum-v1`), an int where a float is, a
-    whole float where an int is (`1e6`). `_partial_: true` permits missing arguments, `**kwargs` any key.
+    We check bool, int, float, str, Path, None, unions, `Literal`, and lists, tuples and mappings of those. Other annotations
+    accept any value, but we still check nodes inside it. A single value becomes a list (`env.train=Pendulum-v1`), an int a float,
+    and a whole float (`1e6`) an int. `_partial_: true` permits missing arguments; `**kwargs` permits any key.
 
-    Directly below the root a mapping that holds nodes holds nothing else (`callbacks: {save: {_target_: ...}, plot: null}`):
-    null switches an entry off, a new entry needs a `_target_`.
+    Directly below the root, a mapping with nodes may hold only nodes (`callbacks: {save: {_target_: ...}, plot: null}`). There
+    null switches an entry off, and a new entry needs a `_target_`.
 
     Raises:
         ConfigError: An unknown or missing key, a value that does not fit, or a `_target_` that cannot be imported.
@@ -76,39 +75,42 @@ def validate(config: DictConfig, schema: type) -> DictConfig:
 
 
 def build(node: DictConfig, kind: type = object, **late: Any) -> Any:
-    """The object that a `_target_` node describes.
+    """Build the object that a `_target_` node describes.
 
     Args:
-        node: A node of the config, with a `_target_`. Lists and mappings reach the constructor as plain Python.
-        kind: What it has to be.
-        late: Arguments that only code can give, passed as they are. A node whose required arguments come from here says
-            `_partial_: true`; that is how `validate` knows.
+        node: A config node with a `_target_`. Its lists and mappings are passed as plain Python objects.
+        kind: The class that the object must be an instance of.
+        late: Arguments that only code can give; they are passed unchanged. If they are required, the node needs `_partial_:
+            true`, so that `validate` does not report them as missing.
 
     Raises:
-        ConfigError: There is no `_target_`, the object is of another kind, or the constructor refused its arguments. The message
-            begins with the key of the node. What counts as a refusal: a `ValueError`, an `OSError` (a file is not there), an
-            `ImportError` (an optional package is not there), Lightning's `MisconfigurationException`, or a class that is abstract.
+        ConfigError: There is no `_target_`, the object is not a `kind`, or the constructor rejects its arguments. The message
+            begins with the node's key. A constructor rejects arguments by a `ValueError`, `OSError` (missing file), `ImportError`
+            (missing optional package) or Lightning's `MisconfigurationException`. An abstract class counts too.
     """
     if "_target_" not in node:
-        raise ConfigError(f"{node._get_full_key(None)}: nothing says what it is, it needs a _target_")
+        raise ConfigError(f"{node._get_full_key(None)}: has no _target_; valid is a node that names its class as _target_")
     try:
-        built = instantiate(node, _partial_=True, _convert_="all")(**late)
+        instance = instantiate(node, _partial_=True, _convert_="all")(**late)
     except Exception as error:
-        explained = explanation(error, node._get_full_key(None), constructing=True)
-        if explained is None:
+        message = explanation(error, node._get_full_key(None), constructing=True)
+        if message is None:
             raise
-        raise ConfigError(explained) from error
-    if not isinstance(built, kind):
+        raise ConfigError(message) from error
+    if not isinstance(instance, kind):
         raise ConfigError(f"{node._get_full_key('_target_')}={node._target_} is no {kind.__module__}.{kind.__qualname__}")
-    return built
+    return instance
 
 
 def explanation(error: Exception, key: str = "", constructing: bool = False) -> str | None:
-    """The line for a user's mistake, None if `error` is a bug. `constructing`: a constructor of the node at `key` raised it."""
+    """The one-line message for a user's mistake, or None if `error` is a bug.
+
+    `constructing` says that a constructor of the node at `key` raised `error`.
+    """
     while isinstance(error, InstantiationException):
         constructing = True
-        named = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
-        key = named[1] if named else key
+        match = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
+        key = match[1] if match else key
         if not isinstance(error.__cause__, Exception):
             break
         error = error.__cause__
@@ -121,7 +123,7 @@ def explanation(error: Exception, key: str = "", constructing: bool = False) -> 
 
 
 def resolved_yaml(config: DictConfig) -> str:
-    """The text of a run folder's config.yaml: every interpolation replaced by its value."""
+    """The config as YAML text with all interpolations resolved, for the run folder's config.yaml."""
     return OmegaConf.to_yaml(config, resolve=True)
 
 
@@ -129,7 +131,7 @@ def load_config(path: Path | str) -> DictConfig:
     """Read a config that `resolved_yaml` wrote.
 
     Raises:
-        ConfigError: The file is missing, is no YAML, or is not a mapping.
+        ConfigError: The file is missing, is not YAML, or is not a mapping.
     """
     try:
         config = OmegaConf.load(path)
@@ -141,7 +143,7 @@ def load_config(path: Path | str) -> DictConfig:
 
 
 def _arguments(target: Any, values: dict[Any, Any], key: str, complete: bool = True) -> dict[Any, Any]:
-    """`values` as the keyword arguments of `target`; `complete`: none that is required may be missing."""
+    """Check and convert `values` as keyword arguments of `target`. If `complete`, no required argument may be missing."""
     parameters = parameters_of(target)
     values = {name: value for name, value in values.items() if value != "???"}
     if parameters is None:
@@ -154,32 +156,32 @@ def _arguments(target: Any, values: dict[Any, Any], key: str, complete: bool = T
     for name, parameter in parameters.items():
         if complete and name != "**" and parameter.default is parameter.empty and name not in values:
             raise ConfigError(f"missing key '{join_key(key, name)}', which {getattr(target, '__name__', target)} requires")
-    checked: dict[Any, Any] = dict.fromkeys(values)  # in their order
-    # Plain values first: a node may repeat one (`seed: ${seed}`), whose mistake is reported under its own name.
+    arguments: dict[Any, Any] = dict.fromkeys(values)  # keeps the order
+    # Check plain values before nodes. A node may refer to a plain value (`seed: ${seed}`); its mistake belongs to the plain key.
     for name, value in sorted(values.items(), key=lambda item: isinstance(item[1], (dict, list))):
         parameter = parameters.get(name) or parameters["**"]
         keep = value is None and parameter.default is None  # `x: int = None`
-        checked[name] = None if keep else _convert(value, parameter.annotation, join_key(key, name))
-    return checked
+        arguments[name] = None if keep else _convert(value, parameter.annotation, join_key(key, name))
+    return arguments
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
-    """What `target` takes by keyword, its annotations evaluated, with `**` for `**kwargs`; None if that is unknown."""
+    """The keyword parameters of `target` with evaluated annotations. `**` stands for `**kwargs`. None if they are unknown."""
     if getattr(getattr(target, "__init__", None), "__module__", None) == "torch.nn.modules.module":
-        return {}  # a module without a constructor of its own: torch's takes **kwargs only to refuse them
+        return {}  # a module without its own constructor: nn.Module accepts **kwargs only to reject them
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # some built-in types
         return None
     owners = inspect.getmro(target) if isinstance(target, type) else (target,)
-    scope = ChainMap(*(vars(sys.modules[owner.__module__]) for owner in owners))  # what the names in the annotations mean
+    scope = ChainMap(*(vars(sys.modules[owner.__module__]) for owner in owners))  # names that annotations may use
     parameters = {}
     for parameter in signature.parameters.values():
         annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
         if isinstance(annotation, str):
             try:
                 annotation = eval(annotation, {}, scope)
-            except (NameError, AttributeError, TypeError, SyntaxError):  # a name imported for type checkers only: not checked
+            except (NameError, AttributeError, TypeError, SyntaxError):  # a name that is imported for type checkers only
                 annotation = Any
         if parameter.kind is parameter.VAR_KEYWORD:
             parameters["**"] = parameter.replace(annotation=annotation)
@@ -189,7 +191,7 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
 
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:
-    """`value` as `annotation` wants it. Raises ConfigError if it does not fit."""
+    """Convert `value` to the type of `annotation`. Raises ConfigError if it does not fit."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     kind = origin or (type(None) if annotation is None else annotation)
     if _is_node(value) or kind in (Any, object):
@@ -212,14 +214,14 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
 
 
 def _choose_member(value: Any, annotation: Any, key: str) -> Any:
-    """`value` as a `Literal` or a union wants it: a member that takes it as it is comes before one that needs a coercion."""
+    """Convert `value` to a `Literal` or a union. A member that fits without conversion takes precedence."""
     members = get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
     choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     if any(type(choice) is type(value) and choice == value for choice in choices):
         return value
     others = [member for member in members if get_origin(member) is not Literal]
     if not any(map(is_dataclass, others)):
-        value = _check_nodes(value, key)  # a mistake inside a node is reported as such, not as a misfit of the union
+        value = _check_nodes(value, key)  # so that a mistake inside a node is reported under its own key
     fits, misfits = [], []
     for member in others:
         try:
@@ -240,13 +242,13 @@ def _scalar(value: Any, kind: type, key: str) -> Any:
         return float(value)
     if kind is int and type(value) is float and value.is_integer():
         return int(value)
-    if type(value) is not (str if kind is Path else kind):  # a bool is an int to isinstance; a path stays text, as in YAML
+    if type(value) is not (str if kind is Path else kind):  # not isinstance: a bool is an int. A path stays text, as in YAML.
         raise _Misfit(value, kind, key)
     return value
 
 
 def _list(value: Any, annotation: Any, key: str) -> list[Any]:
-    """A list of values that fit the element's annotation; a single value is a list of one."""
+    """Convert `value` to a list whose elements fit the annotation. A single value becomes a list of one."""
     if value is None or isinstance(value, dict):
         raise _Misfit(value, annotation, key)
     items = value if isinstance(value, list) else [value]
@@ -260,16 +262,16 @@ def _list(value: Any, annotation: Any, key: str) -> list[Any]:
 
 
 def _check_nodes(value: Any, key: str) -> Any:
-    """`value`, which nothing describes, with the nodes inside it checked."""
+    """Check the nodes inside a value that has no annotation of its own."""
     if isinstance(value, list):
         return [_check_nodes(item, f"{key}[{i}]") for i, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
     if _is_node(value):
         special = {name: item for name, item in value.items() if name in SPECIAL_KEYS}
-        given = {name: item for name, item in value.items() if name not in SPECIAL_KEYS}
+        arguments = {name: item for name, item in value.items() if name not in SPECIAL_KEYS}
         complete = not value.get("_partial_") and "_args_" not in value
-        return {**special, **_arguments(import_target(value["_target_"], key), given, key, complete)}
+        return {**special, **_arguments(import_target(value["_target_"], key), arguments, key, complete)}
     if "." not in key and any(map(_is_node, value.values())):
         entries = [name for name, item in value.items() if item is None or _is_node(item)]
         for name in value:
@@ -279,18 +281,18 @@ def _check_nodes(value: Any, key: str) -> Any:
 
 
 def import_target(target: Any, key: str) -> Any:
-    """The class or function that the `_target_` of the node at `key` names. Raises ConfigError if there is none."""
+    """Import the class or function that the node at `key` names as its `_target_`. Raises ConfigError if there is none."""
     try:
-        found = pydoc.locate(str(target))
+        imported = pydoc.locate(str(target))
     except pydoc.ErrorDuringImport as error:
         raise ConfigError(f"{key}._target_: cannot import {target}: {one_line(error)}") from error
-    if not callable(found):
+    if not callable(imported):
         raise ConfigError(f"{key}._target_: {removed_target_message(str(target)) or f'there is no class or function {target}'}")
-    return found
+    return imported
 
 
 def names_of(target: Any) -> list[str]:
-    """The names of a class and of its bases; none of a function."""
+    """The names of a class and its bases; an empty list for a function."""
     return [owner.__name__ for owner in inspect.getmro(target)] if isinstance(target, type) else []
 
 

@@ -1,4 +1,5 @@
-"""Gymnasium environments for a population, in this process or in workers; free of torch.
+"""Gymnasium environments for a population, in this process or in worker processes. Nothing here imports torch.
 
-`environment` wraps one, `group` steps many at once, `workers` does so in other processes. Import those three; `worker` is what runs there.
+`environment` wraps one environment, `group` steps many together, and `workers` steps them in other processes. Import these three.
+`worker` is the program of a worker process.
 """

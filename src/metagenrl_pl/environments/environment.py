@@ -1,4 +1,4 @@
-"""Gymnasium environments as agents see them: flat float32 observations, actions in [-1, 1], terminated and truncated apart."""
+"""Gymnasium environments with flat float32 observations, actions in [-1, 1], and separate `terminated` and `truncated` flags."""
 
 import contextlib
 import difflib
@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from metagenrl_pl.common.messages import one_line
 
-_LARGEST = float(np.finfo(np.float32).max)  # rewards are kept in 32 bits
+_LARGEST = float(np.finfo(np.float32).max)  # rewards are stored in 32 bits
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class EnvironmentSpec:
     """Which environment to make.
 
     Args:
-        id: a Gymnasium id, also `module:Id`.
+        id: a Gymnasium id, or `module:Id`.
         kwargs: for `gymnasium.make`.
-        max_episode_steps: time limit in env steps; null keeps the environment's own.
+        max_episode_steps: time limit in env steps; null keeps the environment's own limit.
 
     Raises:
-        ValueError: if a value is of another kind, or the time limit is below 1.
+        ValueError: if a value has the wrong type, or the time limit is below 1.
     """
 
     id: str
@@ -46,10 +46,10 @@ class EnvironmentSpec:
 
     @classmethod
     def parse(cls, entry: "str | Mapping[str, Any] | EnvironmentSpec") -> "EnvironmentSpec":
-        """From an id or a mapping with `id` and, optionally, `kwargs` and `max_episode_steps`.
+        """Make a spec from an id, or from a mapping with `id` and optional `kwargs` and `max_episode_steps`.
 
         Raises:
-            ValueError: if the mapping has no id, an unknown key or a value that does not fit.
+            ValueError: if the mapping has no id, an unknown key or an invalid value.
         """
         if isinstance(entry, EnvironmentSpec):
             return entry
@@ -65,7 +65,7 @@ class EnvironmentSpec:
 
     @property
     def name(self) -> str:
-        """Its name in tables and files: the id, with what was changed."""
+        """The name in tables and files: the id and the settings in brackets, such as `Hopper-v5[max_episode_steps=100]`."""
         changes = [f"{key}={value}" for key, value in self.kwargs.items()]
         changes += [] if self.max_episode_steps is None else [f"max_episode_steps={self.max_episode_steps}"]
         return self.id + (f"[{','.join(changes)}]" if changes else "")
@@ -76,11 +76,11 @@ class EnvironmentSets:
     """Environments for meta-training and for meta-testing.
 
     Args:
-        train: dealt to the agents round robin.
-        test: where fresh agents are trained with the frozen objective.
+        train: assigned to the agents round robin.
+        test: environments in which the frozen objective trains fresh agents.
 
     Raises:
-        ValueError: if there is nothing to train on, or an entry is no environment.
+        ValueError: if `train` is empty, or an entry does not describe an environment.
     """
 
     train: Sequence[str | Mapping[str, Any]]
@@ -94,27 +94,29 @@ class EnvironmentSets:
 
     @property
     def train_specs(self) -> list[EnvironmentSpec]:
-        """The training environments."""
+        """One spec for each entry of `train`."""
         return [EnvironmentSpec.parse(entry) for entry in self.train]
 
     def assign_round_robin(self, num_agents: int) -> list[EnvironmentSpec]:
-        """The training environment of each agent, round robin."""
+        """The training environment of each agent. Agent i gets entry i modulo the number of entries."""
         specs = self.train_specs
         return [specs[i % len(specs)] for i in range(num_agents)]
 
 
 class EnvironmentFailure(RuntimeError):
-    """An environment did what no run can go on from; told in one line that names it."""
+    """An environment failed, and the run cannot continue. The message is one line that names the environment."""
 
 
 class Environment:
-    """One environment. What it raises in a reset or a step becomes an `EnvironmentFailure`, as does a number that is not finite.
+    """One environment.
+
+    An exception in a reset or a step is raised as an `EnvironmentFailure`. So is an observation or a reward that is not finite.
 
     Args:
-        spec: what to make.
+        spec: which environment to make.
 
     Raises:
-        ValueError: if there is no such environment, its actions are not a bounded continuous Box or its observations cannot be
+        ValueError: if the environment does not exist, its actions are not a bounded continuous Box, or its observations cannot be
             flattened into a Box.
     """
 
@@ -137,10 +139,10 @@ class Environment:
         self._middle, self._half_range = (high + low) / 2, (high - low) / 2
         self.observation_size = int(spaces.flatdim(observation_space))
         self.action_size = int(self._middle.size)
-        self._num_steps = 0  # of the open episode
+        self._num_steps = 0  # steps of the current episode, for error messages
 
     def reset(self, seed: int) -> np.ndarray:
-        """Begin the episode that belongs to `seed`; the first observation, [O].
+        """Begin an episode with this seed; return the first observation, [O].
 
         Raises:
             EnvironmentFailure: see the class.
@@ -148,25 +150,25 @@ class Environment:
         self._num_steps = 0
         try:
             observation, _ = self._env.reset(seed=seed)
-            return self._flat(observation)
+            return self._flatten(observation)
         except Exception as error:
             raise self._failure(error) from error
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-        """Take an action in [-1, 1], [A]: next observation [O], reward, terminated, truncated.
+        """Take an action in [-1, 1], [A]; return the next observation [O], reward, terminated, truncated.
 
         Raises:
             EnvironmentFailure: see the class.
         """
         space = self._action_space
         scaled = (self._middle + self._half_range * action).astype(space.dtype).reshape(space.shape)
-        scaled = np.clip(scaled, space.low, space.high)  # rounding may pass a bound
+        scaled = np.clip(scaled, space.low, space.high)  # rounding may exceed a bound
         self._num_steps += 1
-        is_finite = bool(np.isfinite(scaled).all())  # what follows from a policy that has diverged is not the environment's fault
+        is_finite = bool(np.isfinite(scaled).all())  # a policy that has diverged gives NaN; then the environment is not at fault
         try:
             observation, reward, terminated, truncated, _ = self._env.step(scaled)
-            flat, reward = self._flat(observation, is_finite), float(reward)
-            if is_finite and not abs(reward) <= _LARGEST:  # nor is NaN
+            flat, reward = self._flatten(observation, is_finite), float(reward)
+            if is_finite and not abs(reward) <= _LARGEST:  # also true for NaN
                 raise _Unusable(f"the reward is {reward}")
         except Exception as error:
             raise self._failure(error) from error
@@ -174,41 +176,40 @@ class Environment:
 
     @property
     def cameras(self) -> list[str]:
-        """Names of the cameras that a MuJoCo model has; none elsewhere."""
+        """Names of a MuJoCo model's cameras; an empty list for other environments."""
         model: Any = getattr(self._env.unwrapped, "model", None)
         return [model.camera(i).name for i in range(model.ncam)] if hasattr(model, "ncam") else []
 
     @property
     def frames_per_second(self) -> float:
-        """How many of its steps take a second when it is drawn."""
+        """Env steps per second of a film at normal speed; 30 if the environment does not specify it."""
         return float(self._env.metadata.get("render_fps") or 30)
 
     def render(self) -> np.ndarray:
-        """A picture of its state, [H, W, 3], uint8; needs the keyword argument `render_mode: rgb_array`.
+        """An image of the current state, [H, W, 3], uint8. Needs the keyword argument `render_mode: rgb_array`.
 
         Raises:
-            ValueError: if the environment cannot be drawn here.
+            ValueError: if the environment cannot be drawn on this machine.
         """
         try:
             picture = self._env.render()
-        except Exception as error:  # drawing libraries raise anything where there is no display
+        except Exception as error:  # without a display, drawing libraries may raise anything
             raise ValueError(
-                f"environment {self.spec.name}: cannot be drawn ({one_line(error)}); MuJoCo draws by what MUJOCO_GL names: glfw, egl or "
-                "osmesa"
+                f"environment {self.spec.name}: cannot be drawn ({one_line(error)}); for MuJoCo set MUJOCO_GL to glfw, egl or osmesa"
             ) from error
         if not isinstance(picture, np.ndarray) or picture.ndim != 3:
             raise ValueError(f"environment {self.spec.name}: cannot be drawn; valid is one with the render mode rgb_array")
         return picture
 
     def close(self) -> None:
-        """Free what the environment holds."""
+        """Release the environment's resources, such as windows and simulators."""
         self._env.close()
 
-    def _flat(self, observation: Any, to_be_finite: bool = True) -> np.ndarray:
+    def _flatten(self, observation: Any, must_be_finite: bool = True) -> np.ndarray:
         flat = np.asarray(spaces.flatten(self._observation_space, observation), dtype=np.float32)
         if flat.shape != (self.observation_size,):
             raise _Unusable(f"the observation has {flat.size} numbers, {self.observation_size} in its space")
-        if to_be_finite and not np.isfinite(flat).all():
+        if must_be_finite and not np.isfinite(flat).all():
             raise _Unusable(f"the observation has a number that is {flat[~np.isfinite(flat)][0]}")
         return flat
 
@@ -222,7 +223,7 @@ class Environment:
 
 
 class _Unusable(ValueError):
-    """What an environment has given cannot be learned from."""
+    """An observation or a reward of an environment is not usable for learning."""
 
 
 def _is_flattenable(space: gym.Space) -> bool:
@@ -237,17 +238,17 @@ def _make(spec: EnvironmentSpec) -> gym.Env:
     try:
         with _without_mujoco_deprecation():
             return gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **spec.kwargs)
-    except Exception as error:  # constructors refuse their arguments in any way, assertions included
-        told = (str(error) or type(error).__name__).splitlines()[0].split(" Did you mean")[0].rstrip(".")
+    except Exception as error:  # a constructor may raise anything for bad arguments, also AssertionError
+        message = (str(error) or type(error).__name__).splitlines()[0].split(" Did you mean")[0].rstrip(".")
         name = spec.id.rpartition(":")[2]
         near = [] if name in gym.registry else difflib.get_close_matches(name, list(gym.registry), n=1)
         hint = f"; did you mean '{spec.id.removesuffix(name)}{near[0]}'?" if near else ""
-        raise ValueError(f"environment {spec.name}: {told}{hint}") from error
+        raise ValueError(f"environment {spec.name}: {message}{hint}") from error
 
 
 @contextlib.contextmanager
 def _without_mujoco_deprecation() -> Iterator[None]:
-    """Drops the warning that MuJoCo gives for each environment of an old model, on stderr and in a file in the working folder."""
+    """Suppress MuJoCo's deprecation warning for old models, which appears on stderr and in a file in the working folder."""
     try:
         import mujoco
     except ImportError:  # optional

@@ -1,4 +1,4 @@
-"""Environments that are stepped together: what collection and evaluation see of them, wherever they run."""
+"""Groups of environments that are stepped together. Collector and evaluator use this interface, in this process or in workers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,7 +10,10 @@ from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 
 
 class Steps(NamedTuple):
-    """One step of E environments; observations are zero-padded to the widest. Unspecified where an environment was left out."""
+    """Results of one step of E environments.
+
+    Observations are zero-padded to the largest size. Skipped environments have no meaning.
+    """
 
     observation: np.ndarray  # [E, O], float32
     reward: np.ndarray  # [E], float64
@@ -23,8 +26,8 @@ class Steps(NamedTuple):
         return self.terminated | self.truncated
 
 
-class Repeated(NamedTuple):
-    """Where repeating an episode's actions led."""
+class RepeatedEpisode(NamedTuple):
+    """The state after the actions of an episode were taken again."""
 
     observation: np.ndarray  # [O] of this environment
     episode_return: float
@@ -32,11 +35,11 @@ class Repeated(NamedTuple):
 
 
 class EnvironmentGroup(ABC):
-    """E environments. Whichever way they run, the same calls give the same bits.
+    """E environments. Every implementation gives the same results for the same calls, bit for bit.
 
     Args:
-        specs: what to make.
-        sizes: observation and action size of each.
+        specs: which environments to make.
+        sizes: observation and action size of each environment.
     """
 
     def __init__(self, specs: Sequence[EnvironmentSpec], sizes: Sequence[tuple[int, int]]) -> None:
@@ -48,38 +51,39 @@ class EnvironmentGroup(ABC):
 
     @abstractmethod
     def reset(self, index: int, seed: int) -> np.ndarray:
-        """Begin the episode of an environment that belongs to `seed`; the first observation, [O] of this environment."""
+        """Begin an episode of one environment; return the first observation, [O] of this environment."""
 
     @abstractmethod
     def begin_step(self, action: np.ndarray, is_open: np.ndarray | None = None) -> None:
-        """Hand out actions; `end_step` has to follow before anything else is asked.
+        """Start a step with these actions. The next call must be `end_step`.
 
         Args:
-            action: in [-1, 1], [E, at least the widest A]; what exceeds an environment's own size is not read. Copied if need be.
+            action: in [-1, 1], [E, at least the largest A]. Entries beyond an environment's own size are ignored. The caller may
+                reuse the array after the call.
             is_open: which environments take a step, [E]; all by default.
         """
 
     @abstractmethod
     def end_step(self) -> Steps:
-        """What came of the actions. The arrays are the caller's."""
+        """Wait for the step and return its results. The arrays belong to the caller."""
 
     @abstractmethod
-    def repeat(self, index: int, seed: int, actions: np.ndarray) -> Repeated:
-        """Reset an environment and take these actions, [N, A of this environment]; stops where the episode ends."""
+    def repeat(self, index: int, seed: int, actions: np.ndarray) -> RepeatedEpisode:
+        """Reset an environment and take these actions, [N, A of this environment], until the episode ends or none is left."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the environments hold."""
+        """Close all environments."""
 
 
 class SerialGroup(EnvironmentGroup):
-    """In this process, one after another.
+    """Environments in this process, stepped one after another.
 
     Args:
-        specs: what to make.
+        specs: which environments to make.
 
     Raises:
-        ValueError: if an environment cannot serve.
+        ValueError: if an environment is not usable (see `Environment`).
     """
 
     def __init__(self, specs: Sequence[EnvironmentSpec]) -> None:
@@ -88,33 +92,28 @@ class SerialGroup(EnvironmentGroup):
         self._action, self._is_open = np.zeros((0, 0), np.float32), np.zeros(0, bool)
 
     def reset(self, index: int, seed: int) -> np.ndarray:
-        """See EnvironmentGroup."""
         return self._environments[index].reset(seed)
 
     def begin_step(self, action: np.ndarray, is_open: np.ndarray | None = None) -> None:
-        """See EnvironmentGroup."""
         self._action = action.copy()
         self._is_open = np.ones(len(self), bool) if is_open is None else is_open.copy()
 
     def end_step(self) -> Steps:
-        """See EnvironmentGroup."""
         steps = empty_steps(len(self), self.observation_size)
         for index in np.flatnonzero(self._is_open):
             step_into(steps, int(index), self._environments[index], self._action[index])
         return steps
 
-    def repeat(self, index: int, seed: int, actions: np.ndarray) -> Repeated:
-        """See EnvironmentGroup."""
-        return repeated(self._environments[index], seed, actions)
+    def repeat(self, index: int, seed: int, actions: np.ndarray) -> RepeatedEpisode:
+        return repeat_episode(self._environments[index], seed, actions)
 
     def close(self) -> None:
-        """See EnvironmentGroup."""
         for environment in self._environments:
             environment.close()
 
 
 def empty_steps(num_environments: int, observation_size: int) -> Steps:
-    """Steps that are still to be taken, all zero."""
+    """Results of E environments, all zero, to be filled in."""
     return Steps(
         np.zeros((num_environments, observation_size), np.float32),
         np.zeros(num_environments),
@@ -124,29 +123,29 @@ def empty_steps(num_environments: int, observation_size: int) -> Steps:
 
 
 def step_into(steps: Steps, index: int, environment: Environment, action: np.ndarray) -> None:
-    """Take a step and write what came of it to one row of `steps`."""
+    """Take a step in one environment and write the results to row `index` of `steps`."""
     observation, steps.reward[index], steps.terminated[index], steps.truncated[index] = environment.step(
         action[: environment.action_size]
     )
     steps.observation[index, : environment.observation_size] = observation
 
 
-def repeated(environment: Environment, seed: int, actions: np.ndarray) -> Repeated:
-    """Reset an environment and take these actions, [N, A]."""
+def repeat_episode(environment: Environment, seed: int, actions: np.ndarray) -> RepeatedEpisode:
+    """Reset an environment and take these actions, [N, A], until the episode ends or none is left."""
     observation, episode_return = environment.reset(seed), 0.0
     for action in actions:
         observation, reward, is_terminated, is_truncated = environment.step(action)
         episode_return += reward
         if is_terminated or is_truncated:
-            return Repeated(observation, episode_return, True)
-    return Repeated(observation, episode_return, False)
+            return RepeatedEpisode(observation, episode_return, True)
+    return RepeatedEpisode(observation, episode_return, False)
 
 
 def sizes_of(specs: Sequence[EnvironmentSpec]) -> list[tuple[int, int]]:
-    """Observation and action size of each environment; makes each kind once.
+    """Observation and action size of each environment. One environment of each kind is made to find out.
 
     Raises:
-        ValueError: if an environment cannot serve.
+        ValueError: if an environment is not usable (see `Environment`).
     """
     sizes: dict[str, tuple[int, int]] = {}
     for spec in specs:

@@ -1,7 +1,12 @@
-"""A worker process that holds environments, and what it shares with the process that started it (`env_workers.WorkerGroup`).
+"""The program of a worker process, and its protocol with the parent process (`workers.WorkerGroup`).
 
-What a step needs lies in shared memory; a byte through a pipe wakes the worker, and a byte goes back when its environments have
-stepped. Everything else, once an episode or less, is pickled.
+    parent -> worker   STEP              one byte: step all open environments
+                       PICKLE, pickle    the name of a `_Server` method and its arguments: make, reset or repeat
+    worker -> parent   DONE              one byte: the method has finished and returns nothing
+                       PICKLE, pickle    the result of the method, or a `Failure`
+
+Each request gets exactly one answer. Steps are frequent, so their arrays lie in shared memory (`Table`) and only one byte goes
+through each pipe. Other requests come at most once per episode, so they are pickled.
 """
 
 import contextlib
@@ -17,27 +22,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
-from metagenrl_pl.environments.group import Repeated, Steps, repeated, step_into
+from metagenrl_pl.environments.group import RepeatedEpisode, Steps, repeat_episode, step_into
 
 STEP, DONE, PICKLE = b"s", b"d", b"p"
-"""The byte that begins what is said through a pipe: take a step, it is done, a pickle follows."""
+"""The first byte of every message (see the protocol above)."""
 
 
 class Table(NamedTuple):
-    """What a step needs, in shared memory. A worker writes to the rows of its own environments only."""
+    """Inputs and results of a step in shared memory. A worker writes only to the rows of its own environments."""
 
-    action: np.ndarray  # [E, A], float64, which holds the bits of narrower floats
+    action: np.ndarray  # [E, A], float64, which represents narrower floats exactly
     steps: Steps
     is_open: np.ndarray  # [E]
 
     @staticmethod
     def num_bytes(num_environments: int, observation_size: int, action_size: int) -> int:
-        """Memory that it takes."""
+        """Size of the shared memory for a table of this shape, in bytes."""
         return num_environments * (8 * action_size + 8 + 4 * observation_size + 3)
 
     @classmethod
     def within(cls, memory: mmap.mmap, num_environments: int, observation_size: int, action_size: int) -> "Table":
-        """The one that lies in `memory`."""
+        """A table whose arrays are views of `memory`."""
         num_taken = 0
 
         def take(dtype: type, *shape: int) -> np.ndarray:
@@ -54,30 +59,30 @@ class Table(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An answer: what went wrong, and the index of the environment."""
+    """The answer to a request that failed: the index of the environment and its error."""
 
     environment: int
     error: Exception
 
 
 def work(request_file: int, answer_file: int, memory_file: int, *shape: int) -> None:
-    """Answer requests until the other end of their pipe is closed, as it is too when the parent dies, however it dies.
+    """Answer requests until the parent closes its end of the request pipe. The system closes it too if the parent dies.
 
     Args:
-        request_file: number of the file that requests are read from.
-        answer_file: number of the file that answers are written to.
-        memory_file: number of the file that holds the table.
+        request_file: file descriptor that requests are read from.
+        answer_file: file descriptor that answers are written to.
+        memory_file: file descriptor of the table's shared memory.
         shape: of the table: E, O, A.
     """
     for file in (request_file, answer_file):
-        os.set_inheritable(file, False)  # what an environment starts must not keep the pipes open
-    faulthandler.enable()  # says where a crash was
+        os.set_inheritable(file, False)  # so that programs that an environment starts do not keep the pipes open
+    faulthandler.enable()  # prints a traceback after a crash
     table = Table.within(mmap.mmap(memory_file, 0), *shape)
     os.close(memory_file)
     requests, answers = Connection(request_file, writable=False), Connection(answer_file, readable=False)
     with contextlib.suppress(EOFError, BrokenPipeError), contextlib.closing(_Server(table)) as server:
         while kind := os.read(request_file, 1):
-            answer = server.answer(*(("step",) if kind == STEP else requests.recv()))
+            answer = server.handle(*(("step",) if kind == STEP else requests.recv()))
             if answer is None:
                 os.write(answer_file, DONE)
             else:
@@ -95,10 +100,10 @@ class _Server:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._environments: dict[int, Environment] = {}
-        self._index = 0  # of the environment that is at work
+        self._index = 0  # environment in use, for a Failure
 
-    def answer(self, request: str, *arguments: Any) -> Any:
-        """What the method of this name gives, or a Failure."""
+    def handle(self, request: str, *arguments: Any) -> Any:
+        """Call the method named `request`. Returns its result, or a Failure if it raises."""
         try:
             return getattr(self, request)(*arguments)
         except Exception as error:
@@ -106,14 +111,14 @@ class _Server:
             return Failure(self._index, error)
 
     def make(self, specs: dict[int, tuple[str, bytes]]) -> None:
-        """Make environments from their names and pickled specs, by index."""
+        """Make environments from names and pickled specs; the keys are their indices."""
         for self._index, (name, spec) in specs.items():
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the parent has made one of this kind, and told them
-                self._environments[self._index] = _made(name, spec)
+                warnings.simplefilter("ignore")  # the parent has made one of each kind and shown its warnings
+                self._environments[self._index] = _make_environment(name, spec)
 
     def step(self) -> None:
-        """Take a step with the environments that are open."""
+        """Step the environments that are marked as open in the table, and write the results there."""
         table = self._table
         for index, environment in self._environments.items():
             if table.is_open[index]:
@@ -121,25 +126,25 @@ class _Server:
                 step_into(table.steps, index, environment, table.action[index])
 
     def reset(self, index: int, seed: int) -> np.ndarray:
-        """See EnvironmentGroup."""
-        return self._at_work(index).reset(seed)
+        return self._select(index).reset(seed)
 
-    def repeat(self, index: int, seed: int, actions: np.ndarray) -> Repeated:
-        """See EnvironmentGroup."""
-        return repeated(self._at_work(index), seed, actions)
+    def repeat(self, index: int, seed: int, actions: np.ndarray) -> RepeatedEpisode:
+        return repeat_episode(self._select(index), seed, actions)
 
     def close(self) -> None:
-        """Close the environments."""
         for environment in self._environments.values():
             environment.close()
 
-    def _at_work(self, index: int) -> Environment:
+    def _select(self, index: int) -> Environment:
         self._index = index
         return self._environments[index]
 
 
-def _made(name: str, pickled_spec: bytes) -> Environment:
-    """The environment; a ValueError if it cannot be made here, although its like was made in the parent."""
+def _make_environment(name: str, pickled_spec: bytes) -> Environment:
+    """Make an environment.
+
+    Raises a ValueError if only the parent can make it, for example if only the parent has registered it.
+    """
     hint = ""
     try:
         spec: EnvironmentSpec = pickle.loads(pickled_spec)
@@ -147,7 +152,7 @@ def _made(name: str, pickled_spec: bytes) -> Environment:
             hint = f"'module:{spec.id}' with the module that registers it, or "
         return Environment(spec)
     except Exception as error:
-        told = (str(error) or type(error).__name__).removeprefix(f"environment {name}: ").splitlines()[0]
+        reason = (str(error) or type(error).__name__).removeprefix(f"environment {name}: ").splitlines()[0]
         raise ValueError(
-            f"environment {name}: cannot be made in a worker process ({told}); valid is {hint}env_workers=0"
+            f"environment {name}: cannot be made in a worker process ({reason}); valid is {hint}env_workers=0"
         ) from error

@@ -1,1 +1,1 @@
-"""Noise-free returns, and fresh agents that a frozen objective trains: the meta-test."""
+"""Evaluation: noise-free returns of policies, and the meta-test, in which a frozen objective trains fresh agents."""

@@ -1,4 +1,4 @@
-"""Noise-free returns of policies."""
+"""Noise-free returns of policies, averaged over episodes."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,17 +15,17 @@ Act = Callable[[Tensor], Tensor]
 
 
 class Evaluator:
-    """Noise-free returns: the mean of some episodes, whose starts are the same at every evaluation.
+    """Measures noise-free returns. Every evaluation uses the same initial states.
 
     Args:
-        specs: each agent's environment.
+        specs: environment of each agent.
         seeds: one for each agent.
-        num_episodes: per agent; they run side by side.
+        num_episodes: per agent; all episodes run in parallel.
         make_group: makes the environments; in this process by default.
-        observation_size: what the agents' observations are padded to; the widest here by default.
+        observation_size: that the agents' observations are padded to; the largest of these environments by default.
 
     Raises:
-        ValueError: if there is no episode to run.
+        ValueError: if `num_episodes` is below 1.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Evaluator:
         self._action_sizes = np.array([action_size for _, action_size in self.environments.sizes])
 
     def __call__(self, act: Act) -> np.ndarray:
-        """Mean return of each agent, [P]; NaN for one that has diverged, that is, with an action that is not finite.
+        """Mean return of each agent, [P]. NaN if the agent has diverged: one of its actions is not finite.
 
         Args:
             act: observations [P, num_episodes, O] -> actions [P, num_episodes, A] in [-1, 1].
@@ -59,7 +59,7 @@ class Evaluator:
         while is_open.any():
             action = act(torch.from_numpy(observation).view(*self._shape, -1)).cpu().flatten(0, 1).numpy()
             has_diverged = is_open & ~self._are_finite(action)
-            returns[has_diverged] = np.nan  # what an environment makes of NaN, rewards included, is no merit of the agent
+            returns[has_diverged] = np.nan  # an environment may give any reward for a NaN action
             is_open = is_open & ~has_diverged
             environments.begin_step(action, is_open)
             steps = environments.end_step()
@@ -69,10 +69,10 @@ class Evaluator:
         return returns.reshape(self._shape).mean(1)
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments of all episodes."""
         self.environments.close()
 
     def _are_finite(self, action: np.ndarray) -> np.ndarray:
-        """Whether the real dimensions of each action, [N, A], are finite, [N]."""
+        """Whether all unpadded dimensions of each action are finite, [N, A] -> [N]."""
         is_real = np.arange(action.shape[1]) < self._action_sizes[:, None]
         return np.isfinite(action).all(1, where=is_real)

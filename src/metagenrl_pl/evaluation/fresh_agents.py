@@ -1,4 +1,4 @@
-"""Meta-testing as plain functions: a frozen objective trains fresh agents in environments of one's choice."""
+"""The meta-test in plain functions: a frozen objective trains fresh agents in given environments."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -12,11 +12,11 @@ from metagenrl_pl.learning.cycle import Agents, Resources
 from metagenrl_pl.objectives import Objective
 from metagenrl_pl.results.rows import MetaTestRow
 
-_AGREE_EVERY = 100  # env steps after which processes ask each other whether one was asked to stop
+_AGREE_EVERY = 100  # env steps between exchanges of stop requests among processes
 
 
 class MetaTestStopped(Exception):
-    """A meta-test was stopped before its end; it has no results."""
+    """A meta-test was stopped before its end. It has no results."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class MetaTestPlan:
     """Which fresh agents are trained, for how long, and how they are evaluated.
 
     Args:
-        specs, seeds: environments and seeds; there is a fresh agent for each pair.
+        specs, seeds: environments and seeds. There is one fresh agent for each pair.
         agent: settings of the agents.
         env_steps: of each agent.
-        evaluate_every_env_steps: interval of the noise-free evaluations; there is one at the end as well.
+        evaluate_every_env_steps: env steps between two noise-free evaluations. The last evaluation is at the end.
         num_episodes: per evaluation.
     """
 
@@ -44,21 +44,21 @@ class MetaTestPlan:
 
 
 def fresh_seed(spec: EnvironmentSpec, number: int) -> int:
-    """The own seed of a fresh agent, from its number, which is the `seed` of results.
+    """The random seed of a fresh agent. `number` is its `seed` in results.
 
-    It does not depend on the method that trains the agent, so methods are compared on the same first weights and episodes.
+    It does not depend on the method that trains the agent. So methods are compared with the same initial weights and episodes.
     """
     return derive_seed(number, "meta-test", spec.name)
 
 
 def agent_numbers(specs: Sequence[EnvironmentSpec], seed: int) -> list[int]:
-    """Numbers of the fresh agents of a whole run: those in one environment differ, and so do those of runs with other seeds."""
+    """Numbers of a run's fresh agents. They are unique within an environment, also over runs with different seeds."""
     names = [spec.name for spec in specs]
     return [seed * names.count(name) + names[:agent].count(name) for agent, name in enumerate(names)]
 
 
 def fresh_seeds(specs: Sequence[EnvironmentSpec], seeds: Sequence[int]) -> tuple[list[EnvironmentSpec], list[int], list[int]]:
-    """Fresh agents, one for each environment and seed: their environments, users' seeds and own seeds."""
+    """One fresh agent for each environment and seed: lists of their environments, their `seeds` and their random seeds."""
     pairs = [(spec, seed) for spec in specs for seed in seeds]
     return (
         [spec for spec, _ in pairs],
@@ -77,22 +77,22 @@ def meta_test(
 ) -> list[MetaTestRow]:
     """Train fresh agents with a frozen objective, all in one stacked population.
 
-    Critics learn as usual. Draws from random streams of its own only. With several processes, which have to call this together, each
-    trains some of the fresh agents; the result is the same.
+    Critics learn as usual. The meta-test uses its own random streams. With several processes, each trains some of the fresh
+    agents, and every process has to call this function. The result does not depend on the number of processes.
 
     Args:
-        method: what the rows are called.
-        objective: stays as it is.
-        plan: what is tested.
-        resources: where; replay slots are at most its `replay_capacity`.
-        report: called with the env steps that are done.
-        stop_requested: asked now and then; one process that answers yes is enough.
+        method: name of the method in the rows.
+        objective: frozen; it does not change.
+        plan: which agents are trained and for how long.
+        resources: devices, memory and processes. A replay has at most `replay_capacity` slots.
+        report: called after each env step with the number of env steps so far.
+        stop_requested: called regularly. The meta-test stops if it returns true in any process.
 
     Returns:
-        One row for each evaluation of each agent, with no meta-training stage.
+        One row for each evaluation of each agent, without a meta-training stage.
 
     Raises:
-        MetaTestStopped: in every process, if one was asked to stop.
+        MetaTestStopped: in every process, if a stop was requested in one of them.
     """
     specs, numbers, seeds = fresh_seeds(plan.specs, plan.seeds)
     placement = resources.placement(len(specs))
@@ -121,7 +121,7 @@ def meta_test(
 
 
 def random_returns(specs: Sequence[EnvironmentSpec], seeds: Sequence[int], num_episodes: int = 10) -> list[MetaTestRow]:
-    """The return of uniformly random actions, in rows like those of `meta_test`."""
+    """The mean return of uniformly random actions, one row for each environment and seed, as from `meta_test`."""
     agent_specs, agent_names, agent_seeds = fresh_seeds(specs, seeds)
     streams = AgentStreams(agent_seeds, "random actions")
     evaluator = Evaluator(agent_specs, agent_seeds, num_episodes)

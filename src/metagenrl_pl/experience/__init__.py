@@ -1,1 +1,1 @@
-"""From environment steps to windows: `collector` steps the environments and fills the `replay`, from which windows are drawn."""
+"""From environment steps to windows: `collector` steps the environments and fills `replay`, which draws windows for updates."""

@@ -1,4 +1,4 @@
-"""Steps the agents' environments, fills the replay, and keeps in one place all that an exact resume needs."""
+"""The collector steps the agents' environments, fills the replay, and saves the state that an exact resume needs."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,29 +16,31 @@ from metagenrl_pl.experience.replay import Replay
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """What an agent with this seed resets its environment with for an episode, counted from 0."""
-    return derive_seed(seed, "episode", episode) % 2**31  # Gymnasium's are 32 bit in some environments
+    """The seed of the environment's reset for an agent's episode, counted from 0."""
+    return derive_seed(seed, "episode", episode) % 2**31  # some environments accept 32-bit seeds only
 
 
 class Collector:
     """One environment per agent, all stepped together.
 
-    An env step has two halves, so that updates can be computed while environments step: `begin_step` asks the policies for actions,
-    `end_step` stores what came of them. What is drawn in between does not hold the step under way.
+    An env step has two halves, so that updates run while environments step: `begin_step` computes actions and sends them to the
+    environments, `end_step` stores the results. Windows that are drawn in between do not contain the current step.
 
-    Every episode begins with `reset(seed)` and a seed that follows from the agent's seed and the episode's number. So an episode
-    is known from its seed and its actions, which is how a resume re-enters one (environments cannot save their state exactly).
+    Every episode begins with `reset(seed)`, where the seed depends only on the agent's seed and the episode's number. So seed and
+    actions determine an episode. A resume needs this, because environments cannot save their state exactly: it repeats the open
+    episode.
 
     Args:
-        environments: each agent's.
+        environments: one for each agent.
         seeds: one for each agent.
-        replay: filled with every step.
+        replay: stores every step.
         act: observations [P, O] -> noise-free actions [P, A] in [-1, 1].
         exploration_noise: standard deviation, for actions in [-1, 1].
-        random_env_steps: steps with uniformly random actions at the start.
-        update_device: where windows are wanted; the replay's own by default.
+        random_env_steps: uniformly random actions that each agent takes first, in env steps.
+        update_device: device of the windows; the replay's device by default.
         lifetimes: when agents are replaced by fresh ones; never by default.
-        renew: called with an agent and the seed of its fresh weights, when a new life's networks take over.
+        renew: called when the networks of an agent's new life replace the old ones, with the agent and the seed of its fresh
+            weights.
     """
 
     def __init__(
@@ -62,44 +64,45 @@ class Collector:
         num_agents = len(environments)
         self.env_steps = 0  # of each agent
         self.recent_returns: list[deque[float]] = [deque(maxlen=10) for _ in range(num_agents)]  # of each agent's last episodes
-        self._new_returns: list[list[float]] = [[] for _ in range(num_agents)]  # of episodes that ended since somebody asked
+        self._new_returns: list[list[float]] = [[] for _ in range(num_agents)]  # of episodes since the last `take_returns`
         self._observation = np.zeros((num_agents, replay.observation_size), np.float32)
-        self._action = torch.zeros(num_agents, replay.action_size)  # of the step under way
-        self._is_computed: torch.cuda.Event | None = None  # once it has happened, a GPU has put them there
+        self._action = torch.zeros(num_agents, replay.action_size)  # of the current step
+        self._action_copied: torch.cuda.Event | None = None  # pending while a GPU copies `_action` to the CPU
         self._num_episodes = [0] * num_agents
         self._episode_return = [0.0] * num_agents
         self._episode_actions: list[list[np.ndarray]] = [[] for _ in range(num_agents)]
         self._is_open = False
 
     def take_returns(self) -> list[list[float]]:
-        """Of each agent the returns of the episodes that ended since the last call."""
-        taken, self._new_returns = self._new_returns, [[] for _ in self._new_returns]
-        return taken
+        """Each agent's returns of the episodes that ended since the last call."""
+        returns, self._new_returns = self._new_returns, [[] for _ in self._new_returns]
+        return returns
 
     def step(self) -> None:
-        """Every agent takes one env step."""
+        """One env step of every agent."""
         self.begin_step()
         self.end_step()
 
     def begin_step(self) -> None:
-        """Every agent chooses an action; environments begin to step as soon as it is known here."""
+        """Choose an action for every agent and start the environments' step, unless a GPU still computes the actions."""
         if not self._is_open:
             self._is_open = True
             for agent in range(len(self.environments)):
                 self._begin_episode(agent)
         self._start_lives()
-        action = self._explore()
+        action = self._choose_actions()
         self._action = action.to("cpu", non_blocking=True)
         if action.is_cuda:
-            self._is_computed = torch.cuda.Event()
-            self._is_computed.record()
+            # Waiting here would delay the update, which can start on the GPU meanwhile. `end_step` waits.
+            self._action_copied = torch.cuda.Event()
+            self._action_copied.record()
         else:
             self.environments.begin_step(self._action.numpy())
 
     def _start_lives(self) -> None:
-        """Begin the lives that are due, and let those take over whose warm-up is over."""
+        """Begin the lives that are due at this step, and replace the networks of agents whose warm-up ends (see `Lifetimes`)."""
         for agent in self._lifetimes.starting(self.env_steps):
-            self._begin_episode(agent)  # the predecessor's open one counts as truncated
+            self._begin_episode(agent)  # the old agent's open episode counts as truncated
             self.recent_returns[agent].clear()
         for agent in self._lifetimes.ending_warmup(self.env_steps):
             life = int(self._lifetimes.life(self.env_steps)[agent])
@@ -107,14 +110,14 @@ class Collector:
             self.replay.keep_newest(agent, self._lifetimes.warmup)
 
     def end_step(self) -> None:
-        """Wait for the environments and store the step."""
-        if self._is_computed is not None:
-            self._is_computed.synchronize()
-            self._is_computed = None
+        """Wait for the environments, store their step in the replay, and begin new episodes where one has ended."""
+        if self._action_copied is not None:
+            self._action_copied.synchronize()
+            self._action_copied = None
             self.environments.begin_step(self._action.numpy())
         steps, action = self.environments.end_step(), self._action.numpy()
         self.env_steps += 1
-        self._observation[:, : steps.observation.shape[1]] = steps.observation  # wider agents may live in other processes
+        self._observation[:, : steps.observation.shape[1]] = steps.observation  # other processes may have wider observations
         self.replay.append(action, steps.reward, steps.terminated, steps.observation)
         for agent, (_, action_size) in enumerate(self.environments.sizes):
             self._episode_return[agent] += float(steps.reward[agent])
@@ -126,20 +129,20 @@ class Collector:
 
     @property
     def num_collected(self) -> int:
-        """Env steps of each agent since its replay was empty: those of the run, or since a resume without a replay."""
+        """Env steps of each agent since its replay was empty: of the whole run, or since a resume without a replay."""
         return int(self.replay.count.min())
 
     def draw(self, num_windows: int) -> Windows:
-        """New windows of every agent, from all that is stored, where updates are computed."""
+        """Draw windows of every agent for an update, on the update device."""
         return self.sample(num_windows, self._draws)
 
     def sample(self, num_windows: int, streams: AgentStreams) -> Windows:
-        """Windows drawn from random streams of somebody else, who does not want to touch the training's."""
+        """Draw windows with the caller's random streams, so that training's streams do not advance."""
         windows = self.replay.sample(num_windows, streams)
         return Windows(*(x.to(self._update_device) for x in windows))
 
-    def _explore(self) -> Tensor:
-        """Noisy policy actions, or uniform ones at the start, [P, A], wherever the policies are; nobody reads padded ones."""
+    def _choose_actions(self) -> Tensor:
+        """Noisy policy actions, or uniform ones at the start of a life, [P, A], on the policies' device. Padding is not used."""
         sizes = [action_size for _, action_size in self.environments.sizes]
         is_random = self._lifetimes.age(self.env_steps) < self._random_env_steps
         uniform = self._streams.uniform(self.replay.action_size, sizes=sizes, agents=np.flatnonzero(is_random).tolist())
@@ -152,8 +155,8 @@ class Collector:
         action = self._act(torch.from_numpy(self._observation))
         action = (action + to_device(noise, action.device)).clamp(-1, 1)
         if is_random.any():
-            chosen = to_device(torch.from_numpy(is_random)[:, None], action.device)
-            action = torch.where(chosen, to_device(random_action, action.device), action)
+            mask = to_device(torch.from_numpy(is_random)[:, None], action.device)
+            action = torch.where(mask, to_device(random_action, action.device), action)
         return action
 
     def _begin_episode(self, agent: int) -> None:
@@ -165,14 +168,10 @@ class Collector:
         self.replay.begin_episode(agent, first)
 
     def close(self) -> None:
-        """Close the environments."""
         self.environments.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The counter of env steps and, in lists with an entry for each agent, its seed, streams, returns and open episode.
-
-        Between two steps only.
-        """
+        """Env steps and, for each agent, its seed, random streams, returns and open episode. Call it between two steps only."""
         return {
             "env_steps": self.env_steps,
             "is_open": self._is_open,
@@ -195,13 +194,13 @@ class Collector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[int]:
-        """Restore what `state_dict` gave; the replay must have been restored before.
-
-        Open episodes are re-entered: reset with the same seed, then the same actions.
+        """Restore the result of `state_dict`. The replay must have been restored before.
 
         Returns:
-            Agents whose environment did not reproduce its episode. That episode counts as truncated and a new one has begun.
+            Agents whose environment did not reproduce its open episode. That episode counts as truncated, and a new one has
+                begun.
         """
+        # 1. Counters, observations and random streams.
         self.env_steps, self._is_open, agents = state["env_steps"], state["is_open"], state["agents"]
         self._seeds = [agent["seed"] for agent in agents]
         self._num_episodes = [agent["num_episodes"] for agent in agents]
@@ -216,18 +215,22 @@ class Collector:
         for recent, agent in zip(self.recent_returns, agents, strict=True):
             recent.clear()
             recent.extend(agent["recent_returns"])
+        # 2. Without open episodes (or without their replay), the next step begins new ones.
         if not self._is_open:
             return []
-        lost = [agent for agent in range(len(self.environments)) if not self._reenter(agent)]
+        # 3. Bring each environment back into its open episode, by the same reset and the same actions. The replay already has
+        #    these steps, so nothing is stored.
+        lost = [agent for agent in range(len(self.environments)) if not self._repeat_open_episode(agent)]
+        # 4. A new version of an environment may behave differently. Then give up the episode.
         for agent in lost:
             self._begin_episode(agent)
         return lost
 
-    def _reenter(self, agent: int) -> bool:
-        """Repeat an agent's open episode; whether it led to the same observation and return."""
+    def _repeat_open_episode(self, agent: int) -> bool:
+        """Repeat an agent's open episode. Returns whether it led to the same observation and return, and did not end."""
         observation_size, action_size = self.environments.sizes[agent]
         actions = np.array(self._episode_actions[agent], np.float32).reshape(-1, action_size)
         seed = episode_seed(self._seeds[agent], self._num_episodes[agent] - 1)
-        repeated = self.environments.repeat(agent, seed, actions)
-        is_same = np.array_equal(repeated.observation, self._observation[agent, :observation_size])
-        return is_same and not repeated.ended and repeated.episode_return == self._episode_return[agent]
+        episode = self.environments.repeat(agent, seed, actions)
+        is_same = np.array_equal(episode.observation, self._observation[agent, :observation_size])
+        return is_same and not episode.ended and episode.episode_return == self._episode_return[agent]

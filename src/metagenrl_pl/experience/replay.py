@@ -1,4 +1,4 @@
-"""Replay: one ring buffer per agent, from which windows inside single episodes are drawn for all agents at once."""
+"""Replay: one ring buffer per agent. Windows are drawn for all agents at once; each lies inside a single episode."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ _NEVER = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True)
 class ReplaySettings:
-    """Where experience is kept.
+    """Size and device of the replay.
 
     Args:
-        capacity: slots of each agent's ring buffer: its env steps plus one for each episode.
-        device: `auto` for the device of the updates, or a device's name.
+        capacity: slots of each agent's ring buffer. An episode takes one slot per env step and one more.
+        device: `auto` for the device of the updates, or the name of a device.
 
     Raises:
-        ValueError: if the capacity is not positive or there is no such device.
+        ValueError: if the capacity is not positive or the device does not exist.
     """
 
     capacity: int = 1_000_000
@@ -35,16 +35,16 @@ class ReplaySettings:
         if self.device != "auto":
             try:
                 torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-                raise ValueError(f"device={self.device} is not there; valid is auto, cpu or a GPU (cuda)") from error
+            except (RuntimeError, AssertionError) as error:  # an AssertionError if torch was built without CUDA
+                raise ValueError(f"device={self.device} does not exist; valid is auto, cpu or a GPU (cuda)") from error
 
 
 @dataclass
 class _Group:
-    """Agents whose environments have spaces of the same size share one tensor, unpadded."""
+    """G agents whose environments have the same sizes. They share one tensor without padding."""
 
     agents: list[int]
-    index: Tensor  # the same on the device, [G]
+    index: Tensor  # `agents` on the device, [G]
     row: Tensor  # 0 to G - 1, on the device
     observation_size: int
     action_size: int
@@ -54,19 +54,19 @@ class _Group:
 class Replay:
     """Ring buffers of P agents.
 
-    A slot holds an observation and the step taken from it; an episode's last observation takes a slot of its own, so that none is
-    stored twice. Steps carry running numbers, *ordinals*; the one with ordinal n in an agent's k-th episode lies in slot n + k
-    (modulo the capacity), because each earlier episode took one slot more than it had steps.
+    A slot holds an observation and the step taken from it. The last observation of an episode takes a slot of its own. So no
+    observation is stored twice. An agent's steps are numbered from 0; the number is the step's *ordinal*. Step n in the agent's
+    k-th episode lies in slot n + k (modulo the capacity), because each earlier episode took one slot more than it had steps.
 
     Args:
         sizes: observation and action size of each agent's environment.
         capacity: slots per agent.
         window_length: T.
-        device: where the buffers lie and windows are made.
-        padded_to: observation and action size of windows; the widest of `sizes` by default.
+        device: of the buffers and the windows.
+        padded_to: observation and action size of windows; the largest of `sizes` by default.
 
     Raises:
-        ValueError: if the capacity cannot hold one window, or the machine cannot hold the buffers.
+        ValueError: if the capacity is too small for one window, or the memory is too small for the buffers.
     """
 
     def __init__(
@@ -88,36 +88,38 @@ class Replay:
             index = torch.tensor(agents, device=self.device)
             row = torch.arange(len(agents), device=self.device)
             self._groups.append(_Group(agents, index, row, observation_size, action_size, rows))
-        self._home = {agent: (group, g) for group in self._groups for g, agent in enumerate(group.agents)}
+        self._group_and_row = {agent: (group, g) for group in self._groups for g, agent in enumerate(group.agents)}
 
         num_agents = len(self.sizes)
-        self.head = np.full(num_agents, -1, np.int64)  # slot of the current observation, counted without wrapping
+        self.head = np.full(num_agents, -1, np.int64)  # slot of the current observation, before taking the modulus
         self.count = np.zeros(num_agents, np.int64)  # steps ever stored: the next ordinal
         self.oldest = np.zeros(num_agents, np.int64)  # first ordinal that is still stored
-        self._oldest_episode = np.zeros(num_agents, np.int64)  # its episode, counted from the first ever; lags till it matters
-        self._forgotten = np.zeros(num_agents, np.int64)  # episodes dropped from the left of `_starts`
+        self._oldest_episode = np.zeros(
+            num_agents, np.int64
+        )  # its episode, counted from the first ever; updated only when needed
+        self._num_dropped = np.zeros(num_agents, np.int64)  # episodes that were removed from the left of `_starts`
         self._num_starts = np.zeros(num_agents, np.int64)
         self._set_starts(np.full((num_agents, 64), _NEVER))
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the buffers."""
+        """Memory of all buffers, in bytes."""
         return memory_bytes(self.sizes, self.capacity)
 
     def __len__(self) -> int:
-        """Stored steps of the agent that has fewest."""
+        """The smallest number of stored steps of any agent."""
         return int((self.count - self.oldest).min())
 
     def begin_episode(self, agent: int, observation: np.ndarray) -> None:
-        """Open an episode with its first observation, [O]; the one before it, if any, ends here."""
-        if self._num_starts[agent] + 1 == self._starts.shape[1]:  # the last column stays at never
+        """Begin an episode with its first observation, [O]. This ends the agent's previous episode."""
+        if self._num_starts[agent] + 1 == self._starts.shape[1]:  # the last column stays at _NEVER
             self._make_room(agent)
         self._starts[agent, self._num_starts[agent]] = self.count[agent]
         self._device_starts[agent, self._num_starts[agent]] = int(self.count[agent])
         self._num_starts[agent] += 1
         self.head[agent] += 1
         self._forget_overwritten(agent)
-        group, row = self._home[agent]
+        group, row = self._group_and_row[agent]
         first = to_device(torch.from_numpy(observation), self.device)
         group.rows[row, self.head[agent] % self.capacity, : group.observation_size] = first
 
@@ -136,35 +138,42 @@ class Replay:
         for group in self._groups:
             agents, o, a = group.agents, group.observation_size, group.action_size
             parts = (next_observation[agents, :o], action[agents, :a], reward[agents, None], terminated[agents, None])
-            stored = to_device(torch.from_numpy(np.concatenate(parts, 1, dtype=np.float32)), self.device)
+            values = to_device(torch.from_numpy(np.concatenate(parts, 1, dtype=np.float32)), self.device)
             slot, next_slot = self._device_tensor(np.stack([slots[agents], next_slots[agents]]))
-            group.rows[group.row, slot, o:] = stored[:, o:]
-            group.rows[group.row, next_slot, :o] = stored[:, :o]
+            group.rows[group.row, slot, o:] = values[:, o:]
+            group.rows[group.row, next_slot, :o] = values[:, :o]
         for agent in range(len(self.sizes)):
             self._forget_overwritten(agent)
 
     def keep_newest(self, agent: int, num_steps: int) -> None:
-        """Forget an agent's older steps; windows are no longer drawn from them, though their slots still hold them."""
+        """Keep an agent's newest steps only.
+
+        Windows are no longer drawn from older ones, although their slots still hold them.
+        """
         self.oldest[agent] = max(self.oldest[agent], self.count[agent] - num_steps)
 
     def sample(self, num_windows: int, streams: AgentStreams) -> Windows:
-        """Draw windows for every agent.
+        """Draw windows for every agent, [P, B, T, ...].
 
-        A stored step is drawn uniformly; its window starts there, or earlier if fewer than T steps are left in its episode, but
-        never before the episode's (stored) start. So a window is shorter than T only where its episode is. The running episode
-        takes part.
+        A window begins at a step that is drawn uniformly from the stored ones. If fewer than T steps of its episode are left
+        there, the window begins earlier. So a window is shorter than T only if its episode is. The current episode is included.
         """
         assert len(self), "an agent has no stored step"
         oldest, count = self._device_tensor(self.oldest)[:, None], self._device_tensor(self.count)[:, None]
-        drawn = oldest + (to_device(streams.uniform(num_windows), self.device) * (count - oldest)).long()  # ordinals, [P, B]
-        episode = torch.searchsorted(self._device_starts, drawn, right=True) - 1
+        # 1. Draw a stored step for each window, as an ordinal, [P, B].
+        ordinal = oldest + (to_device(streams.uniform(num_windows), self.device) * (count - oldest)).long()
+        # 2. Find its episode. Steps `begin` to `end` (exclusive) of the episode are stored.
+        episode = torch.searchsorted(self._device_starts, ordinal, right=True) - 1
         begin = torch.maximum(self._device_starts.gather(1, episode), oldest)
         end = torch.minimum(self._device_starts.gather(1, episode + 1), count)
-        start = torch.maximum(torch.minimum(drawn, end - self.window_length), begin)
+        # 3. A window must not continue into the next episode. If it would, shift it back to end with its episode: cutting it
+        #    would leave a part as padding. If it would then start before `begin`, it starts there and is shorter than T.
+        start = torch.maximum(torch.minimum(ordinal, end - self.window_length), begin)
         length = torch.clamp(end - start, max=self.window_length)
-
+        # 4. Ordinals to slots: step n of episode k lies in slot n + k. A window has `length + 1` states; padding repeats the last
+        #    slot.
         offset = torch.arange(self.window_length + 1, device=self.device)
-        slot = start + episode + self._device_tensor(self._forgotten)[:, None]
+        slot = start + episode + self._device_tensor(self._num_dropped)[:, None]
         slots = (slot[..., None] + torch.minimum(offset, length[..., None])) % self.capacity  # [P, B, T + 1]
         is_state = (offset <= length[..., None]).float().unsqueeze(-1)
         valid = (offset[:-1] < length[..., None]).float()
@@ -187,39 +196,39 @@ class Replay:
 
     @property
     def _counters(self) -> tuple[np.ndarray, ...]:
-        return self.head, self.count, self.oldest, self._oldest_episode, self._forgotten
+        return self.head, self.count, self.oldest, self._oldest_episode, self._num_dropped
 
     def _device_tensor(self, values: np.ndarray) -> Tensor:
         return to_device(torch.from_numpy(values.copy()), self.device)
 
     def _set_starts(self, starts: np.ndarray) -> None:
-        """First ordinal of each episode, then never, [P, E]: on the host for the bookkeeping, on the device for sampling."""
+        """Set the first ordinal of each episode, then _NEVER, [P, E]: on the CPU for bookkeeping, on the device for sampling."""
         self._starts = starts
         self._device_starts = torch.from_numpy(starts).to(self.device)
 
     def _forget_overwritten(self, agent: int) -> None:
-        """Move `oldest` past steps whose slots hold newer observations now."""
+        """Advance `oldest` past steps whose slots have been overwritten."""
         while self.oldest[agent] + self._oldest_episode[agent] <= self.head[agent] - self.capacity:
-            if self.oldest[agent] < self._starts[agent, self._oldest_episode[agent] - self._forgotten[agent] + 1]:
+            if self.oldest[agent] < self._starts[agent, self._oldest_episode[agent] - self._num_dropped[agent] + 1]:
                 self.oldest[agent] += 1
-            else:  # it belongs to the next episode, so it lies a slot further on
+            else:  # the step belongs to the next episode, so its slot is one further
                 self._oldest_episode[agent] += 1
 
     def _make_room(self, agent: int) -> None:
-        """Drop forgotten episodes from an agent's starts, or widen all of them."""
-        starts, gone = self._starts, int(self._oldest_episode[agent] - self._forgotten[agent])
-        if gone > starts.shape[1] // 2:
+        """Make room in `_starts`: remove an agent's overwritten episodes, or double the columns if there are few of those."""
+        starts, num_old = self._starts, int(self._oldest_episode[agent] - self._num_dropped[agent])
+        if num_old > starts.shape[1] // 2:
             starts = starts.copy()
-            starts[agent] = np.append(starts[agent, gone:], np.full(gone, _NEVER))
-            self._forgotten[agent] += gone
-            self._num_starts[agent] -= gone
+            starts[agent] = np.append(starts[agent, num_old:], np.full(num_old, _NEVER))
+            self._num_dropped[agent] += num_old
+            self._num_starts[agent] -= num_old
         else:
             starts = np.concatenate([starts, np.full_like(starts, _NEVER)], 1)
         self._set_starts(starts)
 
     def agent_state(self, agent: int) -> dict[str, Tensor]:
-        """All that is stored of one agent: the used slots and the bookkeeping, as tensors for a file of its own."""
-        group, row = self._home[agent]
+        """The replay of one agent as tensors: the used slots and the bookkeeping."""
+        group, row = self._group_and_row[agent]
         used = min(int(self.head[agent]) + 1, self.capacity)
         return {
             "rows": group.rows[row, :used].cpu().clone(),
@@ -228,16 +237,16 @@ class Replay:
         }
 
     def load_agent_state(self, agent: int, state: Mapping[str, Tensor]) -> None:
-        """Restore what `agent_state` gave.
+        """Restore the result of `agent_state`.
 
         Raises:
-            ValueError: if it was taken with another capacity or environment.
+            ValueError: if it was saved with another capacity or environment.
         """
-        group, row = self._home[agent]
+        group, row = self._group_and_row[agent]
         rows, starts = state["rows"], state["starts"]
         head = int(state["counters"][0])
         if rows.shape[1] != group.rows.shape[2] or len(rows) != min(head + 1, self.capacity):
-            raise ValueError(f"stored for another environment or capacity than {self.capacity}")
+            raise ValueError(f"saved with another environment, or a capacity other than {self.capacity}")
         group.rows[row, : len(rows)] = rows.to(self.device)
         for counter, value in zip(self._counters, state["counters"].tolist(), strict=True):
             counter[agent] = value
@@ -253,19 +262,19 @@ class Replay:
 
 
 def check_capacity(capacity: int, window_length: int) -> None:
-    """Raise ValueError unless that many slots hold a window of that many steps."""
-    needed = window_length + 2  # one more for the episode's last observation, one for the next episode's first
+    """Raise a ValueError if `capacity` slots are too few for a window of `window_length` steps."""
+    needed = window_length + 2  # one slot more for the episode's last observation, and one for the next episode's first
     if capacity < needed:
         raise ValueError(f"replay.capacity must be at least {needed} for windows of {window_length} steps, got {capacity}")
 
 
 def memory_bytes(sizes: Sequence[tuple[int, int]], capacity: int) -> int:
-    """What the buffers of agents with these observation and action sizes need, in bytes."""
+    """Memory of the buffers of agents with these observation and action sizes, in bytes."""
     return sum(4 * capacity * (o + a + 2) for o, a in sizes)
 
 
 def available_bytes(device: torch.device) -> int:
-    """What the machine can hold, in bytes: free memory of a GPU, or physical memory (or the container's share of it)."""
+    """Available memory in bytes: free memory of a GPU, or physical memory (limited by the container) of a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -278,7 +287,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def check_memory(needed: int, device: torch.device) -> None:
-    """Refuse what would end in the middle of a run.
+    """Report too little memory before the run begins, instead of in the middle.
 
     Raises:
         ValueError: if `needed` bytes are more than the device has.

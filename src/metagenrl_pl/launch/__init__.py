@@ -1,1 +1,1 @@
-"""From the command line to a run: Hydra made strict, checks, the run folder, resume, and how a run ends."""
+"""From the command line to a run: strict Hydra, checks, assembly, the run folder, resume, and the end of a run."""

@@ -1,4 +1,4 @@
-"""The parts of a run that take more than a line to make from its configuration."""
+"""Make the parts of a run from its configuration: trainer, seeds, devices and memory."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
     """Lightning's trainer with the run's callbacks and loggers.
 
     Raises:
-        ConfigError: if the configuration asks for what a run cannot do.
+        ConfigError: if a trainer setting does not work (see `check_trainer`), or a callback or logger cannot be built.
     """
     check_trainer(config.trainer)
     callbacks = [build_callback(name, node) for name, node in config.callbacks.items() if node]
@@ -37,7 +37,7 @@ def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
         callbacks=[FirstBatch(), *callbacks],
         logger=[build(node, Logger) for node in config.logger.values() if node],
         plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # Lightning would add its own
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # otherwise Lightning adds its own
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
     check_accelerator(trainer)
@@ -46,7 +46,7 @@ def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
 
 
 def agent_seeds(config: DictConfig, specs: list[EnvironmentSpec]) -> list[int]:
-    """The seed of each agent: in meta-training its own, elsewhere that of the fresh agent that a meta-test would train."""
+    """The seed of each agent. Without meta-training, agents get the same seeds as the fresh agents of a meta-test."""
     if config.meta is None:
         numbers = agent_numbers(specs, config.seed)
         return [fresh_seed(spec, number) for spec, number in zip(specs, numbers, strict=True)]
@@ -54,10 +54,10 @@ def agent_seeds(config: DictConfig, specs: list[EnvironmentSpec]) -> list[int]:
 
 
 def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[EnvironmentSpec], notify: Notify) -> Resources:
-    """Where the agents of this process live.
+    """Devices, memory and processes of the agents of this process.
 
     Raises:
-        ValueError: if this machine cannot hold the replay of all of its processes.
+        ValueError: if this machine has too little memory for the replays of all its processes.
     """
     settings: ReplaySettings = build(config.replay, ReplaySettings)
     device = trainer.strategy.root_device
@@ -80,7 +80,7 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
 
 
 def describe_device(trainer: pl.Trainer) -> str:
-    """What the run computes on: `cpu`, or the GPU's name, and the number of processes."""
+    """Device and number of processes in words: `cpu x 1`, or the GPU's name instead of `cpu`."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name} x {trainer.world_size}"

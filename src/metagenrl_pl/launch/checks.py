@@ -1,4 +1,4 @@
-"""What is refused before a run begins: settings that do not fit each other, in one line that names the key."""
+"""Checks before a run begins: reject settings that do not fit together, with one line that names the key."""
 
 from typing import Any
 
@@ -17,25 +17,24 @@ from metagenrl_pl.results.methods import check_method
 
 
 def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
-    """The configuration that counts: of a resume, its run's.
+    """The run's configuration: the given one, or for a resume the stored one with changes (see `resume_config`).
 
     Raises:
-        ConfigError: what `resumed_config` refuses, and environments that nothing is tested in.
+        ConfigError: if `resume_config` does, or `env.test` is set in a run that does not use it.
     """
     is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test") is not None
     if "env.test" in overridden and "env.train" not in overridden and not is_tested:
         raise ConfigError(
-            "env.test is where a meta-training tests its objective, and this is none (meta=frozen); valid is env.train=..., where "
-            "this run's agents are trained"
+            "env.test has no effect without meta-training (meta=frozen); valid is env.train=..., the environments of these agents"
         )
     return resume_config(config, overridden)
 
 
 def check_population(config: DictConfig, population: PopulationSettings, environments: EnvironmentSets) -> None:
-    """Refuse a population that leaves training environments without an agent.
+    """Reject an empty run folder name and a population that leaves training environments without an agent.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: names the key and what is valid.
     """
     if config.run_dir == "":
         raise ConfigError("run_dir is empty; valid is a folder")
@@ -46,11 +45,13 @@ def check_population(config: DictConfig, population: PopulationSettings, environ
 
 
 def check_objective(config: DictConfig, objective: Objective, population: PopulationSettings) -> None:
-    """Refuse an objective that teaches nothing, cannot be kept or goes by the name of another, and what belongs to meta-training in a
-    run without.
+    """Reject an objective that cannot be used, and settings that need meta-training in a run without it.
+
+    An objective cannot be used if it gives policies no gradient, has parameters that no file can store, or has another method's
+    name.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: names the key and what is valid.
     """
     try:
         check_loss(objective)
@@ -58,7 +59,7 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
         raise ConfigError(f"objective={config.objective._target_}: {error}") from error
     if objective.learns and not isinstance(objective, ParametricObjective):
         raise ConfigError(
-            f"objective={config.objective._target_} has parameters that no file could keep; valid is a subclass of "
+            f"objective={config.objective._target_} has parameters that no file can store; valid is a subclass of "
             "metagenrl_pl.objectives.ParametricObjective"
         )
     try:
@@ -67,17 +68,17 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
         raise ConfigError(f"callbacks.evaluation.method={method}: {error}") from error
     if config.meta is None and objective.learns:
         raise ConfigError(
-            f"objective={config.objective._target_} has not been meta-trained, and meta=frozen does not do so; "
+            f"objective={config.objective._target_} has not been meta-trained, and meta=frozen does not train it; "
             "valid is objective=frozen objective.path=..., objective=pretrained, or meta=small"
         )
     if config.meta is None and population.lifetime_env_steps is not None:
         raise ConfigError(
-            f"population.lifetime_env_steps={population.lifetime_env_steps} belongs to meta-training; valid is null where meta=frozen"
+            f"population.lifetime_env_steps={population.lifetime_env_steps} is for meta-training only; valid is null with meta=frozen"
         )
 
 
 def unlike_meta_training(config: DictConfig, objective: Objective) -> list[str]:
-    """Settings of the agents that are not those with which a finished objective was meta-trained, as its card tells."""
+    """Agent settings of this run that differ from those in a finished objective's card, as `key=value, not value`."""
     card = objective.card if config.meta is None and isinstance(objective, ParametricObjective) else {}
     before = {key: value for key, value in card.get("settings", {}).items() if key.startswith("agent.")}
     if "window_length" in card:
@@ -89,15 +90,16 @@ def unlike_meta_training(config: DictConfig, objective: Objective) -> list[str]:
 
 
 def build_callback(name: Any, node: DictConfig) -> pl.Callback:
-    """The callback that a node below `callbacks` names.
+    """Build the callback of a node below `callbacks`.
 
     Raises:
-        ConfigError: if it is none, or one that would end every run at its end, as if it had been stopped.
+        ConfigError: if it is not a callback, or is Lightning's `EarlyStopping`, which would act only after the run's single
+            epoch.
     """
     callback = build(node, pl.Callback)
     if isinstance(callback, EarlyStopping):
         raise ConfigError(
-            f"callbacks.{name}={node._target_} looks at the end of an epoch, and a run is a single one; valid is a callback that sets "
+            f"callbacks.{name}={node._target_} acts at the end of an epoch, but a run has only one; valid is a callback that sets "
             "trainer.should_stop after a batch (docs/extending.md)"
         )
     return callback

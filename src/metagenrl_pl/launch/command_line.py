@@ -1,9 +1,9 @@
-"""From the command line to jobs: Hydra, made strict, with every user's mistake answered by one line.
+"""From the command line to jobs: a strict Hydra that reports every user's mistake in one line.
 
-Hydra accepts what it does not know (`+sed=3`), names no near key and prints tracebacks. Here:
+Hydra accepts unknown keys (`+sed=3`), does not suggest similar keys, and prints tracebacks. Here:
 
-    command line -> Hydra composes -> `prepare` -> `validated` (keys, types, choices) -> `main(config)` -> `build(node)` -> objects
-                    `hydra_entry` answers mistakes made on the way: `error: ...` on stderr, exit code 2
+    command line -> Hydra composes -> `prepare` -> `validate` (keys, types, choices) -> `main(config)` -> `build(node)` -> objects
+                    `hydra_entry` reports mistakes in all of these: `error: ...` on stderr, exit code 2
 """
 
 import functools
@@ -39,25 +39,25 @@ def hydra_entry(
     schema: type,
     prepare: Prepare = lambda config, overridden: config,
 ) -> None:
-    """Run `main` as a Hydra application: overrides, `-m`, `--help`, `--cfg job` and the rest work as Hydra documents them.
+    """Run `main` as a Hydra application. Overrides, `-m`, `--help`, `--cfg job` and the rest work as Hydra documents them.
 
-    A user's mistake is printed as one line, `error: ...`, and ends the process with code 2: whatever goes wrong before a job
-    starts (an unknown key or choice, an override that cannot be parsed), a `ConfigError`, and a mistake that a constructor
-    reports inside `instantiate` or `build`. Every other exception of `main` is a bug: it keeps its traceback, code 1. In a
-    multirun the other jobs still run. `hydra.verbose=true` logs the traceback of a mistake as well.
+    A user's mistake is printed as one line, `error: ...`, and ends the process with code 2. Mistakes are all errors before a job
+    starts (an unknown key or choice, an override that cannot be parsed), a `ConfigError`, and an error that a constructor raises
+    in `instantiate` or `build`. Every other exception of `main` is a bug: it keeps its traceback and has code 1. In a multirun
+    the other jobs still run. `hydra.verbose=true` also logs the traceback of a mistake.
 
     Args:
-        main: Called once per job with the validated config. What it returns is the exit code of its job, None for 0.
+        main: Called once per job with the validated config. Returns the exit code of the job; None means 0.
         config_path: The folder of the Hydra groups.
-        config_name: The primary config in it.
-        schema: What the root of the config may hold, see `validated`.
-        prepare: Given what Hydra has composed, not yet resolved or validated, and the keys and groups that the command line sets; returns
-            the config that counts.
+        config_name: The primary config in this folder.
+        schema: Keys that the root of the config may hold, see `validate`.
+        prepare: Gets the config that Hydra has composed, before it is resolved and validated, and the keys and groups that the
+            command line sets. Returns the config to use.
 
     Raises:
-        SystemExit: With code 2 after a user's mistake, else with the first code of a job that is not 0.
+        SystemExit: With code 2 after a user's mistake, otherwise with the first job's exit code that is not 0.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so that the printing is ours
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them, so that we can print them
     mistakes: list[str] = []
     bugs: list[Exception] = []
     codes: list[int] = []
@@ -70,17 +70,17 @@ def hydra_entry(
         try:
             codes.append(main(validate(prepare(config, overridden_keys()), schema)) or 0)
         except Exception as error:
-            explained = explanation(error)
-            if explained is None:
+            message = explanation(error)
+            if message is None:
                 bugs.append(error)
                 raise
-            mistakes.append(explained)
-            print(f"error: {explained}" + (f" ({name})" if name else ""), file=sys.stderr)
+            mistakes.append(message)
+            print(f"error: {message}" + (f" ({name})" if name else ""), file=sys.stderr)
             log.debug("the mistake was found here", exc_info=True)
 
     try:
         hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
-    except KeyboardInterrupt:  # before or after training, which has an answer of its own
+    except KeyboardInterrupt:  # before or after training; during training `endings.fit` handles it
         print("Stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
@@ -95,32 +95,35 @@ def hydra_entry(
 
 
 def overridden_keys() -> list[str]:
-    """The dotted keys and groups that the command line of the running job sets, Hydra's own left out: `["seed", "env.train"]`.
+    """The dotted keys and groups that the command line sets for this job, such as `["seed", "env.train"]`.
 
-    In a multirun, those of this job. Prefixes (`+`, `++`, `~`) and packages (`@...`) are taken off.
+    Hydra's own keys are left out. Prefixes (`+`, `++`, `~`) and packages (`@...`) are removed.
     """
     overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
     return [override.key_or_group for override in overrides]
 
 
 def _name_in_sweep() -> str:
-    """`job 2: seed=1` of a job of a multirun, with what differs from job to job; nothing elsewhere."""
-    running = HydraConfig.get()
-    if running.mode != RunMode.MULTIRUN:
+    """The name of a multirun's job with the overrides that differ between jobs, such as `job 2: seed=1`.
+
+    Empty outside a multirun.
+    """
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
         return ""
-    overrides = OverridesParser.create().parse_overrides(list(running.overrides.task))
-    varied = ",".join(str(override.input_line) for override in overrides if _is_varied(override.get_key_element()))
-    return f"job {running.job.num}" + (f": {varied}" if varied else "")
+    overrides = OverridesParser.create().parse_overrides(list(hydra_config.overrides.task))
+    differences = ",".join(str(override.input_line) for override in overrides if _is_varied(override.get_key_element()))
+    return f"job {hydra_config.job.num}" + (f": {differences}" if differences else "")
 
 
 def _is_varied(key: str) -> bool:
-    """Whether the command line gives a key several values, or none, so that the sweeper's own configuration does."""
-    given = [argument for argument in sys.argv[1:] if argument.partition("=")[0] == key]
-    return not given or any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(given))
+    """Whether a key differs between jobs: the command line gives it several values, or the sweeper's configuration sets it."""
+    arguments = [argument for argument in sys.argv[1:] if argument.partition("=")[0] == key]
+    return not arguments or any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(arguments))
 
 
 def _composition_error(error: Exception, config_path: Path, schema: type) -> str:
-    """The line for an error that Hydra raised before the job started."""
+    """The one-line message for an error that Hydra raised before the job started."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, choice = _group_and_choice(error.missing_cfg_file)
         return removed_choice_message(group, choice) or choice_message(
@@ -135,30 +138,31 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
         return f"cannot read the override '{error.override}': {reason}"
     cause = error.__cause__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
-        parent, key = str(cause.full_key).rpartition(".")[0], str(cause.key)
+        full_key, key = str(cause.full_key), str(cause.key)
+        parent = full_key.rpartition(".")[0]
         target: Any = schema
         try:
             target = schema if not parent else import_target(cause.parent_node.get("_target_"), parent)
             settable = parameters_of(target) or {}
         except ConfigError:
             settable = {}
-        if removed := key not in settable and removed_key_message(names_of(target), cause.full_key, *_given(cause.full_key)):
-            return removed
+        if message := key not in settable and removed_key_message(names_of(target), full_key, *_command_line_value(full_key)):
+            return message
         if key in settable:
-            return f"the config does not set '{cause.full_key}'; to set it, write +{cause.full_key}=..."
+            return f"the config does not set '{full_key}'; to set it, write +{full_key}=..."
         groups = [] if parent else [path.name for path in config_path.iterdir() if path.is_dir()]
         return key_message(parent, key, [*cause.parent_node, *settable, *groups])
-    message = one_line(error) + (f": {one_line(cause)}" if isinstance(cause, OmegaConfBaseException) else "")
-    return message if isinstance(error, HydraException) else f"cannot compose the config: {message}"
+    reason = one_line(error) + (f": {one_line(cause)}" if isinstance(cause, OmegaConfBaseException) else "")
+    return reason if isinstance(error, HydraException) else f"cannot compose the config: {reason}"
 
 
-def _given(key: str) -> list[str]:
-    """The value that the command line gives a key, if it does."""
+def _command_line_value(key: str) -> list[str]:
+    """A list with the value that the command line gives a key; empty if it gives none."""
     return [value for name, _, value in (argument.partition("=") for argument in sys.argv[1:]) if name.lstrip("+") == key][-1:]
 
 
 def _group_and_choice(config: str) -> tuple[str, str]:
-    """`experiment`, `paper/other` of the config `experiment/paper/other`, as the command line divides it, else at the last slash."""
+    """Split the config `experiment/paper/other` into group and choice as on the command line, otherwise at the last slash."""
     for argument in sys.argv[1:]:
         group, _, value = argument.lstrip("+").partition("=")
         if value and config.startswith(f"{group}/"):
@@ -168,6 +172,6 @@ def _group_and_choice(config: str) -> tuple[str, str]:
 
 
 def _choices(config_path: Path, group: str) -> list[str]:
-    """What the group has to choose from, `paper/lunar_cheetah` of its subfolders as well."""
+    """The choices of a group, also those in subfolders, such as `paper/lunar_cheetah`."""
     folder = config_path / group
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))

@@ -1,4 +1,4 @@
-"""How a run ends: done, stopped, or failed; with one line and an exit code that all processes agree on."""
+"""How a run ends: finished, stopped or failed. All processes agree on one message and one exit code."""
 
 import errno
 import signal
@@ -26,30 +26,41 @@ from metagenrl_pl.training.processes import reported_by_another
 
 
 class FirstBatch(pl.Callback):
-    """Knows whether training has begun; a callback may stop a run as soon as it is restored (a timer that has elapsed)."""
+    """Records whether training has begun.
+
+    A callback may stop a run before that, for example a restored timer that has elapsed.
+    """
 
     def __init__(self) -> None:
         self.is_taken = False
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MacroBatch, batch_idx: int) -> None:
-        """It has."""
         self.is_taken = True
 
 
 def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, config: DictConfig) -> int:
-    """Run it; all processes agree how it ends, and the first one tells. The exit code, after a stop that leaves a sweep to go on."""
+    """Train, and end the run in the same way in all processes. Only the first process prints.
+
+    Returns:
+        The exit code of a finished run, or of one that a callback stopped; in a sweep, the next jobs run.
+
+    Raises:
+        ConfigError: after a failure that is reported in one line.
+        SystemExit: after a signal, which also ends a sweep, and in processes other than the first one after a failure.
+    """
     try:
         trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
     except (CheckpointError, MisconfigurationException, FloatingPointError) as error:
         if not trainer.is_global_zero:
-            sys.exit(0)  # anything else and Lightning would kill the first process before it has told
+            sys.exit(0)  # with another code Lightning would kill the first process before it has reported the error
         raise ConfigError(f"{error}{saved_before(config)}" if isinstance(error, FloatingPointError) else str(error)) from error
-    except SIGTERMException:  # nobody listens to signals without callbacks.checkpoint
-        sys.exit("error: told to stop; nothing is saved where callbacks.checkpoint=null" if trainer.is_global_zero else 0)
+    except SIGTERMException:  # without callbacks.checkpoint, only Lightning handles signals
+        message = "error: stopped by a signal; nothing was saved, since callbacks.checkpoint=null"
+        sys.exit(message if trainer.is_global_zero else 0)
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             end_failed(trainer, error, config)
-        if trainer.is_global_zero:  # Lightning's answer to KeyboardInterrupt: a signal that did not wait for the end of a batch
+        if trainer.is_global_zero:  # Lightning exits after a KeyboardInterrupt, which a second signal raises within a batch
             if newest := newest_checkpoint(config.run_dir):
                 print(f"Stopped at once. To go on: python train.py ckpt_path={newest}", flush=True)
             sys.exit(exit_code_after_stop(config))
@@ -62,53 +73,59 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         return 0
     if stopped_before_it_began(trainer):
         raise ConfigError(stopper_message(config.callbacks))
-    code = exit_code_after_stop(config)  # callbacks.checkpoint has saved and said how to go on
+    code = exit_code_after_stop(config)  # callbacks.checkpoint has saved and printed how to resume
     if any(getattr(callback, "stopped_by_signal", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        sys.exit(code)  # a sweep, too
+        sys.exit(code)  # a signal also ends a sweep
     return code
 
 
 def stopped_before_it_began(trainer: pl.Trainer) -> bool:
-    """Whether a callback has stopped a run that has taken no batch."""
+    """Whether a callback has stopped the run before its first batch."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return trainer.should_stop and any(isinstance(callback, FirstBatch) and not callback.is_taken for callback in callbacks)
 
 
 def stopper_message(callbacks: Mapping[str, Any]) -> str:
-    """The line for a run that was stopped before its first batch: which callback is likely to have done it, and what is valid.
+    """The message for a run that was stopped before its first batch. It names the callback that probably stopped it.
 
     Args:
-        callbacks: the configuration's nodes by name.
+        callbacks: nodes of the configuration by name.
     """
     targets = {f"callbacks.{name}": str(node["_target_"]) for name, node in callbacks.items() if node}
     timers = [name for name, target in targets.items() if target.endswith(".Timer")]
     likely = timers or [name for name, target in targets.items() if not target.startswith("callbacks.")] or list(targets)
     longer = f"a longer {timers[0]}.duration, or " if timers else ""
     return (
-        f"{' or '.join(likely)} has stopped this run before its first batch, and would stop every resume, which restores what it has "
-        f"counted; valid is {longer}{' or '.join(f'{name}=null' for name in likely)}"
+        f"{' or '.join(likely)} has stopped this run before its first batch, and would stop every resume, since its state is restored; "
+        f"valid is {longer}{' or '.join(f'{name}=null' for name in likely)}"
     )
 
 
 def unlogged_monitors(trainer: pl.Trainer, config: DictConfig) -> list[str]:
-    """What callbacks have watched that nothing has logged, which Lightning does not tell in the middle of an epoch."""
-    if not trainer.callback_metrics:  # no batch was taken: a resume at the run's end
+    """Messages for callbacks that monitor a metric that was never logged. Lightning does not report this within an epoch."""
+    if not trainer.callback_metrics:  # no batch was trained: a resume at the end of the run
         return []
-    watched = {f"callbacks.{name}.monitor": node.get("monitor") for name, node in config.callbacks.items() if node}
-    logged = trainer.callback_metrics
-    return [choice_message(key, metric, logged) for key, metric in watched.items() if metric is not None and metric not in logged]
+    monitors = {f"callbacks.{name}.monitor": node.get("monitor") for name, node in config.callbacks.items() if node}
+    metrics = trainer.callback_metrics
+    return [choice_message(key, name, metrics) for key, name in monitors.items() if name is not None and name not in metrics]
 
 
 def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictConfig) -> NoReturn:
-    """End all processes after an error of this one, told in a line unless it is a bug; called while the error is handled."""
-    is_told = reported_by_another(trainer)
+    """End all processes after an error in this one. Call it in the `except` clause.
+
+    Raises:
+        ConfigError: with one line, if the environment, the disk or an exit inside the run caused the error.
+        SystemExit: if another process has already reported the error.
+        Exception: `error` itself if it is a bug.
+    """
+    is_reported = reported_by_another(trainer)
     if trainer.strategy.launcher is not None:
-        trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may wait for this process
-    if is_told:
+        trainer.strategy.launcher.kill(signal.SIGKILL)  # the other processes may be waiting for this one
+    if is_reported:
         sys.exit(MISTAKE)
     if isinstance(error, EnvironmentFailure):
         raise ConfigError(f"{error}{saved_before(config)}") from error
-    if isinstance(error, SystemExit):  # of an environment or a callback: nobody has asked the run to stop
+    if isinstance(error, SystemExit):  # an environment or a callback called sys.exit
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
         raise ConfigError(f"sys.exit({error.code!r}) was called in the run ({where}){saved_before(config)}") from error
@@ -118,7 +135,7 @@ def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictC
 
 
 def exit_code_after_stop(config: DictConfig) -> int:
-    """The exit code that tells whether a run that was stopped can go on."""
+    """The exit code of a run that was stopped: whether it can be resumed or has saved nothing."""
     if newest_checkpoint(config.run_dir) is None:
         print("Stopped; nothing was saved yet", flush=True)
         return INTERRUPTED
@@ -126,11 +143,11 @@ def exit_code_after_stop(config: DictConfig) -> int:
 
 
 def saved_before(config: DictConfig) -> str:
-    """What is left of a run that a failure has ended."""
+    """The end of a failure's message: which checkpoint is left."""
     newest = newest_checkpoint(config.run_dir)
-    return f"; the newest checkpoint is {newest}, from before it" if newest else "; no checkpoint was saved before it"
+    return f"; the newest checkpoint before it is {newest}" if newest else "; no checkpoint was saved before it"
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether a file could not be written for want of room, whichever library tells it."""
+    """Whether a file could not be written because the disk or the quota is full, whichever library raised the error."""
     return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left on device" in str(error)

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: its own configuration, in its own folder, with the few changes that leave the experiment the same."""
+"""Resume from a checkpoint, with its stored configuration and in its run folder. A resume may not change the experiment."""
 
 import re
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ OVERRIDABLE = (
     "logger",
     "callbacks",
 )
-"""What a resume may change: the length, the machine and how it is used, loggers and callbacks. Compiled updates round differently."""
+"""Keys that a resume may change: length, hardware, loggers and callbacks. (`compile` changes the rounding of updates.)"""
 
 
 def _newest_in(folder: Path) -> Path | None:
-    """The same of a run's folder, or of the folder of its checkpoints."""
+    """The newest checkpoint of a run, given its run folder or the folder of its checkpoints."""
     newest = newest_checkpoint(folder)
     if newest is None and folder.absolute().name == "checkpoints":
         return newest_checkpoint(folder_of(folder / "any.ckpt"))
@@ -37,12 +37,17 @@ def _newest_in(folder: Path) -> Path | None:
 
 
 def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
-    """The configuration of the run that `config.ckpt_path` was saved by, with what the command line may change; without one, `config`.
+    """The configuration that is stored in the checkpoint `config.ckpt_path`, with the changes of the command line.
 
-    A run's folder as `ckpt_path`, or that of its checkpoints, stands for its newest checkpoint.
+    `ckpt_path` may also be a run folder or the folder of its checkpoints. Then the newest checkpoint is used, and
+    `config.ckpt_path` is set to it. If `ckpt_path` is None, `config` itself is returned.
+
+    Args:
+        config: as composed from the command line.
+        overridden: keys that the command line sets.
 
     Raises:
-        ConfigError: if the checkpoint cannot be read or the command line sets anything else.
+        ConfigError: if the checkpoint cannot be read, or the command line sets a key that is not in `OVERRIDABLE`.
     """
     if config.get("ckpt_path") is None:
         return config
@@ -53,57 +58,55 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         newest = _newest_in(path)
         if newest is None:
             raise ConfigError(
-                f"ckpt_path={path}: this folder holds no checkpoints/env_steps_*.ckpt; valid is a .ckpt file, or the folder of a run"
+                f"ckpt_path={path}: this folder has no checkpoints/env_steps_*.ckpt; valid is a .ckpt file, or the folder of a run"
             )
         path = newest
         config.ckpt_path = str(path)
-    refused = [key for key in overridden if not any(key == name or key.startswith(name + ".") for name in OVERRIDABLE)]
-    if refused:
-        raise ConfigError(
-            f"{refused[0]} cannot be changed on a resume with ckpt_path; what can be is {', '.join(OVERRIDABLE[1:])}"
-        )
+    invalid = [key for key in overridden if not any(key == name or key.startswith(name + ".") for name in OVERRIDABLE)]
+    if invalid:
+        raise ConfigError(f"{invalid[0]} cannot be changed on a resume with ckpt_path; valid is {', '.join(OVERRIDABLE[1:])}")
     try:
         checkpoint = AtomicCheckpointIO().load_checkpoint(path)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
-    stored = checkpoint[PROJECT_KEY]["config"]
-    if not stored:
+    stored_config = checkpoint[PROJECT_KEY]["config"]
+    if not stored_config:
         raise ConfigError(f"ckpt_path={path}: was saved without a configuration; valid is a checkpoint that train.py saved")
-    if path.absolute().parent.name != "checkpoints":  # its run would go on in a folder that is another's
-        raise ConfigError(f"ckpt_path={path}: lies in no run's folder; valid is <run folder>/checkpoints/{path.name}")
-    resumed = with_run_dir(OmegaConf.create(stored), str(folder_of(path)))
+    if path.absolute().parent.name != "checkpoints":  # the run would continue in a folder that is not its own
+        raise ConfigError(f"ckpt_path={path}: is not in a run folder; valid is <run folder>/checkpoints/{path.name}")
+    new_config = with_run_dir(OmegaConf.create(stored_config), str(folder_of(path)))
     for key in overridden:
         value, (parent, _, name) = OmegaConf.select(config, key), key.rpartition(".")
-        siblings = OmegaConf.select(resumed, parent) if parent else resumed
-        if value is None and (siblings is None or name not in siblings):  # nothing to switch off
+        siblings = OmegaConf.select(new_config, parent) if parent else new_config
+        if value is None and (siblings is None or name not in siblings):  # null for an entry that does not exist: a typo
             raise ConfigError(key_message(parent, name, siblings or ()))
-        OmegaConf.update(resumed, key, value, merge=False, force_add=True)
-    taken = checkpoint.get("ReplayDataModule", {}).get("collector", {}).get("env_steps", 0)
-    if isinstance(resumed.env_steps, int) and resumed.env_steps < taken:
+        OmegaConf.update(new_config, key, value, merge=False, force_add=True)
+    num_done = checkpoint.get("ReplayDataModule", {}).get("collector", {}).get("env_steps", 0)
+    if isinstance(new_config.env_steps, int) and new_config.env_steps < num_done:
         raise ConfigError(
-            f"env_steps={resumed.env_steps} is less than the {taken} that ckpt_path={path} has; valid is that or more"
+            f"env_steps={new_config.env_steps} is less than the {num_done} that ckpt_path={path} has; valid is that or more"
         )
-    return resumed
+    return new_config
 
 
 def allow_new_keys(arguments: Sequence[str]) -> list[str]:
-    """The command line of a resume, on which a key need not be one of the default experiment's: the run's own may have others."""
+    """Add `++` to the dotted keys of a resume's command line. The stored run may have keys that the default experiment lacks."""
     if not any(argument.startswith("ckpt_path=") for argument in arguments):
         return list(arguments)
     return [f"++{argument}" if re.match(r"[a-z_]+\.[\w.]+=", argument) else argument for argument in arguments]
 
 
 def with_run_dir(config: DictConfig, run_dir: str) -> DictConfig:
-    """The configuration with another run folder, wherever it is named."""
-    return OmegaConf.create(_moved(OmegaConf.to_container(config), config.run_dir, run_dir))
+    """Replace the run folder by `run_dir` in every value of the configuration."""
+    return OmegaConf.create(_replace_prefix(OmegaConf.to_container(config), config.run_dir, run_dir))
 
 
-def _moved(value: Any, old: str, new: str, key: str = "") -> Any:
+def _replace_prefix(value: Any, old: str, new: str, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: _moved(item, old, new, str(name)) for name, item in value.items()}
+        return {name: _replace_prefix(item, old, new, str(name)) for name, item in value.items()}
     if isinstance(value, list):
-        return [_moved(item, old, new) for item in value]
-    # A folder may be called like a choice (`run_dir=light`), so a bare name counts where a folder is meant.
+        return [_replace_prefix(item, old, new) for item in value]
+    # A folder may have the same name as a choice (`run_dir=light`). So replace a bare name only in keys that end in `dir`.
     if isinstance(value, str) and (value.startswith(old + "/") or (value == old and key.endswith("dir"))):
         return new + value[len(old) :]
     return value

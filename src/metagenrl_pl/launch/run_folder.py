@@ -1,4 +1,4 @@
-"""Around a run: its folder, its process."""
+"""Prepare a run's folder, and the threads, memory and cache of its process."""
 
 import os
 from datetime import datetime
@@ -19,23 +19,27 @@ from metagenrl_pl.training.checkpoint_io import folder_of, newest_checkpoint
 
 
 def run_folder(ckpt_path: str | None) -> str:
-    """Where a run goes by default: the folder of the run that a checkpoint belongs to, a sweep job's, or a new one."""
+    """The default run folder: for a resume the checkpoint's run folder, in a sweep the job's folder, otherwise a new folder."""
     if ckpt_path is not None:
         return str(folder_of(Path(ckpt_path)))
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return str(HydraConfig.get().runtime.output_dir)
-    if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1:  # its tasks start at different times
+    if (
+        "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    ):  # tasks start at different times, so no time stamp
         return f"runs/slurm_{os.environ['SLURM_JOB_ID']}"
     return f"runs/{_process_start()}"
 
 
 @cache
 def _process_start() -> str:
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]  # milliseconds: a script may start several at a time
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[
+        :-3
+    ]  # with milliseconds, since a script may start several runs at once
 
 
 def prepare_process(config: DictConfig) -> None:
-    """Threads, memory, precision and cache, before anything is computed.
+    """Set threads, memory, precision and cache. Call it before anything is computed.
 
     Raises:
         ConfigError: if the number of threads is not positive.
@@ -47,7 +51,7 @@ def prepare_process(config: DictConfig) -> None:
 
 
 def choose_num_threads(num_threads: int | None) -> int:
-    """Threads of PyTorch on the CPU: as configured, or one, since stacked tensors of small networks are too small to share.
+    """PyTorch's threads on the CPU: as configured, or by default one, since tensors of small networks are too small for more.
 
     Raises:
         ConfigError: if the number is not positive.
@@ -60,35 +64,35 @@ def choose_num_threads(num_threads: int | None) -> int:
 
 
 def open_run_folder(config: DictConfig, device: str) -> None:
-    """Make the run's folder and write its configuration and what it is made with.
+    """Make the run's folder and write its configuration and its provenance (versions, commit, device).
 
     Args:
         config: of the run.
-        device: that it computes on, in words.
+        device: of the run, in words.
 
     Raises:
-        ConfigError: if the folder holds another run or cannot be made.
+        ConfigError: if the folder has another run, or cannot be made or written.
     """
     folder = Path(config.run_dir)
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run_dir={folder} is no folder; valid is a new one")
+        raise ConfigError(f"run_dir={folder} is not a folder; valid is a new one")
     file = folder / "config.yaml"
     if config.ckpt_path is None and file.exists():
         newest = newest_checkpoint(folder)
-        go_on = f"or ckpt_path={newest} to go on" if newest else "or to delete it first, since it has saved no checkpoint"
+        other = f"or ckpt_path={newest} to go on" if newest else "or to delete it first, since it has saved no checkpoint"
         raise ConfigError(
-            f"run_dir={folder} holds a run already; valid is a new folder (in a sweep one for each job, run_dir={folder}/'${{seed}}'), "
-            f"{go_on}"
+            f"run_dir={folder} already has a run; valid is a new folder (in a sweep one for each job, run_dir={folder}/'${{seed}}'), "
+            f"{other}"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if config.ckpt_path is None:
-            file.touch(exist_ok=False)  # of two runs that begin at the same time one is refused
-        with atomic_write(file) as written:
-            written.write(resolved_yaml(config).encode())
+            file.touch(exist_ok=False)  # if two runs start at the same time, this fails for one of them
+        with atomic_write(file) as output:
+            output.write(resolved_yaml(config).encode())
         add_provenance(folder, device=device)
     except FileExistsError as error:
-        raise ConfigError(f"run_dir={folder}: another run begins there at this moment; valid is a new folder") from error
+        raise ConfigError(f"run_dir={folder}: another run is starting there; valid is a new folder") from error
     except ValueError as error:
         raise ConfigError(f"run_dir={folder}: {error}") from error
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How agents and objective learn: the inner step, the critic, policy and meta updates, and the learner that runs them in turn.
+"""How agents and objective learn: inner step, critic update, policy update, meta update, and the learner that runs them in turn.
 
-Start with `learner`. The three updates are pure functions on tensors, each beside the paper's equation.
+Start with `learner`. The three updates are pure functions of tensors and name the paper's equations.
 """

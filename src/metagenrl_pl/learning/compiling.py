@@ -1,4 +1,4 @@
-"""When updates are compiled, where that is kept, and what is said about it."""
+"""Compile updates with `torch.compile`: decide when, choose the cache folder, report progress."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.learning.onednn import inductor_options
 
 COMPILE_FROM_SECONDS = 3600.0
-"""From which estimated length of an eager run on compiling is chosen: it takes minutes, and saves about half of the time after."""
+"""Compile if the eager run would take at least this long. Compiling takes minutes, then saves about half of the time."""
 
 Notify = Callable[[str], None]
 
@@ -23,11 +23,11 @@ def ignore(message: str) -> None:
 
 
 def estimated_seconds(agent: AgentSettings, num_agents: int, env_steps: int, is_meta_training: bool) -> float:
-    """About how long the eager updates of a run take on one CPU core.
+    """Estimated time of a run's eager updates on one CPU core, in seconds.
 
-    A model of measurements (`benchmarks/throughput.py`): a fixed cost of the operations' number, and one for each agent and sample
-    that grows with the networks. Good to a factor of two, and the same wherever a run is made: what is chosen with it changes how
-    results are rounded, so it must not depend on the machine.
+    A model that was fitted to measurements (`benchmarks/throughput.py`): a fixed cost per cycle, and a cost per sample that grows
+    with the networks. It is accurate to a factor of two. It must not depend on the machine: it decides about compiling, and
+    compiled updates round differently.
     """
     num_samples = num_agents * agent.num_windows * agent.window_length
     seconds_per_cycle = 0.018 + num_samples * (1e-5 + 1.1e-4 * (agent.hidden_units / 350) ** 2)
@@ -35,18 +35,18 @@ def estimated_seconds(agent: AgentSettings, num_agents: int, env_steps: int, is_
 
 
 def choose_compile(wanted: bool | None, eager_seconds: float) -> tuple[bool, str]:
-    """Whether to compile, and a line that says so and why.
+    """Decide whether to compile. Returns the decision and a message with the reason.
 
     Args:
-        wanted: as configured; None to choose by the estimated length of the eager run.
-        eager_seconds: that length.
+        wanted: as configured; None decides by `eager_seconds`.
+        eager_seconds: estimated time of the eager updates.
 
     Raises:
-        ValueError: if it is wanted and there is no C++ compiler for the CPU.
+        ValueError: if `wanted` is true, but there is neither a GPU nor a C++ compiler.
     """
     has_compiler = torch.cuda.is_available() or _has_cpp_compiler()
     if wanted and not has_compiler:
-        raise ValueError("compile=true needs a C++ compiler (g++ or clang++), which is not there; valid: false, null")
+        raise ValueError("compile=true needs a C++ compiler (g++ or clang++), but none is installed; valid: false, null")
     if wanted is not None:
         return wanted, f"compile={str(wanted).lower()}"
     is_long = eager_seconds >= COMPILE_FROM_SECONDS
@@ -57,39 +57,38 @@ def choose_compile(wanted: bool | None, eager_seconds: float) -> tuple[bool, str
 
 
 def keep_compiled_in(folder: Path) -> None:
-    """Where compiled code is kept, so that later runs of the same sizes start in seconds. Before anything is compiled.
+    """Set the cache folder of compiled code, so that later runs with the same sizes start in seconds. Call it before compiling.
 
-    A folder that TORCHINDUCTOR_CACHE_DIR names takes precedence.
+    The environment variable TORCHINDUCTOR_CACHE_DIR takes precedence.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.expanduser()))
 
 
 class Compiled:
-    """A function through `torch.compile`, which tells when it compiles and how long that took.
+    """A function compiled by `torch.compile`, which reports when it compiles and how long this takes.
 
-    Compiles for fixed shapes, and anew where an argument is None that was not, or the other way round.
+    It is compiled for fixed shapes, and once for each combination of arguments that are None.
 
     Args:
-        function: of tensors and containers of tensors.
-        name: what it is called in messages.
-        notify: told them.
-        device: where it runs. On a GPU its kernels are captured as CUDA graphs: launching them one by one would take longer than they
-            do.
+        function: takes tensors and containers of tensors.
+        name: of the function in messages.
+        notify: called with each message.
+        device: of the function's tensors. On a GPU the kernels are captured as CUDA graphs, since launching them one by one would
+            take longer than running them.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, notify: Notify, device: torch.device) -> None:
-        # The same functions serve agents, objectives and meta-tests of other sizes; past the limit torch would go on without compiling.
+        # One function is compiled for many sizes (agents, objectives, meta-tests). Above the limit torch would run it eagerly.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        how: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": inductor_options()}
-        self._function = torch.compile(function, dynamic=False, **how)
-        self._name, self._notify, self._seen = name, notify, set[tuple[bool, ...]]()
+        options: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": inductor_options()}
+        self._function = torch.compile(function, dynamic=False, **options)
+        self._name, self._notify, self._signatures = name, notify, set[tuple[bool, ...]]()
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function gives."""
         signature = tuple(argument is None for argument in arguments)
-        if signature in self._seen:
+        if signature in self._signatures:
             return self._function(*arguments)
-        self._seen.add(signature)
+        self._signatures.add(signature)
         self._notify(f"Compiling the {self._name}: minutes at first, seconds once it is kept ...")
         start = time.perf_counter()
         out = self._function(*arguments)
@@ -100,7 +99,7 @@ class Compiled:
 def _has_cpp_compiler() -> bool:
     try:
         get_cpp_compiler()
-    except Exception:  # torch's own exception for it has moved between releases
+    except Exception:  # torch's exception class differs between releases
         return False
     return True
 

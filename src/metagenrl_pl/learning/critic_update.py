@@ -1,4 +1,4 @@
-"""Critic update: temporal-difference learning of twin critics (paper eq. 3, with the targets of TD3)."""
+"""Critic update: temporal-difference learning of twin critics (paper eq. 3, with TD3's targets)."""
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ def critic_targets(
 
     Args:
         networks: of the population.
-        target_policy, target_critics: the slowly moving copies.
+        target_policy, target_critics: moving averages of policies and critics.
         windows: B windows of every agent.
-        noise: target policy smoothing, already clipped, [P, B, T, A].
+        noise: for target policy smoothing, clipped, [P, B, T, A].
         discount: gamma.
     """
     action = networks.action(target_policy, windows.next_observation) + noise
@@ -27,7 +27,7 @@ def critic_targets(
 
 
 def critic_loss(networks: Networks, critics: Parameters, windows: Windows, target: Tensor) -> Tensor:
-    """Squared error of both critics, added, as a mean over valid steps: [P]."""
+    """Mean over valid steps of the sum of both critics' squared errors, [P]. `target` is a constant, [P, B, T]."""
     error = networks.ensemble_q(critics, windows.observation, windows.action) - target.unsqueeze(1)  # [P, 2, B, T]
     return (error * error * windows.valid.unsqueeze(1)).sum((1, 2, 3)) / windows.num_valid
 
@@ -41,7 +41,7 @@ def critic_gradients(
     noise: Tensor,
     discount: float,
 ) -> tuple[Parameters, Tensor]:
-    """Gradient of each agent's loss in its critics, [P, 2, ...], unclipped, and the losses, [P]."""
+    """Gradient of each agent's loss with respect to its critics, [P, 2, ...], unclipped, and the losses, [P]."""
     target = critic_targets(networks, target_policy, target_critics, windows, noise, discount)
 
     def total(critics: Parameters) -> tuple[Tensor, Tensor]:

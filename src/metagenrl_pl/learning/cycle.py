@@ -1,4 +1,4 @@
-"""Agents that act and learn, and the one cycle in which they do: an env step of every agent, then an update from replay."""
+"""Agents that act and learn. One cycle is an env step of every agent and an update from the replay."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ MakeGroup = Callable[[Sequence[EnvironmentSpec]], EnvironmentGroup]
 
 @dataclass(frozen=True)
 class Resources:
-    """Where agents live and what they compute with.
+    """Devices, memory and processes that the agents use.
 
     Args:
         device: of networks and updates.
-        replay_device: where experience is kept; where the updates are by default.
+        replay_device: of the replay; `device` by default.
         replay_capacity: slots of each agent's ring buffer.
         make_group: makes the environments; in this process by default.
-        compile: run the updates through `torch.compile`.
-        rank, world_size: of this process, among those that share the agents.
-        notify: called with a line when something is compiled.
+        compile: whether updates are compiled by `torch.compile`.
+        rank, world_size: of this process, among the processes that share the agents.
+        notify: called with a message when something is compiled.
     """
 
     device: torch.device | str = "cpu"
@@ -46,29 +46,29 @@ class Resources:
     notify: Notify = ignore
 
     def placement(self, num_agents: int) -> Placement:
-        """Which of some agents live in this process."""
+        """The placement of `num_agents` agents over all processes."""
         return Placement(num_agents, self.rank, self.world_size)
 
 
 class Agents:
     """The agents of this process: environments, replay, population and learner.
 
-    A cycle is one env step of every agent and one update. Updates are computed while environments step: they draw windows from what was
-    stored before.
+    A cycle is one env step of every agent and one update. The update runs while the environments step, and draws windows of
+    earlier steps only:
 
         begin the env step -> draw windows, update -> end the env step, store it
 
     Args:
-        specs: each agent's environment; of all agents, also those of other processes.
-        seeds: one for each agent, likewise.
+        specs: environments of all agents, also of agents in other processes.
+        seeds: one for each of all agents.
         settings: of the agents.
-        objective: what their policies descend.
+        objective: that the policies descend.
         meta: how the objective is meta-learned; None keeps it frozen.
-        lifetimes: when agents are replaced by fresh ones, of all agents; never by default.
-        resources: where this happens.
+        lifetimes: when agents are replaced by fresh ones, for all agents; never by default.
+        resources: devices, memory and processes.
 
     Raises:
-        ValueError: if an environment cannot serve, or the replay does not fit.
+        ValueError: if an environment is not usable, or the replay does not fit into memory.
     """
 
     def __init__(
@@ -104,17 +104,17 @@ class Agents:
 
     @property
     def population(self) -> Population:
-        """Networks of the agents."""
+        """The networks of this process's agents."""
         return self.learner.population
 
     @property
     def replay(self) -> Replay:
-        """Experience of the agents."""
+        """The experience of this process's agents."""
         return self.collector.replay
 
     @property
     def objective(self) -> Objective:
-        """What the policies descend."""
+        """The objective that the policies descend."""
         return self.learner.objective
 
     @property
@@ -123,37 +123,40 @@ class Agents:
         return self.collector.env_steps
 
     def cycle(self, critic_step: Callable[[], Any] | None = None) -> None:
-        """One env step of every agent and one update; `critic_step` as in `Learner.update`."""
+        """One env step of every agent and one update. `critic_step` as in `Learner.update`."""
         for draw in self.steps(1):
             self.learn(draw, critic_step)
 
     def steps(self, num_steps: int) -> Iterator[Draw]:
-        """Some env steps of every agent, each handed out while it is under way, as the function that draws windows for an update."""
+        """Take env steps with every agent.
+
+        Yields once during each step, so that the caller can update: `draw` gives windows for it.
+        """
         for _ in range(num_steps):
             self.collector.begin_step()
             yield self.collector.draw
             self.collector.end_step()
 
     def learn(self, draw: Draw, critic_step: Callable[[], Any] | None = None) -> None:
-        """One update, once the warm-up is over."""
+        """One update, or nothing during the warm-up."""
         if self.collector.num_collected >= self.settings.warmup_env_steps:
             self.learner.update(draw, self.env_steps, critic_step)
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments of this process."""
         self.collector.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Collector and environments of all agents (gathered). Learner and replay are kept apart."""
+        """The collector's state, gathered from all processes. Learner and replay are saved separately."""
         collector = self.collector.state_dict()
         collector["agents"] = self.placement.gather_list(collector["agents"])
         return collector
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[int]:
-        """Restore what `state_dict` gave, also in another number of processes; the replay must have been restored before.
+        """Restore the result of `state_dict`, also with another number of processes. The replay must have been restored before.
 
         Returns:
-            Agents, of all processes, whose open episode could not be repeated (see `Collector.load_state_dict`).
+            Agents of all processes whose open episode could not be repeated (see `Collector.load_state_dict`).
         """
         local = {**state, "agents": self.placement.local(state["agents"])}
         lost = [self.placement.agents[agent] for agent in self.collector.load_state_dict(local)]

@@ -1,6 +1,7 @@
-"""Inner steps: how a policy would move down the objective's gradient while the objective is meta-learned (paper eq. 6).
+"""Inner steps: the policy step that meta-learning differentiates (paper eq. 6).
 
-Pure and differentiable, `parameters, gradient -> parameters`; nothing is stored. The gradient is of the *summed* loss over valid steps.
+Inner steps are pure and differentiable functions, `parameters, gradient -> parameters`. The gradient is of the loss *summed* over
+valid steps.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from metagenrl_pl.agents.stacked_networks import Parameters, clip_per_agent, sca
 
 
 class AdamMoments(NamedTuple):
-    """What Adam remembers of policies: the moments [P, ...] and the steps that each has taken, [P]."""
+    """Adam's state for the policies: moments, [P, ...], and the number of steps taken, [P]."""
 
     first: Parameters
     second: Parameters
@@ -24,7 +25,7 @@ class InnerStep(ABC):
     """One differentiable policy step.
 
     Args:
-        num_steps: inner steps before the policy is judged (K); each uses windows of its own.
+        num_steps: inner steps before the policy is judged (K). Each step uses its own windows.
 
     Raises:
         ValueError: if `num_steps` is below 1.
@@ -44,16 +45,16 @@ class InnerStep(ABC):
         Args:
             policy: parameters [P, ...].
             gradient: of the summed loss, [P, ...].
-            num_valid: steps that were summed over, [P].
-            moments: of the policy's own optimizer, constants; None unless `needs_moments`.
+            num_valid: number of steps in the sum, [P].
+            moments: of the policies' optimizer, constants; None unless `needs_moments`.
         """
 
 
 class SGD(InnerStep):
-    """phi' = phi - step_size * gradient of the sum (the paper's code), unclipped.
+    """phi' = phi - step_size * gradient of the summed loss (as in the paper's code), unclipped.
 
     Args:
-        step_size: on the sum over windows and time steps, not on the mean.
+        step_size: for the sum over windows and time steps, not for the mean.
         num_steps: see InnerStep.
 
     Raises:
@@ -67,15 +68,14 @@ class SGD(InnerStep):
         self.step_size = step_size
 
     def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
-        """The policy after one step; see InnerStep."""
         return {name: p - self.step_size * gradient[name] for name, p in policy.items()}
 
 
 class Adam(InnerStep):
-    """The step that the policy's own optimizer would take now: gradient of the mean, clipped, Adam from the agent's moments.
+    """The step of the policy's own optimizer: gradient of the mean loss, clipped, then Adam with the agent's moments.
 
-    The stored moments are constants and are not changed; the meta-gradient flows through the gradient's part in both of the new ones.
-    With several inner steps each starts from the same stored moments.
+    The stored moments are constants and do not change. The meta-gradient flows through the gradient's contribution to the new
+    moments. With several inner steps, each starts from the same stored moments.
 
     Args:
         learning_rate: of Adam.
@@ -107,21 +107,20 @@ class Adam(InnerStep):
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
     def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
-        """The policy after one step; see InnerStep."""
-        assert moments is not None  # promised by needs_moments
+        assert moments is not None  # guaranteed by needs_moments
         gradient = scale_per_agent(gradient, 1 / num_valid)
         if self.max_gradient_norm is not None:
             gradient = clip_per_agent(gradient, self.max_gradient_norm)
-        step = moments.num_steps.double() + 1  # as in the fused optimizer; 1 - 0.999 in float32 is off by 1e-5
+        step = moments.num_steps.double() + 1  # double as in the fused optimizer: 1 - 0.999 in float32 is off by 1e-5
         correction1, root_correction2 = 1 - self.beta1**step, (1 - self.beta2**step) ** 0.5
-        stepped = {}
+        new_policy = {}
         for name, p in policy.items():
             by_agent = (-1, *[1] * (p.dim() - 1))
             first = self.beta1 * moments.first[name] + (1 - self.beta1) * gradient[name]
             second = self.beta2 * moments.second[name] + (1 - self.beta2) * gradient[name] ** 2
-            # The root's slope is infinite at 0; an entry that never had a gradient (a padded input) would turn it into NaN.
+            # The root's derivative is infinite at 0. An entry without any gradient so far (a padded input) would give NaN.
             root = torch.where(second > 0, torch.where(second > 0, second, 1.0).sqrt(), 0.0)
-            stepped[name] = p - self.learning_rate * (first / correction1.to(p.dtype).view(by_agent)) / (
+            new_policy[name] = p - self.learning_rate * (first / correction1.to(p.dtype).view(by_agent)) / (
                 root / root_correction2.to(p.dtype).view(by_agent) + self.eps
             )
-        return stepped
+        return new_policy

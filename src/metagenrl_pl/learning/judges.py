@@ -1,4 +1,4 @@
-"""Judges: the loss of a policy after the inner step, which meta-learning makes small (paper eq. 5)."""
+"""Judges: the meta-loss, which rates the policy after the inner step and which meta-learning minimises (paper eq. 5)."""
 
 from abc import ABC, abstractmethod
 
@@ -13,7 +13,7 @@ from metagenrl_pl.objectives import Reinforce
 
 
 class Judge(ABC):
-    """Says how bad a policy is; differentiable in its parameters."""
+    """A loss of policies that is differentiable with respect to their parameters. Lower is better."""
 
     @abstractmethod
     def loss(self, networks: Networks, stepped: Parameters, policy: Parameters, critics: Parameters, windows: Windows) -> Tensor:
@@ -21,29 +21,29 @@ class Judge(ABC):
 
         Args:
             networks: of P agents.
-            stepped: policies after the inner step; the gradient flows through these alone.
-            policy: policies before it.
+            stepped: policies after the inner step, [P, ...]. Gradients flow only through these.
+            policy: policies before the inner step, [P, ...].
             critics: the twins, [P, 2, ...].
             windows: on which the policies are judged.
         """
 
 
 class CriticJudge(Judge):
-    """-Q1(s, pi(s)), mean over valid steps: a policy is good if its critic values its actions (the paper)."""
+    """-Q1(s, pi(s)), averaged over valid steps: the critic rates the policy's actions, as in the paper."""
 
     def loss(self, networks: Networks, stepped: Parameters, policy: Parameters, critics: Parameters, windows: Windows) -> Tensor:
         return _critic_loss(networks, critics, windows, networks.action(stepped, windows.observation))
 
 
 class ReturnsJudge(Judge):
-    """The critic's judgement and that of returns. Not in the paper.
+    """A weighted sum of the critic's loss and a loss by returns. Not in the paper.
 
-    Returns judge by the loss of off-policy REINFORCE: it is low where the policy is near replayed actions that had a better return than
-    the critic expected, and far from those that had a worse one. Both losses are divided by the root mean square of their action
-    gradients at the policy before its step, so that `share` means the same whatever their scale.
+    The loss by returns is off-policy REINFORCE. It is low if the policy is close to replayed actions with better returns than the
+    critic expected, and far from replayed actions with worse returns. Each loss is divided by the root mean square of its action
+    gradient, at the policy before the inner step. So the meaning of `share` does not depend on their scales.
 
     Args:
-        share: of returns; the critic has the rest.
+        share: weight of the loss by returns, from 0 to 1; the critic's loss has the rest.
         discount, gae_lambda: of the generalised advantage, see `Reinforce`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The update cycle of a population and its objective, in plain PyTorch: what meta-training and meta-testing share."""
+"""The update cycle of a population and its objective in plain PyTorch, for meta-training and meta-testing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,24 +22,24 @@ from metagenrl_pl.learning.settings import MetaLearning
 from metagenrl_pl.objectives import Objective
 
 Draw = Callable[[int], Windows]
-"""Gives that many new windows of every agent."""
+"""Draws this number of new windows of every agent."""
 
 
 class Learner:
     """Critics, policies and (in meta-training) the objective, with their optimizers.
 
-    The functions that compute gradients are attributes, `critic_gradients`, `policy_gradients` and `meta_gradients`: the plain ones, or
-    compiled.
+    The attributes `critic_gradients`, `policy_gradients` and `meta_gradients` are the functions that compute gradients, compiled
+    or not.
 
     Args:
-        population: the agents.
-        objective: what their policies descend.
+        population: the agents of this process.
+        objective: that the policies descend.
         settings: of the agents.
-        seeds: one for each agent, for the noise on targets.
-        meta: how the objective is meta-learned; None keeps it frozen, and so does an objective without parameters to learn.
-        placement: which of the agents that share the objective these are; all by default.
-        compile: run the updates through `torch.compile`. Takes minutes, then each update is a few times faster.
-        notify: called with a line when something is compiled.
+        seeds: one for each agent, for the noise on target actions.
+        meta: how the objective is meta-learned; None keeps it frozen. An objective without trainable parameters is always frozen.
+        placement: which agents of all processes these are; all by default.
+        compile: whether updates are compiled by `torch.compile`. This takes minutes, then each update is a few times faster.
+        notify: called with a message when something is compiled.
     """
 
     def __init__(
@@ -72,12 +72,14 @@ class Learner:
         return optimizers if self.objective_optimizer is None else {**optimizers, "objective": self.objective_optimizer}
 
     def update(self, draw: Draw, env_steps: int, critic_step: Callable[[], Any] | None = None) -> None:
-        """One update cycle: critics; every `policy_delay` cycles also policies, targets and the objective, in this order.
+        """One update cycle.
+
+        It updates the critics, and every `policy_delay` cycles also policies, targets and objective, in this order.
 
         Args:
-            draw: gives that many new windows of every agent.
-            env_steps: taken by each agent so far, for the annealing.
-            critic_step: steps the critics' optimizer, if somebody else has to see it.
+            draw: draws this number of new windows of every agent.
+            env_steps: that each agent has taken so far, for the annealing.
+            critic_step: called instead of the critics' `optimizer.step`. Lightning counts its calls.
         """
         num_windows = self.settings.num_windows
         self.update_critics(draw(num_windows), critic_step)
@@ -89,7 +91,7 @@ class Learner:
         self.num_updates += 1
 
     def update_critics(self, windows: Windows, step: Callable[[], Any] | None = None) -> None:
-        """Step both critics of every agent towards their targets (paper eq. 3); `step` as in `update`."""
+        """Step both critics of every agent towards their targets (paper eq. 3). `step` is called instead of `optimizer.step`."""
         population, settings = self.population, self.settings
         noise = settings.target_noise * self._streams.normal(*windows.action.shape[1:], sizes=population.action_sizes)
         noise = to_device(noise.clamp(-settings.target_noise_clip, settings.target_noise_clip), population.device)
@@ -102,13 +104,16 @@ class Learner:
             noise,
             settings.discount,
         )
-        self.metrics.record("critic_loss", loss.clone())  # a CUDA graph writes the next one to the same place
+        self.metrics.record("critic_loss", loss.clone())  # clone: a CUDA graph writes the next loss to the same memory
         self.metrics.count_broken()
         _set_gradients(population.rows["critics"], population.critics_layout.flatten(gradients))
         (step or self.critic_optimizer.step)()
 
     def update_policies(self, windows: Windows, objective_share: Tensor | None = None) -> None:
-        """Step every policy down the objective, or down its mixture with -Q while that is annealed (paper eq. 4, section 3.3)."""
+        """Step every policy down the objective, or during annealing down a mixture of the objective and -Q (paper eq.
+
+        4, section 3.3).
+        """
         population = self.population
         gradients = self.policy_gradients(
             population.networks,
@@ -128,7 +133,7 @@ class Learner:
         """Step the objective down the mean of the agents' meta-gradients (paper eq. 5 and 6).
 
         Args:
-            windows: of every agent, as many as `MetaTask` says.
+            windows: (K + 1) B windows of every agent, as in `MetaTask`.
         """
         assert self.meta is not None and self.objective_optimizer is not None
         population, (inner, judge, settings) = self.population, self.meta
@@ -137,14 +142,17 @@ class Learner:
         alpha = self.objective.stacked_parameters(population.num_agents)
         gradients, loss = self.meta_gradients(population.networks, self.objective, inner, judge, alpha, task)
         combined, norm = combine_meta_gradients(gradients, settings.gradient, self.placement.gather)
-        self.metrics.record("meta_loss", loss.clone())  # as above
+        self.metrics.record("meta_loss", loss.clone())  # clone as above
         self.metrics.record("meta_gradient_norm", norm)
         for name, p in self.objective.named_parameters():
             p.grad = combined[name]
         self.objective_optimizer.step()
 
     def _objective_share(self, env_steps: int) -> Tensor | None:
-        """p of the annealing (paper section 3.3), a scalar; None once it is 1. Annealing belongs to meta-training alone."""
+        """The objective's share p during annealing (paper section 3.3), a scalar.
+
+        None once it is 1, and outside meta-training.
+        """
         if self.meta is None or env_steps >= self.meta.settings.annealing_env_steps:
             return None
         return torch.full((), env_steps / self.meta.settings.annealing_env_steps, device=self.population.device)
@@ -155,7 +163,7 @@ class Learner:
             flat[f"target_{kind}"].lerp_(flat[kind], self.settings.target_rate)
 
     def _policy_moments(self) -> AdamMoments:
-        """What the policies' optimizer remembers; every policy has been stepped before the objective is."""
+        """The moments of the policies' optimizer. They exist, since `update` steps the policies before the objective."""
         states = [self.policy_optimizer.state[row] for row in self.population.rows["policy"]]
         first, second, num_steps = (torch.stack([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq", "step"))
         views = self.population.policy_layout.views
@@ -174,10 +182,10 @@ class Learner:
         self.population.renew(agent, seed)
         for kind, optimizer in (("policy", self.policy_optimizer), ("critics", self.critic_optimizer)):
             for value in optimizer.state.get(self.population.rows[kind][agent], {}).values():
-                value.zero_()  # moments and steps taken
+                value.zero_()  # moments and number of steps
 
     def agreement(self, windows: Windows) -> Tensor:
-        """Cosine of the objective's action gradient with -dQ1/da, [P]."""
+        """Cosine between the objective's action gradient and -dQ1/da, [P]."""
         population = self.population
         alpha = self.objective.stacked_parameters(population.num_agents)
         return action_gradient_agreement(
@@ -185,24 +193,24 @@ class Learner:
         )
 
     def checked_metrics(self) -> dict[str, np.ndarray]:
-        """The newest metrics of all agents, [P] each; every process has to call it.
+        """The newest metrics of all agents, [P] each. Every process has to call it.
 
         Raises:
-            FloatingPointError: if one of them is not finite; names the agent and the quantity.
-            RuntimeError: if processes disagree about the objective.
+            FloatingPointError: if a metric is not finite. The message names the agent and the metric.
+            RuntimeError: if the objectives of different processes differ.
         """
         metrics = self.metrics.gather(self.num_updates)
         check_agreement(self.objective, self.placement, self.num_updates)
         return metrics
 
     def to(self, device: torch.device) -> None:
-        """Move population and objective to a device; before any optimizer has a state."""
+        """Move population and objective to a device. Call it before any update, since optimizer states are not moved."""
         self.population.to(device)
         self.objective.to(device)
         self._choose_functions()
 
     def state_dict(self) -> dict[str, Any]:
-        """All agents (gathered), counter and random streams. The objective and the optimizers are kept by their owner."""
+        """Networks and random streams of all agents, gathered, and the counter. The Lightning module saves the rest."""
         population = self.population.state_dict()
         return {
             "population": {
@@ -214,7 +222,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, also in another number of processes."""
+        """Restore the result of `state_dict`, also with another number of processes."""
         self.population.load_state_dict(
             {
                 kind: {name: self.placement.local_rows(p) for name, p in parameters.items()}

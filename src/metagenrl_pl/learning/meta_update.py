@@ -1,8 +1,8 @@
-"""Meta update: improve the objective by judging the policies that it leads to (paper eq. 5 and 6).
+"""Meta update: improve the objective by judging the policies that it produces (paper eq. 5 and 6).
 
-We take one policy step down the objective, let the judge say how bad the new policy is (for the paper: minus its value under the critic),
-and backpropagate the answer into the objective. Two exact paths lead to the same gradient: `general_meta_gradients` differentiates through
-the whole inner loop; `factored_meta_gradients` serves a single inner step and is cheaper.
+We take one policy step down the objective, compute the judge's loss of the new policy (in the paper: minus its value under the
+critic), and backpropagate that loss into the objective. Two exact methods give the same gradient: `general_meta_gradients`
+differentiates through the whole inner loop; `factored_meta_gradients` is for a single inner step and is cheaper.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class MetaTask(NamedTuple):
 
 
 def meta_loss(networks: Networks, judge: Judge, stepped: Parameters, task: MetaTask) -> Tensor:
-    """How bad the policies are after the inner loop, [P]."""
+    """The judge's loss of the policies after the inner loop, [P]."""
     return judge.loss(networks, stepped, task.policy, task.critics, task.windows)
 
 
@@ -118,8 +118,8 @@ def combine_meta_gradients(
 ) -> tuple[Parameters, Tensor]:
     """Mean over agents of their gradients, each clipped or normalised to norm 1 first, [...], and the raw norms, [P].
 
-    The paper clips. Where norms are far below 1 clipping does nothing and agents with large values drown the others. Normalising
-    gives every agent the same weight.
+    The paper clips. If norms are far below 1, clipping has no effect, and agents with large values dominate. Normalising gives every
+    agent the same weight.
 
     Args:
         gradients: of P agents, [P, ...].

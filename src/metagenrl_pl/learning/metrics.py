@@ -1,4 +1,4 @@
-"""The newest losses and gradient norms of all agents, and whether they are sound."""
+"""The newest losses and gradient norms of all agents, and checks that they are finite and that processes agree."""
 
 import numpy as np
 import torch
@@ -9,31 +9,31 @@ from metagenrl_pl.objectives import Objective
 
 
 class AgentMetrics:
-    """The newest value of each metric for the agents of this process, [P], kept on their device.
+    """The newest value of each metric for the agents of this process, [P], on their device.
 
     Args:
-        placement: which of all agents these are.
+        placement: which agents of all processes these are.
     """
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
         self.newest: dict[str, Tensor] = {}
-        self._num_broken: Tensor | int = 0  # update cycles in which an agent's critic loss was not finite, [P]
+        self._num_broken: Tensor | int = 0  # number of cycles in which an agent's critic loss was not finite, [P]
 
     def record(self, name: str, values: Tensor) -> None:
-        """Keep a metric, [P]."""
+        """Store the newest values of a metric, [P]."""
         self.newest[name] = values
 
     def count_broken(self) -> None:
-        """Count the agents whose critic loss is not finite; once in an update cycle."""
+        """Count for each agent the cycles with a critic loss that is not finite. Call it once per update cycle."""
         self._num_broken = self._num_broken + ~torch.isfinite(self.newest["critic_loss"])
 
     def gather(self, num_updates: int) -> dict[str, np.ndarray]:
-        """The metrics of all agents, also those of other processes, on the host, [P] each; every process has to call it.
+        """The metrics of all agents of all processes, [P] each, on the CPU. Every process has to call it.
 
         Raises:
-            FloatingPointError: if one of them is not finite; names the agent and the quantity. The agent is the one that broke first:
-                by way of the objective it breaks the others within a few cycles.
+            FloatingPointError: if a metric is not finite. The message names the metric and the first agent that diverged; the
+                shared objective makes the others diverge within a few cycles.
         """
         if not self.newest:
             return {}
@@ -50,10 +50,10 @@ class AgentMetrics:
 
 
 def check_agreement(objective: Objective, placement: Placement, num_updates: int) -> None:
-    """Compare the objective over processes, bit for bit; every process has to call it.
+    """Check that all processes have the same objective, bit for bit. Every process has to call it.
 
     Raises:
-        RuntimeError: if they disagree. They compute it from the same numbers, so this is a fault of the program or the machine.
+        RuntimeError: if they differ. All processes compute it from the same numbers, so this is a bug or a hardware fault.
     """
     if placement.world_size == 1:
         return

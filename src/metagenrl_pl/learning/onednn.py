@@ -1,7 +1,7 @@
-"""Large matrix products of compiled updates through oneDNN, where MKL leaves half of the processor idle.
+"""Compute large matrix products of compiled updates with oneDNN on AMD processors with AVX-512.
 
-On a processor that is not Intel's, MKL multiplies with AVX2, at half the rate of oneDNN, which uses AVX-512 wherever it is there.
-PyTorch calls oneDNN for float32 products of constant weights alone, so compiled updates get a pass of their own over their graphs.
+There MKL uses only AVX2, at half the speed of oneDNN, which uses AVX-512. PyTorch calls oneDNN for float32 products with constant
+weights only. So we replace large products in the compiled graph.
 """
 
 from functools import cache
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 _MIN_SIDE, _MIN_MULTIPLICATIONS = 32, 2**24
-"""Of one agent's product, below which a call for each agent and stacking the results cost more than they save."""
+"""Limits for one agent's product. Below them, a call per agent and stacking the results cost more than they save."""
 
 
 def inductor_options() -> dict[str, Any]:
-    """Options of `torch.compile` for updates on this processor."""
+    """The `options` argument of `torch.compile` for updates on this processor."""
     return {"post_grad_custom_post_pass": OneDNNProducts()} if _onednn_is_faster() else {}
 
 
@@ -29,14 +29,14 @@ def _onednn_is_faster() -> bool:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """[P, N, in] x [P, in, out] -> [P, N, out] as one product of oneDNN for each agent."""
+    """[P, N, in] x [P, in, out] -> [P, N, out], computed as one oneDNN product for each agent."""
     linear = torch.ops.mkldnn._linear_pointwise
     products = [linear(a, b.mT, None, "none", [], "") for a, b in zip(x, weight, strict=True)]
-    return torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0)  # the latter without a copy
+    return torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0)  # unsqueeze avoids a copy
 
 
-# Graphs know it by this name. `torch.library.custom_op` would put three calls in Python round each call, for derivatives that nobody
-# asks for.
+# Register the operator that the graphs use. `torch.library.custom_op` would add three Python calls to each call, for derivatives
+# that we do not need.
 _library = torch.library.Library("metagenrl_pl", "DEF")
 _library.define("product(Tensor x, Tensor weight) -> Tensor")
 _library.impl("product", product, "CPU")
@@ -44,10 +44,12 @@ _library.impl("product", lambda x, weight: x.new_empty(x.shape[0], x.shape[1], w
 
 
 class OneDNNProducts(CustomGraphPass):
-    """Replaces the large float32 products of a graph; gradients are in the graph already, so nothing differentiates them."""
+    """Replaces the large float32 products of a graph, in place.
+
+    The graph already contains the gradients, so it needs no derivatives.
+    """
 
     def __call__(self, graph: torch.fx.Graph) -> None:
-        """Change the graph in place."""
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default):
             x, weight = (argument.meta["val"] for argument in node.args)
             sides = (x.shape[1], x.shape[2], weight.shape[2])
@@ -56,5 +58,5 @@ class OneDNNProducts(CustomGraphPass):
                 node.target = torch.ops.metagenrl_pl.product.default
 
     def uuid(self) -> str:
-        """Part of the key of compiled graphs in the cache: another pass must have another."""
+        """Part of the cache key of compiled graphs. Change it whenever this pass changes."""
         return f"metagenrl_pl.OneDNNProducts.2,{_MIN_SIDE},{_MIN_MULTIPLICATIONS}"

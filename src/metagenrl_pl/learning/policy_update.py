@@ -13,11 +13,11 @@ from metagenrl_pl.objectives.contract import CriticChoice
 def objective_inputs(
     networks: Networks, objective: Objective, policy: Parameters, critics: Parameters, windows: Windows, action: Tensor
 ) -> ObjectiveInputs:
-    """What the objective looks at of some windows, all of it constant.
+    """The objective's inputs for some windows. Only inputs that the objective needs are computed; all of them are constants.
 
     Args:
         networks, policy, windows: of P agents.
-        objective: whose needs say what is computed.
+        objective: declares what it needs, see `Objective`.
         critics: the twins, [P, 2, ...].
         action: pi(s) on the windows' observations, [P, B, T, A].
     """
@@ -37,7 +37,7 @@ def objective_inputs(
 
 
 def critic_action_gradient(networks: Networks, critics: Parameters, windows: Windows, action: Tensor, of: CriticChoice) -> Tensor:
-    """dQ/da at some actions, of the first critic or the mean of both, [P, B, T, A], 0 in padded dimensions."""
+    """dQ/da at `action` for the first critic or the mean of both, [P, B, T, A], 0 in padded dimensions."""
 
     def total(action: Tensor) -> Tensor:
         if of == "first":
@@ -50,7 +50,7 @@ def critic_action_gradient(networks: Networks, critics: Parameters, windows: Win
 def _first_slope(
     networks: Networks, objective: Objective, critics: Parameters, windows: Windows, action: Tensor, inputs: ObjectiveInputs
 ) -> Tensor:
-    """dQ1/da, which the objective may have been given already, [P, B, T, A]."""
+    """dQ1/da, [P, B, T, A]. Taken from the objective's inputs if they contain it."""
     if inputs.critic_gradient is not None and objective.critic_gradient_of == "first":
         return inputs.critic_gradient
     return critic_action_gradient(networks, critics, windows, action, "first")
@@ -65,15 +65,17 @@ def policy_gradients(
     windows: Windows,
     objective_share: Tensor | None = None,
 ) -> Parameters:
-    """Gradient of the mean over valid steps of p L_alpha - (1 - p) Q1(s, pi(s)) in each agent's policy, [P, ...], unclipped.
+    """Gradient of the policies' loss with respect to their parameters, [P, ...], unclipped.
 
-    Since the policy enters the objective through its actions alone, this is J^T g with the action gradient g and J = d pi / d phi.
+    The loss is p L_alpha - (1 - p) Q1(s, pi(s)), averaged over each agent's valid steps (paper eq. 4 and section 3.3). The
+    objective depends on the policy only through its actions. So the gradient is J^T g, with the action gradient g and J = d pi /
+    d phi.
 
     Args:
         networks, policy, windows: of P agents.
         objective, alpha: the objective and its stacked parameters, [P, ...].
         critics: the twins, [P, 2, ...].
-        objective_share: p, a scalar or one for each agent [P]; None for 1.
+        objective_share: p, a scalar or one number per agent, [P]; None means 1.
     """
     action, pull_back = torch.func.vjp(  # type: ignore[misc]
         lambda phi: networks.action(phi, windows.observation), policy
@@ -91,7 +93,7 @@ def policy_gradients(
 def action_gradient_agreement(
     networks: Networks, objective: Objective, alpha: Parameters, policy: Parameters, critics: Parameters, windows: Windows
 ) -> Tensor:
-    """Cosine of the objective's action gradient with -dQ1/da over all valid steps of each agent, [P]."""
+    """Cosine between the objective's action gradient and -dQ1/da over all valid steps of each agent, [P]."""
     action = networks.action(policy, windows.observation)
     inputs = objective_inputs(networks, objective, policy, critics, windows, action)
     gradient = objective.action_gradient(alpha, inputs).flatten(1)

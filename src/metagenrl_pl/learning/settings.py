@@ -1,4 +1,4 @@
-"""Settings of meta-learning, and all that it takes, in one bundle."""
+"""Settings of meta-learning, and a container for its parts."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -11,12 +11,13 @@ GradientRule = Literal["clip", "normalize"]
 
 @dataclass(frozen=True)
 class MetaSettings:
-    """How the objective is stepped.
+    """How the objective is updated.
 
     Args:
         learning_rate: of Adam on the objective.
-        gradient: whether each agent's gradient of the objective is clipped at norm 1 (the paper) or normalised to norm 1.
-        annealing_env_steps: over how many env steps policies go over from the critic to the objective; 0 for at once.
+        gradient: whether each agent's meta-gradient is clipped to norm 1 (as in the paper) or normalised to norm 1.
+        annealing_env_steps: env steps over which policies change from descending -Q to descending the objective; 0 for no
+            annealing.
 
     Raises:
         ValueError: if a value is out of range.
@@ -36,7 +37,7 @@ class MetaSettings:
 
 
 class MetaLearning(NamedTuple):
-    """What meta-learning consists of: an inner step, a judge of the policy after it, and how the objective is stepped."""
+    """The parts of meta-learning: the inner step, the judge of the new policy, and the settings of the objective's update."""
 
     inner: InnerStep
     judge: Judge

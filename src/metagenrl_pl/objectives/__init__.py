@@ -1,6 +1,6 @@
-"""Objectives behind one contract: learned (LSTM), off-policy REINFORCE with GAE, the critic itself (DDPG/TD3), a mixture of those.
+"""Objectives with one interface: learned (LSTM), off-policy REINFORCE with GAE, the critic (DDPG/TD3), and a learned mixture.
 
-Import them from here. `contract` has what the updates need to know of one.
+Import them from here. `contract` defines the interface that the updates use.
 """
 
 from metagenrl_pl.objectives.contract import DirectedObjective, Objective, ObjectiveInputs

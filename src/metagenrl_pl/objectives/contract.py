@@ -1,4 +1,4 @@
-"""What an objective is: a function of the actions that the policy would take now."""
+"""The interface of objectives: a loss of the actions that the current policy would take."""
 
 import traceback
 from abc import ABC, abstractmethod
@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from metagenrl_pl.agents.stacked_networks import Parameters
 
 CriticChoice = Literal["first", "both"]
-"""Whose action gradient: the first critic's, or the mean of both twins', which do not share all of their errors."""
+"""Which action gradient dQ/da to use: the first critic's, or the mean of both twins. Their errors partly cancel in the mean."""
 
 
 class ObjectiveInputs(NamedTuple):
-    """All that an objective may see. Only `policy_action` carries a gradient; everything else is a constant.
+    """All inputs of an objective. Only `policy_action` carries a gradient; the other tensors are constants.
 
-    `value[..., t]` is V(s_t) = Q1(s_t, pi(s_t)); entry `length` of a window is the state after its last valid step, later ones are 0.
-    None unless the objective declares `needs_value`.
-    `critic_gradient` is dQ/da at the policy's action, of the critic that the objective declares as `critic_gradient_of`; None unless it
-    declares `needs_critic_gradient`.
+    `value[..., t]` is V(s_t) = Q1(s_t, pi(s_t)). Entry `length` of a window belongs to the state after its last valid step; later
+    entries are 0. It is None unless the objective sets `needs_value`. `critic_gradient` is dQ/da at the policy's action, of the
+    critics that the objective names in `critic_gradient_of`. It is None unless the objective sets `needs_critic_gradient`.
     """
 
     policy_action: Tensor  # [P, B, T, A]
@@ -34,10 +33,10 @@ class ObjectiveInputs(NamedTuple):
 
 
 class Objective(nn.Module, ABC):
-    """A per-step loss of the policy's actions; the policy descends its mean over valid steps.
+    """A per-step loss of the policy's actions. The policy descends its mean over valid steps.
 
-    The policy's parameters enter through `policy_action` alone, so all that the updates need is the action gradient dL/da. A subclass
-    implements `loss` on stacked tensors; its `nn.Parameter`s, if any, are what meta-learning trains.
+    The loss depends on the policy's parameters only through `policy_action`. So the updates need only the action gradient dL/da.
+    A subclass implements `loss` on stacked tensors. Meta-learning trains its `nn.Parameter`s, if it has any.
     """
 
     #: Whether `ObjectiveInputs.value` has to be computed for this objective.
@@ -46,47 +45,50 @@ class Objective(nn.Module, ABC):
     #: Whether `ObjectiveInputs.critic_gradient` has to be computed for this objective.
     needs_critic_gradient: bool = False
 
-    #: Whose dQ/da that is.
+    #: The critics whose dQ/da that is.
     critic_gradient_of: CriticChoice = "first"
 
     @abstractmethod
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """Loss of every step, [P, B, T], 0 where padded; `parameters` are stacked, [P, ...]."""
+        """Loss of every step, [P, B, T], 0 where padded. `parameters` are stacked, [P, ...]."""
 
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """Gradient of the summed loss in the policy's action, g = dL/da, [P, B, T, A]."""
+        """Gradient of the summed loss with respect to the policy's action, g = dL/da, [P, B, T, A]."""
         return torch.func.grad(lambda action: self.loss(parameters, inputs._replace(policy_action=action)).sum())(
             inputs.policy_action
         )
 
     def stacked_parameters(self, num_agents: int) -> Parameters:
-        """The parameters with an agent axis in front (views), so that one differentiation gives the gradient of every agent."""
+        """The parameters as views with an agent axis in front, [P, ...].
+
+        So one differentiation gives a gradient for every agent.
+        """
         return {name: p.detach().expand(num_agents, *p.shape) for name, p in self.named_parameters()}
 
     @property
     def learns(self) -> bool:
-        """Whether there is anything to meta-learn."""
+        """Whether the objective has parameters to meta-learn."""
         return any(p.requires_grad for p in self.parameters())
 
 
 class DirectedObjective(Objective):
-    """An objective that is given by its action gradient instead of a loss; a subclass implements `action_gradient`."""
+    """An objective that is defined by its action gradient instead of a loss. A subclass implements `action_gradient`."""
 
     @abstractmethod
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """g, [P, B, T, A], 0 where padded."""
+        """The action gradient g, [P, B, T, A], 0 where padded."""
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """<g, a> of every step, [P, B, T], with g held constant: linear in the action, with the slope g at the policy's."""
-        here = inputs._replace(policy_action=inputs.policy_action.detach())  # g is the gradient; it has none of its own
-        return (self.action_gradient(parameters, here) * inputs.policy_action).sum(-1)
+        """<g, a> of every step, [P, B, T], with g held constant. Its derivative with respect to the policy's action is g."""
+        constants = inputs._replace(policy_action=inputs.policy_action.detach())  # no gradient flows through g itself
+        return (self.action_gradient(parameters, constants) * inputs.policy_action).sum(-1)
 
 
 def check_critics(critic_gradient_of: CriticChoice) -> CriticChoice:
-    """Give back whose dQ/da an objective looks at.
+    """Return `critic_gradient_of` if it is valid.
 
     Raises:
-        ValueError: if there are no such critics.
+        ValueError: if it is not one of `CriticChoice`.
     """
     if critic_gradient_of not in get_args(CriticChoice):
         raise ValueError(f"critic_gradient_of must be {' or '.join(get_args(CriticChoice))}, got {critic_gradient_of!r}")
@@ -94,14 +96,14 @@ def check_critics(critic_gradient_of: CriticChoice) -> CriticChoice:
 
 
 def check_loss(objective: Objective) -> None:
-    """Ask an objective about a few windows of noise.
+    """Try an objective on a few windows of noise.
 
     Raises:
-        ValueError: if it looks at no critic that there is, or its loss raises something, has another shape than [P, B, T], does not
-            depend on the policy's action, or is not finite.
+        ValueError: if `critic_gradient_of` is not valid, or the loss raises an exception, has a shape other than [P, B, T], does
+            not depend on the policy's action, or has a gradient that is not finite.
     """
     check_critics(objective.critic_gradient_of)
-    num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different
+    num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different, so that a mix-up of axes shows
     noise = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -120,7 +122,7 @@ def check_loss(objective: Objective) -> None:
     parameters = objective.stacked_parameters(num_agents)
     try:
         loss = objective.loss(parameters, inputs)
-    except Exception as error:  # a class of the user's own may raise anything
+    except Exception as error:  # a user's class may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(str(error).split())
         raise ValueError(

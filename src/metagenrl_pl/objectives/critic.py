@@ -7,13 +7,13 @@ from metagenrl_pl.objectives.contract import CriticChoice, DirectedObjective, Ob
 
 
 class CriticObjective(DirectedObjective):
-    """L = -Q(s, pi(s)), so that dL/da = -dQ/da (Silver et al. 2014, eq. 9; with the clipped twin critics of TD3).
+    """L = -Q(s, pi(s)), so dL/da = -dQ/da (Silver et al. 2014, eq. 9; with the clipped twin critics of TD3).
 
     Args:
-        critic_gradient_of: `first` is DDPG and TD3, whose policies follow the first critic. `both` is the mean of the twins.
+        critic_gradient_of: `first` is the first critic, as in DDPG and TD3. `both` is the mean of the twins.
 
     Raises:
-        ValueError: if there are no such critics.
+        ValueError: if `critic_gradient_of` is not valid.
     """
 
     needs_value, needs_critic_gradient = False, True
@@ -23,6 +23,6 @@ class CriticObjective(DirectedObjective):
         self.critic_gradient_of = check_critics(critic_gradient_of)
 
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """-dQ/da, [P, B, T, A], 0 where padded."""
-        assert inputs.critic_gradient is not None  # promised by needs_critic_gradient
+        """The action gradient -dQ/da, [P, B, T, A], 0 where padded."""
+        assert inputs.critic_gradient is not None  # guaranteed by needs_critic_gradient
         return -inputs.critic_gradient * inputs.valid[..., None]

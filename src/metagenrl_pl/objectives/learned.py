@@ -23,28 +23,28 @@ _NORMALISATION_EPS = 1e-8
 class LearnedObjective(ParametricObjective):
     """L_alpha(trajectory, pi(s), V): the mean over action dimensions of a small network, rewards, values and time, through an LSTM.
 
-    It never sees an observation, so it fits any environment. 15,497 parameters at the default sizes. The options are the alternative
-    parametrisations of the paper's figure 5. A subclass adds options of its own to `architecture`, the constructor's arguments but the
-    seed; files tell which class they are of.
+    No observation is an input, so the objective fits any environment. It has 15,497 parameters at the default sizes. The `use_` options
+    and `bounded_head` are the variants of the paper's figure 5, except `use_critic_gradient`. `architecture` holds the constructor's
+    arguments except the seed; a subclass adds its own. Files store the name of their class.
 
     Args:
         hidden_units: width of every hidden layer and of the LSTM; even, since half of the units are squared.
         context_units: width of the encoding of reward, time and values.
         use_time: whether t / T is an input.
         use_value: whether V(s) and V(s') are inputs.
-        use_lstm: whether the future of a step is read; without, every step is judged alone.
+        use_lstm: whether the loss of a step depends on later steps of the window; otherwise it depends on this step only.
         bounded_head: whether the output e becomes tanh(1e-3 e) / 1e-3.
         use_critic_gradient: whether the critic's own action gradient dQ1/da, a constant scaled to root mean square 1, is a third input for
             each action dimension; with it the family of objectives contains DDPG/TD3 as well as REINFORCE. Not in the paper.
-        critic_gradient_of: whose gradient that is, the first critic's or the mean of both twins'.
+        critic_gradient_of: which gradient that is: `first` for the first critic, `both` for the mean of the twins.
         layer_norm_eps: added to the variance of the layer norms.
         seed: of the initial weights.
 
     Raises:
-        ValueError: if a width is odd or not positive, or there are no such critics.
+        ValueError: if `hidden_units` is odd, a width is not positive, or `critic_gradient_of` is not valid.
     """
 
-    #: How many numbers the head gives for each step.
+    #: Outputs of the head for each step.
     num_outputs = 1
 
     def __init__(
@@ -104,7 +104,7 @@ class LearnedObjective(ParametricObjective):
         return error * inputs.valid
 
     def read(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """What the head says of every step, [P, B, T, num_outputs]; anything where padded."""
+        """Outputs of the head for every step, [P, B, T, num_outputs]; undefined where padded."""
         num_agents, num_windows, num_steps, num_actions = inputs.policy_action.shape
         num_samples = num_windows * num_steps
 

@@ -1,4 +1,4 @@
-"""A learned mixture of hand-made objectives: an LSTM says, step by step, how much to trust the critic and how much the returns."""
+"""A learned mixture of hand-made objectives: for each step, an LSTM weighs the critic against the returns."""
 
 import torch
 from torch import Tensor
@@ -14,18 +14,19 @@ from metagenrl_pl.objectives.reinforce import Reinforce
 class LearnedMixture(DirectedObjective, LearnedObjective):
     """g = w_1 g_DDPG + w_2 g_REINFORCE, with positive weights that are learned functions of the window.
 
-    g_DDPG = -dQ/da and g_REINFORCE = dL/da of off-policy REINFORCE with generalised advantages, each over its root mean square over the
-    agent's valid steps. The weights are the softplus of two outputs of the network that `LearnedObjective` reads windows with, and
-    depend on all that it reads. The family of objectives is smaller than the LSTM's, and whatever it has learned, it descends DDPG's or
-    REINFORCE's loss, so less can go wrong in environments that it never saw. Nothing inside is differentiated twice. Not in the paper.
+    g_DDPG is -dQ/da. g_REINFORCE is dL/da of off-policy REINFORCE with generalised advantages. Each is divided by its root mean
+    square over the agent's valid steps. The weights are the softplus of two outputs of `LearnedObjective`'s network. This family
+    of objectives is smaller than the LSTM's: any member descends a combination of DDPG's and REINFORCE's losses. So it is a safer
+    choice for unseen environments. Nothing inside is differentiated twice. Not in the paper.
 
     Args:
         discount, gae_lambda: of REINFORCE, see `Reinforce`.
-        critic_gradient_of: whose dQ/da DDPG's part is, see `LearnedObjective`.
+        critic_gradient_of: which dQ/da the DDPG part uses, see `LearnedObjective`.
         hidden_units, context_units, use_time, use_lstm, layer_norm_eps, seed: of the network, see `LearnedObjective`.
 
     Raises:
-        ValueError: if a width is odd or not positive, a number is outside [0, 1], or there are no such critics.
+        ValueError: if `hidden_units` is odd, a width is not positive, a number is outside [0, 1], or `critic_gradient_of` is not
+            valid.
     """
 
     num_outputs = 2
@@ -65,11 +66,11 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
         self.critic, self.reinforce = CriticObjective(), Reinforce(discount, gae_lambda)
 
     def weights(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """w of DDPG and of REINFORCE for every step, [P, B, T, 2], positive; anything where padded."""
+        """The weights of DDPG and REINFORCE for every step, [P, B, T, 2], positive; undefined where padded."""
         return functional.softplus(self.read(parameters, inputs))
 
     def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """The weighted sum of both, [P, B, T, A], 0 where padded."""
+        """The weighted sum of both action gradients, [P, B, T, A], 0 where padded."""
         slopes = [
             scaled_to_one(part.action_gradient({}, inputs), inputs.action_weight, inputs.valid)
             for part in (self.critic, self.reinforce)

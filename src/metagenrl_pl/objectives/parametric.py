@@ -1,4 +1,4 @@
-"""Objectives with parameters of their own: what meta-learning trains, files keep and users call."""
+"""Objectives with parameters, which meta-learning trains and files store."""
 
 import inspect
 import json
@@ -17,21 +17,22 @@ from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 _FORMAT = "metagenrl_pl.objective.1"
 _PRETRAINED = Path(__file__).parents[1] / "pretrained"
-_WITHOUT_A_NAME = "metagenrl_pl.objectives.learned.LearnedObjective"  # the class of a file whose card names none
+_DEFAULT_CLASS = "metagenrl_pl.objectives.learned.LearnedObjective"  # the class of a file whose card does not name one
 
 
 class UnknownObjectiveError(ValueError):
-    """A file holds an objective of a class that has not been imported, or with an option that is gone."""
+    """The objective in a file has a class that has not been imported, or an option that was removed."""
 
 
 class ParametricObjective(Objective):
-    """An objective whose `nn.Parameter`s are meta-learned (`LearnedObjective` is the paper's).
+    """An objective whose `nn.Parameter`s are meta-learned. (`LearnedObjective` is the paper's.)
 
-    A subclass makes its parameters in its constructor and reads them in `loss` from the stacked ones that it is given. Its constructor
-    takes options and the `seed` of its parameters by keyword.
+    A subclass makes its parameters in its constructor. Its `loss` uses the stacked parameters that it gets as an argument. The
+    constructor takes options and the `seed` of the parameters as keyword arguments.
 
     Args:
-        architecture: all arguments of the subclass's constructor but the seed, as JSON can hold them; files keep them.
+        architecture: all arguments of the subclass's constructor except the seed. They must be JSON values, since files store
+            them.
     """
 
     def __init__(self, **architecture: Any) -> None:
@@ -49,27 +50,27 @@ class ParametricObjective(Objective):
         valid: Tensor | None = None,
         critic_gradient: Tensor | None = None,
     ) -> Tensor:
-        """Per-step loss of an ordinary, single policy; descend its mean over valid steps.
+        """Per-step loss for a single PyTorch policy. Descend its mean over valid steps.
 
-        What an objective normalises (a learned one: rewards, values, the critic's gradient) it does over the windows that it is given
-        together, so a step's loss depends on the others: give it batches of the size that it was meta-trained with, not one window.
+        Learned objectives normalise rewards, values and the critic's gradient over all windows of the batch. So the loss of a
+        step depends on the other steps. Use batches of the size that the objective was meta-trained with, not single windows.
 
         Args:
-            policy_action: what the policy would do now, in [-1, 1], [B, T, A]; the gradient flows through this alone.
-            replay_action: what was done, [B, T, A].
+            policy_action: actions of the current policy, in [-1, 1], [B, T, A]. Gradients flow only through this argument.
+            replay_action: actions in the replay, [B, T, A].
             reward: [B, T].
-            value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]; entry `length` belongs to the state after the last valid step. None for an
-                objective that does not look at it.
-            terminated: 1 or true where the episode ended for good (not by a time limit), [B, T].
-            valid: 1 or true on real steps, those first, [B, T]; all by default.
-            critic_gradient: dQ/da at `policy_action`, [B, T, A]; for an objective that looks at it. Of the critic whose value it is, or
-                the mean of two where its `critic_gradient_of` is `both`.
+            value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]. Entry `length` belongs to the state after the last valid step.
+                None if the objective does not use it.
+            terminated: 1 or true if the episode terminated after the step (not if a time limit truncated it), [B, T].
+            valid: 1 or true on real steps, which come first, 0 on padding, [B, T]; all valid by default.
+            critic_gradient: dQ1/da at `policy_action`, [B, T, A], or the mean of both critics' if `critic_gradient_of` is `both`.
+                None if the objective does not use it.
 
         Returns:
             The loss, [B, T], 0 where padded.
 
         Raises:
-            ValueError: if something that the objective looks at is not given, or has another shape.
+            ValueError: if an input that the objective uses is missing, or an input has the wrong shape.
         """
         steps = policy_action.shape[:-1]
         expected = {
@@ -82,7 +83,7 @@ class ParametricObjective(Objective):
         }
         for name, (tensor, shape) in expected.items():
             if tensor is None and getattr(self, f"needs_{name}", False):
-                raise ValueError(f"this objective looks at {name}, and it is not given")
+                raise ValueError(f"{name}=None: this objective needs it; valid is a tensor of {tuple(shape)}")
             if tensor is not None and tensor.shape != shape:
                 raise ValueError(
                     f"{name}: expected {tuple(shape)} beside actions of {tuple(policy_action.shape)}, got {tuple(tensor.shape)}"
@@ -105,14 +106,14 @@ class ParametricObjective(Objective):
         return self.loss(self.stacked_parameters(1), inputs)[0]
 
     def save(self, path: Path | str, card: Mapping[str, Any] | None = None) -> None:
-        """Write the weights as safetensors and, beside it with the ending `.json`, the card.
+        """Write the weights to a safetensors file and the card to a `.json` file with the same stem.
 
         Args:
             path: of the `.safetensors` file.
-            card: how the objective was made (training environments, env steps, commit, seed); the architecture is added.
+            card: how the objective was made (training environments, env steps, commit, seed). The architecture is added.
         """
         path, name = Path(path), class_name(type(self))
-        own_class = {} if name == _WITHOUT_A_NAME else {"class": name}
+        own_class = {} if name == _DEFAULT_CLASS else {"class": name}
         card = {"format": _FORMAT, **own_class, "architecture": self.architecture, **{**self.card, **(card or {})}}
         text = json.dumps(card, indent=2)
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
@@ -123,11 +124,13 @@ class ParametricObjective(Objective):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read an objective that `save` wrote, frozen; its card is in `.card`. It is of the class that was saved.
+        """Load an objective that `save` wrote, with its original class, frozen. Its card is in `.card`.
+
+        For safety a file cannot import code: its class must have been imported before.
 
         Raises:
-            ValueError: if the file is missing, damaged, not an objective of this project, or one of a class that has not been imported
-                (nothing is imported that a file names) or with options that are not known here.
+            ValueError: if the file is missing, damaged or not an objective of this project.
+            UnknownObjectiveError: if its class has not been imported, or has options that were removed. It is a ValueError, too.
         """
         path = Path(path)
         if not path.is_file():
@@ -139,8 +142,10 @@ class ParametricObjective(Objective):
         except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"objective.path={path}: not a readable safetensors file ({error})") from error
         if card.get("format") != _FORMAT:
-            raise ValueError(f"objective.path={path}: no objective of this project (its card names no format {_FORMAT!r})")
-        name = str(card.pop("class", _WITHOUT_A_NAME))
+            raise ValueError(
+                f"objective.path={path}: not an objective of this project (its card does not name the format {_FORMAT!r})"
+            )
+        name = str(card.pop("class", _DEFAULT_CLASS))
         kind = imported_class(name)
         if kind is None and (message := removed_target_message(name)):
             raise UnknownObjectiveError(f"objective.path={path}: {message}")
@@ -160,37 +165,37 @@ class ParametricObjective(Objective):
             raise ValueError(f"objective.path={path}: its weights do not fit its card ({reason})") from error
         card.pop("format")
         objective.card = card
-        return objective.requires_grad_(False)  # frozen: it is there to teach
+        return objective.requires_grad_(False)  # frozen: it trains policies and is not trained itself
 
     @classmethod
     def pretrained(cls, name: str = "light") -> Self:
-        """One of the objectives that come with this package, frozen; what it was meta-trained on is in `.card`.
+        """Load an objective that comes with this package, frozen. Its `.card` names the training environments.
 
         Args:
-            name: of a file in `metagenrl_pl/pretrained`.
+            name: stem of a file in `metagenrl_pl/pretrained`.
 
         Raises:
-            ValueError: if there is none of this name.
+            ValueError: if there is no file with this name.
         """
         return cls.load(pretrained_path(name))
 
 
 def class_name(kind: type) -> str:
-    """What files call a class."""
+    """The name of a class in objective files: `<module>.<class>`."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def imported_class(name: str) -> type[ParametricObjective] | None:
-    """The class that files call so; None if none has been imported."""
+    """The objective class with this name (see `class_name`), or None if it has not been imported."""
     known = _with_subclasses(ParametricObjective)  # type: ignore[type-abstract]
     return next((one for one in known if class_name(one) == name), None)
 
 
 def pretrained_path(name: str) -> Path:
-    """The file of an objective that comes with this package; its card lies beside it.
+    """The file of an objective that comes with this package. Its card lies in the same folder.
 
     Raises:
-        ValueError: if there is none of this name.
+        ValueError: if there is no file with this name.
     """
     path = _PRETRAINED / f"{name}.safetensors"
     if path.parent != _PRETRAINED or not path.is_file():
@@ -200,10 +205,10 @@ def pretrained_path(name: str) -> Path:
 
 
 def _known_options(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a file names, without those of version 0.1.0 that did nothing.
+    """The options in a file, without removed options of version 0.1.0 that had no effect.
 
     Raises:
-        UnknownObjectiveError: if one that was removed did something.
+        UnknownObjectiveError: if a removed option had an effect.
     """
     accepted, owners = inspect.signature(kind).parameters.keys(), [owner.__name__ for owner in kind.__mro__]
     options = update_options(owners, options, accepted)
@@ -215,5 +220,5 @@ def _known_options(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_subclasses(kind: type[ParametricObjective]) -> Iterator[type[ParametricObjective]]:
     yield kind
-    for below in kind.__subclasses__():
-        yield from _with_subclasses(below)
+    for subclass in kind.__subclasses__():
+        yield from _with_subclasses(subclass)

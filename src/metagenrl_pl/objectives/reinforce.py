@@ -1,4 +1,4 @@
-"""Off-policy REINFORCE with generalised advantage estimation, the hand-made objective that the paper compares with."""
+"""Off-policy REINFORCE with generalised advantage estimation, the hand-made objective that the paper uses as a baseline."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,11 @@ from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 
 def generalised_advantage(inputs: ObjectiveInputs, discount: float, gae_lambda: float) -> Tensor:
-    """GAE(lambda) of every step, [P, B, T] (Schulman et al. 2016, eq. 16); stops at terminals and at the window's last valid step."""
-    assert inputs.value is not None  # promised by needs_value
+    """GAE(lambda) of every step, [P, B, T] (Schulman et al.
+
+    2016, eq. 16). Ends at terminal states and after the last valid step.
+    """
+    assert inputs.value is not None  # guaranteed by needs_value
     td_error = inputs.reward + discount * inputs.value[..., 1:] * (1 - inputs.terminated) - inputs.value[..., :-1]
     td_error = td_error * inputs.valid
     advantage = torch.zeros_like(td_error[..., 0])
@@ -21,7 +24,10 @@ def generalised_advantage(inputs: ObjectiveInputs, discount: float, gae_lambda: 
 
 
 class Reinforce(Objective):
-    """L = mean_A (a_replay - a_policy)^2 * GAE: a Gaussian policy's log-likelihood with unit variance, on raw rewards and values.
+    """L = mean_A (a_replay - a_policy)^2 * GAE, on unnormalised rewards and values.
+
+    Up to constants this is minus the log-likelihood of the replayed action times its advantage, for a Gaussian policy with unit
+    variance.
 
     Args:
         discount: of the advantage.
@@ -40,7 +46,7 @@ class Reinforce(Objective):
         self.gae_lambda = gae_lambda
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """Loss of every step, [P, B, T]; takes no parameters."""
+        """Loss of every step, [P, B, T], 0 where padded. `parameters` are not used."""
         squared = (inputs.replay_action - inputs.policy_action) ** 2  # [P, B, T, A]
         distance = (squared * inputs.action_weight[:, None, None]).sum(-1)
         weight = generalised_advantage(inputs, self.discount, self.gae_lambda)

@@ -1,4 +1,4 @@
-"""Checkpoint files that a kill or a full disk cannot destroy, and that say what is wrong with them."""
+"""Checkpoint files that survive a kill or a full disk, and clear messages for damaged ones."""
 
 import zipfile
 from pathlib import Path
@@ -11,30 +11,30 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from metagenrl_pl.common.files import atomic_write
 
 PROJECT_KEY = "metagenrl"
-"""Top-level key that every checkpoint of this project has."""
+"""Top-level key of every checkpoint of this project."""
 
 FORMAT = 3
-"""Version of what lies below that key and of the optimizers' states."""
+"""Version of the data below that key and of the optimizers' states."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be resumed from, told in one line."""
+    """A checkpoint cannot be resumed. The message is one line."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves each checkpoint as a whole or not at all, and loads this project's checkpoints alone.
+    """Saves each checkpoint as a whole or not at all, and loads only this project's checkpoints. For local paths only.
 
-    Lightning's own writes to the system's temporary folder and moves the file from there without waiting for the disk: when that
-    folder is another filesystem and the disk is full, the previous checkpoint is lost. Local paths only.
+    Lightning's own class writes to the system's temporary folder and moves the file from there, without waiting for the disk. If
+    that folder is on another filesystem and the disk is full, the previous checkpoint is lost.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Write a temporary file beside `path`, put it on the disk, let it take the place of `path`.
+        """Write a temporary file in the folder of `path`, wait for the disk, and rename it to `path`.
 
-        A save that fails leaves the previous file whole and no temporary file.
+        If saving fails, the previous file is unchanged and the temporary file is removed.
 
         Args:
-            checkpoint: plain containers, numbers and tensors; anything else could not be loaded again.
+            checkpoint: plain containers, numbers and tensors. Other objects cannot be loaded again.
             path: of the file; missing folders are made.
             storage_options: not supported.
 
@@ -57,10 +57,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Args:
             path: of a local file.
             map_location: where tensors go, as in `torch.load`.
-            weights_only: ignored: a checkpoint holds plain containers and tensors, so no code in a file is ever run.
+            weights_only: ignored. Only plain containers and tensors are loaded, so a file cannot run code.
 
         Raises:
-            CheckpointError: there is no such file, it is damaged (by a single bit, too), or it is no checkpoint of this project.
+            CheckpointError: the file does not exist, is damaged (even by a single bit), or is not a checkpoint of this project.
         """
         path = Path(path)
         if not path.is_file():
@@ -75,10 +75,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.seek(0)
                 checkpoint = torch.load(file, map_location=map_location, weights_only=True)
             except torch.OutOfMemoryError:
-                raise  # the machine's trouble, not the file's
-            except Exception as error:  # a damaged file may raise anything, OSError included
+                raise  # the file is not at fault
+            except Exception as error:  # a damaged file may raise anything, also OSError
                 raise CheckpointError(
-                    f"ckpt_path={path}: the file is truncated, corrupt or no checkpoint at all ({type(error).__name__});"
+                    f"ckpt_path={path}: the file is truncated, corrupt or not a checkpoint ({type(error).__name__});"
                     " valid is a .ckpt file that a run of this project saved"
                 ) from error
         if not isinstance(checkpoint, dict) or PROJECT_KEY not in checkpoint:
@@ -95,20 +95,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def replay_folder(checkpoint: Path) -> Path:
-    """Where the replay of a checkpoint lies, if it was kept."""
+    """The folder of a checkpoint's replay. It exists if the replay was saved."""
     return checkpoint.with_suffix(".replay")
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The run that a checkpoint belongs to: checkpoints lie in `<run_dir>/checkpoints`. A folder is a run's itself."""
+    """The run folder of a checkpoint, which lies in `<run_dir>/checkpoints`. A folder is returned as it is."""
     folder, here = checkpoint.absolute() if checkpoint.is_dir() else checkpoint.absolute().parent.parent, Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def newest_checkpoint(run_dir: Path | str) -> Path | None:
-    """The checkpoint that a run goes on from: the one with its replay, else the one that was saved last; None if there is none.
+    """The checkpoint from which a run resumes: one with a replay if there is any, otherwise the one that was saved last.
 
-    Other files than `RunCheckpoint`'s do not count, since nothing lies beside them. A copy may have lost the times, not the replay.
+    None if none.
+
+    Only `RunCheckpoint`'s files count, since others have no replay. The replay comes before the time of the file, which copying
+    changes.
     """
 
     def order(path: Path) -> tuple[bool, int, str]:

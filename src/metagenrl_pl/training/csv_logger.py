@@ -1,4 +1,4 @@
-"""A Lightning logger that survives a resume: `metrics.csv` in the run folder."""
+"""A Lightning logger for `metrics.csv` in the run folder, which a resumed run continues."""
 
 import os
 from argparse import Namespace
@@ -16,12 +16,13 @@ STEP_COLUMN = "env_steps"
 
 
 class RunCSVLogger(Logger):
-    """Writes `<run_dir>/metrics.csv`: one line per call of `log_metrics`, the columns `env_steps` and then the metrics by name.
+    """Writes `<run_dir>/metrics.csv`: one line per call of `log_metrics`.
 
-    An existing file is appended to, where Lightning's `CSVLogger` deletes it. A line is on the disk when `log_metrics` returns:
-    calls are rare (one per interval, not per update), so nothing is buffered and a kill loses nothing. A metric that a line
-    lacks is an empty cell; a metric never seen before extends the header, for which the file is replaced as a whole.
-    Only rank 0 writes.
+    The columns are `env_steps` and then the metrics by name.
+
+    It appends to an existing file, which Lightning's `CSVLogger` would delete. Calls are rare (one per interval, not per update),
+    so each line is written to the disk at once and a kill loses nothing. A missing metric is an empty cell. A new metric adds a
+    column, for which the whole file is replaced. Only rank 0 writes.
 
     Args:
         run_dir: folder of the run; made on the first write.
@@ -30,11 +31,11 @@ class RunCSVLogger(Logger):
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         super().__init__()
         self._run_dir = Path(run_dir)
-        self._columns: list[str] | None = None  # None: not compared with the file yet
+        self._columns: list[str] | None = None  # None until they have been read from the file
 
     @property
     def path(self) -> Path:
-        """Of `metrics.csv`."""
+        """The path of `metrics.csv`."""
         return self._run_dir / "metrics.csv"
 
     @property
@@ -49,41 +50,38 @@ class RunCSVLogger(Logger):
 
     @property
     def save_dir(self) -> str:
-        """The run folder."""
         return str(self._run_dir)
 
     @property
     def root_dir(self) -> str:
-        """The run folder."""
         return str(self._run_dir)
 
     @property
     def log_dir(self) -> str:
-        """The run folder."""
         return str(self._run_dir)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds the resolved config already."""
+        """Do nothing: the run folder already has the resolved config."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Write one line.
 
         Args:
-            metrics: name -> number, or a tensor or array that holds one.
+            metrics: name -> number, or a tensor or array with a single number.
             step: env steps per agent.
 
         Raises:
-            ValueError: `step` is missing, or `metrics.csv` is another program's.
+            ValueError: `step` is missing, or another program wrote `metrics.csv`.
         """
         if step is None:
             raise ValueError("step=None: log_metrics needs the number of env steps per agent")
         row = {STEP_COLUMN: step} | {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
         columns = self._read_columns()
-        new = row.keys() - set(columns)
-        if new:
-            columns = [STEP_COLUMN, *sorted(({*columns} | new) - {STEP_COLUMN})]
+        new_columns = row.keys() - set(columns)
+        if new_columns:
+            columns = [STEP_COLUMN, *sorted(({*columns} | new_columns) - {STEP_COLUMN})]
             rows = read_csv(self.path)[1] if self.path.exists() else []
             write_csv(self.path, columns, [*rows, row])
             self._columns = columns
@@ -92,10 +90,10 @@ class RunCSVLogger(Logger):
 
     @rank_zero_only
     def keep_until(self, env_steps: int) -> None:
-        """Drop the lines past `env_steps` env steps per agent, which a run resumed there is going to write again.
+        """Remove the lines after `env_steps` env steps per agent. A run that resumes there writes them again.
 
         Raises:
-            ValueError: `metrics.csv` is another program's.
+            ValueError: another program wrote `metrics.csv`.
         """
         columns = self._read_columns()
         if columns:
@@ -103,7 +101,7 @@ class RunCSVLogger(Logger):
             write_csv(self.path, columns, rows)
 
     def _read_columns(self) -> list[str]:
-        """The file's header, read once; empty if there is none yet."""
+        """The header of the file, which is read once. Empty if there is no file yet."""
         if self._columns is None:
             columns = read_csv(self.path)[0] if self.path.exists() else []
             if columns and columns[0] != STEP_COLUMN:

@@ -1,4 +1,7 @@
-"""The Lightning side of experience: streams lazy macro batches of update cycles from environments and replay."""
+"""The datamodule.
+
+It gives Lightning macro batches, which step the environments and draw from the replay while they are iterated.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,9 +19,10 @@ from metagenrl_pl.training.checkpoint_io import CheckpointError, replay_folder
 
 
 class MacroBatch:
-    """Some update cycles, handed out one at a time, so that their number changes the overhead and nothing else.
+    """A number of update cycles that Lightning handles as one batch. The number affects Lightning's overhead, not the results.
 
-    Iterating lets every agent take an env step per cycle and yields the function that draws windows from replay (`Agents.steps`).
+    Iterating takes one env step with every agent per cycle, and yields the function that draws windows from the replay
+    (`Agents.steps`).
     """
 
     def __init__(self, agents: Agents, num_cycles: int) -> None:
@@ -28,7 +32,7 @@ class MacroBatch:
         return self._num_cycles
 
     def skip(self) -> None:
-        """Leave its cycles to later batches."""
+        """Make this batch empty. Its cycles belong to later batches then."""
         self._num_cycles = 0
 
     def __iter__(self) -> Iterator[Draw]:
@@ -36,13 +40,13 @@ class MacroBatch:
 
 
 class _MacroBatchLoader:
-    """What Lightning iterates: the macro batches that are left. Has a length, or Lightning would fetch a batch ahead of its time."""
+    """The remaining macro batches, for Lightning. Without a length, Lightning would fetch the next batch too early."""
 
     def __init__(self, datamodule: "ReplayDataModule") -> None:
         self._datamodule = datamodule
 
     def __len__(self) -> int:
-        """Macro batches of the whole run: those done before a resume and those that are left."""
+        """Macro batches of the whole run: the finished and the remaining ones."""
         left = max(self._datamodule.env_steps_left, 0)
         return self._datamodule.num_batches + math.ceil(left / self._datamodule.updates_per_batch)
 
@@ -53,18 +57,18 @@ class _MacroBatchLoader:
             yield MacroBatch(datamodule.agents, min(datamodule.updates_per_batch, left))
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the datamodule restores the stream. That it is here tells Lightning that the stream can resume."""
+        """Empty, since the datamodule restores the stream. The method shows Lightning that a run can resume within an epoch."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
+        """Do nothing, since the datamodule restores the stream."""
 
 
 class ReplayDataModule(pl.LightningDataModule):
-    """Streams the experience of agents.
+    """Gives Lightning macro batches of update cycles, and saves and restores the agents' experience.
 
     Args:
-        agents: whose env steps and replay these are.
+        agents: that act and learn.
         env_steps: length of the run, in env steps of each agent.
         updates_per_batch: update cycles per Lightning batch (M).
 
@@ -81,26 +85,27 @@ class ReplayDataModule(pl.LightningDataModule):
 
     @property
     def env_steps_left(self) -> int:
-        """Env steps of each agent until the end of the run."""
+        """Remaining env steps of each agent."""
         return self.env_steps - self.agents.env_steps
 
     def train_dataloader(self) -> Any:
-        """The stream of macro batches."""
         return _MacroBatchLoader(self)
 
     def teardown(self, stage: str) -> None:
         self.agents.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, random streams and open episodes of all agents. The replay is in files of its own."""
+        """Counters, random streams and open episodes of all agents. The replay is saved in separate files."""
         return {"collector": self.agents.state_dict(), "num_batches": self.num_batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the stream, with the replay beside the checkpoint if there is one.
+        """Restore the experience, including the replay if it was saved with the checkpoint.
 
         Raises:
             CheckpointError: if the replay is damaged.
         """
+        # The replay comes first, since the collector continues its open episodes. Without a replay these episodes have lost their
+        # first steps, so `is_open` is false and new episodes begin.
         assert self.trainer is not None
         checkpoint, placement = Path(str(self.trainer.ckpt_path)), self.agents.placement
         self.num_batches, state = state_dict["num_batches"], dict(state_dict["collector"])
@@ -113,21 +118,21 @@ class ReplayDataModule(pl.LightningDataModule):
                     f"remove the folder {folder} to resume with an empty replay"
                 )
         else:
-            rank_zero_warn(f"No replay beside {checkpoint.name}: it fills up anew before updates go on.")
+            rank_zero_warn(f"No replay beside {checkpoint.name}: a new one is filled before updates continue.")
             state["is_open"] = False
         lost = self.agents.load_state_dict(state)
         if lost:
             names = ", ".join(f"{agent} ({self.agents.specs[agent].name})" for agent in lost)
-            rank_zero_warn(f"Open episodes that could not be re-entered count as truncated, new ones begin: agents {names}.")
+            rank_zero_warn(f"Open episodes could not be repeated, so they count as truncated and new ones begin: agents {names}.")
 
     def save_replay(self, folder: Path) -> None:
-        """Write one file for each agent of this process."""
+        """Write the replay of this process's agents to `folder`, one file per agent."""
         folder.mkdir(parents=True, exist_ok=True)
         for i, agent in enumerate(self.agents.placement.agents):
             save_file(self.agents.replay.agent_state(i), _replay_file(folder, agent))
 
     def _load_replay(self, folder: Path) -> str | None:
-        """Restore the replay of this process's agents; what is wrong with the files, if anything is."""
+        """Restore the replay of this process's agents. Returns an error message if a file is missing or damaged."""
         for i, agent in enumerate(self.agents.placement.agents):
             path = _replay_file(folder, agent)
             try:

@@ -1,4 +1,4 @@
-"""The processes of a run: what strategy joins them, where they agree, and what they leave behind."""
+"""The processes of a run: Lightning's strategy, checks of the trainer, a common run folder, and clean-up after a run."""
 
 import contextlib
 import inspect
@@ -23,47 +23,50 @@ from metagenrl_pl.common.exit_codes import MISTAKE
 from metagenrl_pl.config.schema import ConfigError
 
 STRATEGIES = ("auto", "ddp")
-"""What `trainer.strategy` may be."""
+"""Valid values of `trainer.strategy`."""
 
-_OF_THE_RUN = {
+_SET_BY_THE_RUN = {
     "callbacks": "an entry below callbacks",
     "logger": "logger=... or an entry below logger",
     "enable_checkpointing": "callbacks.checkpoint=null for none",
     "enable_progress_bar": "callbacks.display=null for none",
     "plugins": "trainer.strategy and trainer.devices",
 }
-"""Arguments of Lightning's Trainer that the run gives itself, and where they come from."""
-SECONDS_TO_TELL = 4.0
-"""How long a process waits for another's last words; Lightning looks for dead processes every five seconds."""
+"""Arguments of Lightning's Trainer that the run sets itself, and what users configure instead."""
+SECONDS_TO_REPORT = 4.0
+"""How long a failed process waits for other processes to report their errors.
+
+Lightning looks for dead ones every five seconds.
+"""
 _RUN_DIR = "METAGENRL_RUN_DIR"
 _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN_DIR)
 
 
 class PopulationStrategy(DDPStrategy):
-    """Lightning's DDP without its wrapper: launching, devices and process group, and nothing else.
+    """Lightning's DDP without `DistributedDataParallel`: only launching, devices and the process group.
 
-    Agents differ from process to process, and `DistributedDataParallel` would make them equal. The objective is the same in all
-    because every process steps it with the same gradient, gathered from all agents (`Placement.gather`).
+    Agents differ between processes, and `DistributedDataParallel` would make them equal. The objective is the same in all
+    processes, because each steps it with the same gradient, which is gathered from all agents (`Placement.gather`).
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        # A process may wait for hours for one that still meta-tests its agents; launchers end all processes when one dies.
+        # A process may wait for hours while another one meta-tests its agents. If a process dies, the launcher ends the others.
         super().__init__(timeout=timedelta(days=7), **kwargs)
 
     def configure_ddp(self) -> None:
-        """Leave the module as it is."""
+        """Do not wrap the module in `DistributedDataParallel`."""
 
 
 def make_strategy(trainer: DictConfig) -> Strategy | str:
-    """What the trainer's configuration asks for, as Lightning wants it: one process on one device, or the population's strategy.
+    """The strategy for Lightning's Trainer: `auto` for one process on one device, otherwise `PopulationStrategy`.
 
     Raises:
-        ConfigError: for a strategy that cannot serve.
+        ConfigError: for a strategy that is not one of `STRATEGIES`.
     """
     strategy = trainer.get("strategy", "auto")
     if strategy not in STRATEGIES:
         raise ConfigError(
-            f"trainer.strategy={strategy} is no choice, since processes share the objective and not their agents; "
+            f"trainer.strategy={strategy} is not a choice, since processes share the objective but not their agents; "
             f"valid: {', '.join(STRATEGIES)}"
         )
     devices = trainer.get("devices", "auto")
@@ -74,10 +77,10 @@ def make_strategy(trainer: DictConfig) -> Strategy | str:
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """Refuse what would end a run unsaved, or in another precision, what the run sets itself, and devices that are none.
+    """Reject trainer settings that do not work here: unsaved ends, several epochs, other precisions, arguments that the run sets.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: names the key and what is valid.
     """
     defaults = inspect.signature(pl.Trainer).parameters
     for key in ("max_time", "max_steps", "limit_train_batches", "overfit_batches", "fast_dev_run"):
@@ -90,8 +93,8 @@ def check_trainer(trainer: DictConfig) -> None:
         ("accumulate_grad_batches", 1, "agent.num_windows=..."),
     ):
         if trainer.get(key, unset) != unset:
-            raise ConfigError(f"trainer.{key}={trainer[key]} cannot serve, since updates step by themselves; valid is {valid}")
-    for key, valid in _OF_THE_RUN.items():
+            raise ConfigError(f"trainer.{key}={trainer[key]} does not work with manual optimization; valid is {valid}")
+    for key, valid in _SET_BY_THE_RUN.items():
         if key in trainer:
             raise ConfigError(f"trainer.{key}={trainer[key]} is set by the run; valid is {valid}")
     devices = trainer.get("devices", "auto")
@@ -104,7 +107,7 @@ def check_trainer(trainer: DictConfig) -> None:
 
 
 def check_accelerator(trainer: pl.Trainer) -> None:
-    """Refuse a device that lacks the 64-bit numbers that windows are drawn with.
+    """Reject devices without 64-bit floats, with which windows are drawn.
 
     Raises:
         ConfigError: on Apple's GPUs.
@@ -116,35 +119,36 @@ def check_accelerator(trainer: pl.Trainer) -> None:
 
 
 def check_world_size(world_size: int, num_agents: int) -> None:
-    """Refuse processes that would have no agent.
+    """Reject more processes than agents, since a process without an agent has nothing to do.
 
     Raises:
-        ConfigError: if there are more processes than agents.
+        ConfigError: names the keys.
     """
     if world_size > num_agents:
         raise ConfigError(
             f"trainer.devices and trainer.num_nodes ask for {world_size} processes, population.size={num_agents} agents can be "
-            f"dealt to at most {num_agents}"
+            f"spread over at most {num_agents}"
         )
 
 
 def reported_by_another(trainer: pl.Trainer) -> bool:
-    """After an error here: whether it follows from one of a process that this one has started, and that has told it in a line.
+    """Whether a process that this one started has already reported the error in one line. Call it after an error.
 
-    A process that ends takes its connections with it, which the others notice while it still speaks.
+    If a process fails, its connections break, and the other processes get errors too. So we wait until the processes have ended,
+    and look for one that ended with a reported error.
     """
-    started: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
-    until = time.monotonic() + SECONDS_TO_TELL
-    for process in started:
+    processes: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
+    until = time.monotonic() + SECONDS_TO_REPORT
+    for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, until - time.monotonic()))
-    return any(process.returncode == MISTAKE for process in started)
+    return any(process.returncode == MISTAKE for process in processes)
 
 
 def agree_on_run_dir(run_dir: str) -> str:
-    """The run folder that the first process has chosen; every process has to call it.
+    """The run folder that the first process has chosen. Every process has to call it.
 
-    Processes start at different times, and the default folder is named after the time.
+    The default folder is named after the start time, which differs between processes.
     """
     if _RUN_DIR in os.environ:  # the first process has started this one
         return os.environ[_RUN_DIR]
@@ -152,7 +156,7 @@ def agree_on_run_dir(run_dir: str) -> str:
         return run_dir
     store, rank, _ = next(dist.rendezvous("env://"))
     job = OmegaConf.select(cast(DictConfig, HydraConfig.get()), "job.num", default=0) if HydraConfig.initialized() else 0
-    key = f"{_RUN_DIR}/{job}"  # each job of a sweep has its own
+    key = f"{_RUN_DIR}/{job}"  # each job of a sweep has its own folder
     if rank == 0:
         store.set(key, run_dir)
     return str(store.get(key).decode())
@@ -160,14 +164,16 @@ def agree_on_run_dir(run_dir: str) -> str:
 
 @contextlib.contextmanager
 def launching(run_dir: str) -> Iterator[None]:
-    """Prepares what further processes inherit, and afterwards takes away what a run leaves in this one, as a sweep goes on in it.
+    """Set what the processes that Lightning launches inherit, and restore everything afterwards for the next job of a sweep.
 
     Args:
         run_dir: the run's folder.
     """
     arguments, before = sys.argv, {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
     os.environ[_RUN_DIR] = run_dir
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:  # another process runs this job, not the sweep
+    if (
+        HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    ):  # a launched process runs this job, not the sweep
         flags = [argument for argument in arguments[1:] if argument.startswith("-") and argument not in ("-m", "--multirun")]
         sys.argv = [arguments[0], *flags, *HydraConfig.get().overrides.task]
     try:
