@@ -2,6 +2,7 @@
 
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from metagenrl_pl.nn import Parameters
+
+PullBack = Callable[[Tensor], Parameters]
+"""From a constant c, [P, B, T, A], the gradient of <g, c> in an objective's stacked parameters, [P, ...]."""
 
 
 class ObjectiveInputs(NamedTuple):
@@ -55,6 +59,13 @@ class Objective(nn.Module, ABC):
         return torch.func.grad(lambda action: self.loss(parameters, inputs._replace(policy_action=action)).sum())(
             inputs.policy_action
         )
+
+    def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
+        """g = dL/da, and how <g, c> depends on the parameters for a constant c. By autograd, unless a subclass writes it out."""
+        gradient, pull_back = torch.func.vjp(  # type: ignore[misc]
+            lambda parameters: self.action_gradient(parameters, inputs), parameters
+        )
+        return gradient, lambda direction: pull_back(direction)[0]
 
     def stacked_parameters(self, num_agents: int) -> Parameters:
         """The parameters with an agent axis in front (views), so that one differentiation gives the gradient of every agent."""

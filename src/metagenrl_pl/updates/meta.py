@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metagenrl_pl.batch import Windows
 from metagenrl_pl.inner import AdamMoments, InnerStep
-from metagenrl_pl.networks import Networks, first_critic
+from metagenrl_pl.networks import Networks, TracedCritics, TracedPolicy, first_critics
 from metagenrl_pl.nn import Parameters, inverse_root_mean_square, norm_per_agent, scale_per_agent
 from metagenrl_pl.objectives import Objective, Reinforce
 from metagenrl_pl.updates.policy import objective_inputs
@@ -42,27 +42,40 @@ def meta_loss(networks: Networks, policy: Parameters, task: MetaTask) -> Tensor:
     the same mean of its loss, which is low for actions near to replayed ones that had better returns than the critic expected; both
     over the root mean square of their action gradients at the policy before its step, and weighted by their shares.
     """
-    windows = task.windows
-    action = networks.action(policy, windows.observation)
-    loss = -(_judged_value(networks, task, action) * windows.valid).sum((1, 2)) / windows.num_valid
-    if task.advantage is None:
-        return loss
+    return meta_loss_and_gradient(networks, networks.action(policy, task.windows.observation), task)[0]
+
+
+def meta_loss_and_gradient(networks: Networks, action: Tensor, task: MetaTask) -> tuple[Tensor, Tensor]:
+    """`meta_loss` of a policy by its actions, [P], and its gradient in them, [P, B, T, A]."""
+    windows, advantage = task.windows, task.advantage
+    per_step = windows.valid / windows.num_valid.view(-1, 1, 1)
+    value, slope = _judged_value(networks, task, action)
+    loss, gradient = -(value * per_step).sum((1, 2)), -slope * per_step.unsqueeze(-1)
+    if advantage is None:
+        return loss, gradient
     before = networks.action(task.policy, windows.observation)
-    inputs = objective_inputs(networks, task.advantage, task.policy, task.critics, windows, before)
-    by_advantage = task.advantage.loss({}, inputs._replace(policy_action=action)).sum((1, 2)) / windows.num_valid
-    slopes = (
-        torch.func.grad(lambda a: _judged_value(networks, task, a).sum())(before) * networks.action_mask[:, None, None],
-        task.advantage.action_gradient({}, inputs),
-    )
-    scales = [inverse_root_mean_square(x, inputs.action_weight, windows.valid) for x in slopes]
-    return (1 - task.advantage_share) * scales[0] * loss + task.advantage_share * scales[1] * by_advantage
+    inputs = objective_inputs(networks, advantage, task.policy, task.critics, windows, before)
+    weights = [
+        share * inverse_root_mean_square(x, inputs.action_weight, windows.valid)
+        for share, x in (
+            (1 - task.advantage_share, _judged_value(networks, task, before)[1]),
+            (task.advantage_share, advantage.action_gradient({}, inputs)),
+        )
+    ]
+    inputs = inputs._replace(policy_action=action)
+    by_advantage = (advantage.loss({}, inputs) * per_step).sum((1, 2))
+    gradient_by_advantage = advantage.action_gradient({}, inputs) * per_step.unsqueeze(-1)
+    of_critic, of_advantage = (weight.view(-1, 1, 1, 1) for weight in weights)
+    return weights[0] * loss + weights[1] * by_advantage, of_critic * gradient + of_advantage * gradient_by_advantage
 
 
-def _judged_value(networks: Networks, task: MetaTask, action: Tensor) -> Tensor:
-    """Q of the task's first critic, or the minimum of its judges', [P, B, T]."""
-    if task.judges is None:
-        return networks.q(first_critic(task.critics), task.windows.observation, action)
-    return networks.ensemble_q(task.judges, task.windows.observation, action).amin(1)
+def _judged_value(networks: Networks, task: MetaTask, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Q of the task's first critic or the minimum of its judges', [P, B, T], and its slope in the actions, [P, B, T, A]."""
+    judges = first_critics(task.critics) if task.judges is None else task.judges
+    critics = TracedCritics(networks, judges, task.windows.observation, action)
+    value = critics.value.amin(1)
+    is_lowest = (critics.value == value.unsqueeze(1)).to(value.dtype)
+    return value, critics.action_gradient(is_lowest / is_lowest.sum(1, keepdim=True))
 
 
 def inner_stepped(networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask) -> Parameters:
@@ -113,24 +126,17 @@ def policy_and_meta_gradients(
     """
     windows = task.windows.part(0, task.windows.reward.shape[1] // 2)
 
-    action, pull_back_policy = torch.func.vjp(  # type: ignore[misc]
-        lambda phi: networks.action(phi, windows.observation), task.policy
-    )
-    inputs = objective_inputs(networks, objective, task.policy, task.critics, windows, action)
-    action_gradient, pull_back_objective = torch.func.vjp(  # type: ignore[misc]
-        lambda alpha: objective.action_gradient(alpha, inputs), alpha
-    )
-    # The pull-back u -> J^T u is linear, so its own transpose is w -> J w.
-    (gradient,), push_forward_policy = torch.func.vjp(pull_back_policy, action_gradient)  # type: ignore[misc]
+    traced = TracedPolicy(networks, task.policy, windows.observation)
+    inputs = objective_inputs(networks, objective, task.policy, task.critics, windows, traced.action)
+    action_gradient, pull_back_objective = objective.action_gradient_and_pull_back(alpha, inputs)
+    gradient = traced.pull_back(action_gradient)  # J^T g
 
-    def total(gradient: Parameters) -> tuple[Tensor, Tensor]:
-        stepped = inner(task.policy, gradient, windows.num_valid, task.moments)
-        loss = meta_loss(networks, stepped, task)
-        return loss.sum(), loss
+    stepped, pull_back_step = inner.step_and_pull_back(task.policy, gradient, windows.num_valid, task.moments)
+    judged = TracedPolicy(networks, stepped, task.windows.observation)
+    loss, daction = meta_loss_and_gradient(networks, judged.action, task)
+    cotangent = pull_back_step(judged.pull_back(daction))  # w
 
-    cotangent, loss = torch.func.grad(total, has_aux=True)(gradient)
-    (direction,) = push_forward_policy((cotangent,))  # J w, [P, B, T, A]
-    (meta_gradient,) = pull_back_objective(direction)
+    meta_gradient = pull_back_objective(traced.push_forward(cotangent))  # d < g, J w > / d alpha
     return scale_per_agent(gradient, 1 / windows.num_valid), meta_gradient, loss
 
 

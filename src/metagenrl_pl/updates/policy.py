@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metagenrl_pl.batch import Windows
-from metagenrl_pl.networks import Networks, first_critic, window_values
+from metagenrl_pl.networks import Networks, TracedCritics, TracedPolicy, first_critic, first_critics, window_values
 from metagenrl_pl.nn import Parameters
 from metagenrl_pl.objectives import Objective, ObjectiveInputs
 
@@ -22,14 +22,16 @@ def objective_inputs(
         critics: the twins, [P, 2, ...].
         action: pi(s) on the windows' observations, [P, B, T, A].
     """
-    critic_gradient = None
+    value = critic_gradient = None
     if objective.needs_critic_gradient:
-        critic_gradient = critic_action_gradient(networks, critics, windows, action, objective.critic_gradient_of)
+        value, critic_gradient = values_and_action_gradient(networks, critics, windows, action, objective.critic_gradient_of)
+    if objective.needs_value:
+        value = window_values(networks, policy, first_critic(critics), windows, action, value)
     return ObjectiveInputs(
         policy_action=action,
         replay_action=windows.action,
         reward=windows.reward,
-        value=window_values(networks, policy, first_critic(critics), windows, action) if objective.needs_value else None,
+        value=value if objective.needs_value else None,
         terminated=windows.terminated,
         valid=windows.valid,
         action_weight=networks.action_weight,
@@ -37,17 +39,13 @@ def objective_inputs(
     )
 
 
-def critic_action_gradient(
+def values_and_action_gradient(
     networks: Networks, critics: Parameters, windows: Windows, action: Tensor, of: Literal["first", "both"]
-) -> Tensor:
-    """dQ/da at some actions, of the first critic or the mean of both, [P, B, T, A], 0 in padded dimensions."""
-
-    def total(action: Tensor) -> Tensor:
-        if of == "first":
-            return networks.q(first_critic(critics), windows.observation, action).sum()
-        return networks.ensemble_q(critics, windows.observation, action).mean(1).sum()
-
-    return torch.func.grad(total)(action) * networks.action_mask[:, None, None]
+) -> tuple[Tensor, Tensor]:
+    """Q1 at some actions, [P, B, T], and dQ/da of the first critic or the mean of both, [P, B, T, A], 0 in padded dimensions."""
+    looked_at = first_critics(critics) if of == "first" else critics
+    traced = TracedCritics(networks, looked_at, windows.observation, action)
+    return traced.value[:, 0], traced.action_gradient(torch.full_like(traced.value, 1 / traced.value.shape[1]))
 
 
 def _first_slope(
@@ -56,7 +54,7 @@ def _first_slope(
     """dQ1/da, which the objective may have been given already, [P, B, T, A]."""
     if inputs.critic_gradient is not None and objective.critic_gradient_of == "first":
         return inputs.critic_gradient
-    return critic_action_gradient(networks, critics, windows, action, "first")
+    return values_and_action_gradient(networks, critics, windows, action, "first")[1]
 
 
 def policy_gradients(
@@ -78,17 +76,14 @@ def policy_gradients(
         critics: the twins, [P, 2, ...].
         objective_share: p, a scalar or one for each agent [P]; None for 1.
     """
-    action, pull_back = torch.func.vjp(  # type: ignore[misc]
-        lambda phi: networks.action(phi, windows.observation), policy
-    )
-    inputs = objective_inputs(networks, objective, policy, critics, windows, action)
-    gradient = objective.action_gradient(alpha, inputs)  # [P, B, T, A]
+    traced = TracedPolicy(networks, policy, windows.observation)
+    inputs = objective_inputs(networks, objective, policy, critics, windows, traced.action)
+    gradient, _ = objective.action_gradient_and_pull_back(alpha, inputs)  # [P, B, T, A]
     if objective_share is not None:
-        slope = _first_slope(networks, objective, critics, windows, action, inputs)
+        slope = _first_slope(networks, objective, critics, windows, traced.action, inputs)
         share = objective_share.view(-1, 1, 1, 1)
         gradient = share * gradient - (1 - share) * slope * windows.valid[..., None]
-    (policy_gradient,) = pull_back(gradient / windows.num_valid.view(-1, 1, 1, 1))
-    return policy_gradient
+    return traced.pull_back(gradient / windows.num_valid.view(-1, 1, 1, 1))
 
 
 def action_gradient_agreement(
