@@ -78,7 +78,7 @@ class SGD(InnerStep):
 
     def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
         """The policy after one step; see InnerStep."""
-        return {name: p - self.step_size * gradient[name] for name, p in policy.items()}
+        return {name: torch.sub(p, gradient[name], alpha=self.step_size) for name, p in policy.items()}
 
     def step_and_pull_back(
         self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None

@@ -269,6 +269,8 @@ class Norm(Layer):
         return projected * self._r
 
     def _mean_over_units(self, x: Tensor) -> Tensor:
+        if x.shape[-1] == self._num_units:
+            return x.mean(-1, keepdim=True)
         return x.sum(-1, keepdim=True) / self._num_units
 
 

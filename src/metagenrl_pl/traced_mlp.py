@@ -1,6 +1,6 @@
 """A stacked network whose derivatives are written out by hand (see `layers`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from metagenrl_pl.layers import Chain, Layer, Linear, Mixed, Norm, Relu
 from metagenrl_pl.nn import ALIGNMENT, Parameters, StackedMLP, mixed
+
+_ACTIVATIONS: dict[Callable[[Tensor], Tensor], Callable[[int], Layer]] = {torch.relu: lambda num_units: Relu(), mixed: Mixed}
 
 
 class TracedMLP(Chain):
@@ -19,6 +21,9 @@ class TracedMLP(Chain):
     Args:
         mlp: the network.
         parameters: of it, [P, ...].
+
+    Raises:
+        KeyError: if no layer is written for the network's activation.
     """
 
     def __init__(self, mlp: StackedMLP, parameters: Parameters) -> None:
@@ -30,7 +35,7 @@ class TracedMLP(Chain):
         self._linears = [self._linear(k) for k in range(len(self._names))]
         layers: list[Layer] = []
         for linear in self._linears[: mlp.num_hidden]:
-            layers += [linear, Mixed(self._num_units) if mlp.activation is mixed else Relu()]
+            layers += [linear, _ACTIVATIONS[mlp.activation](self._num_units)]
             if mlp.layer_norm_eps is not None:
                 layers.append(Norm(self._num_units, mlp.layer_norm_eps))
         super().__init__([*layers, *self._linears[mlp.num_hidden :]])
