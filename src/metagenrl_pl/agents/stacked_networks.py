@@ -41,13 +41,19 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # the compiler decides about rounding; it fuses a separate sum with the next operation
         return torch.bmm(x, weight) + bias.unsqueeze(1)
     if x.device.type == "cpu":
-        num_rows, num_missing = x.shape[1], -x.shape[1] % ALIGNMENT
-        num_inputs = -x.shape[2] % ALIGNMENT if min(weight.shape[1:]) < _NARROW else 0
+        num_rows, num_missing, num_inputs = x.shape[1], -x.shape[1] % ALIGNMENT, num_missing_inputs(weight)
         if num_missing or num_inputs:
             x = functional.pad(x, (0, num_inputs, 0, num_missing))
             weight = functional.pad(weight, (0, 0, 0, num_inputs)) if num_inputs else weight
             return torch.baddbmm(bias.unsqueeze(1), x, weight)[:, :num_rows]
     return torch.baddbmm(bias.unsqueeze(1), x, weight)
+
+
+def num_missing_inputs(weight: Tensor) -> int:
+    """Zero rows that [P, in, out] lacks so that `stacked_linear` gives every agent its own bits."""
+    if torch.compiler.is_compiling() or weight.device.type != "cpu" or weight.shape[-1] == 1:
+        return 0
+    return -weight.shape[1] % ALIGNMENT if min(weight.shape[1:]) < _NARROW else 0
 
 
 def stacked_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

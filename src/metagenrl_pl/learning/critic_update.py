@@ -1,9 +1,8 @@
 """Critic update: temporal-difference learning of twin critics (paper eq. 3, with TD3's targets)."""
 
-import torch
 from torch import Tensor
 
-from metagenrl_pl.agents.networks import Networks
+from metagenrl_pl.agents.networks import Networks, TracedCritics
 from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.agents.windows import Windows
 
@@ -26,12 +25,6 @@ def critic_targets(
     return windows.reward + discount * (1 - windows.terminated) * value
 
 
-def critic_loss(networks: Networks, critics: Parameters, windows: Windows, target: Tensor) -> Tensor:
-    """Mean over valid steps of the sum of both critics' squared errors, [P]. `target` is a constant, [P, B, T]."""
-    error = networks.ensemble_q(critics, windows.observation, windows.action) - target.unsqueeze(1)  # [P, 2, B, T]
-    return (error * error * windows.valid.unsqueeze(1)).sum((1, 2, 3)) / windows.num_valid
-
-
 def critic_gradients(
     networks: Networks,
     critics: Parameters,
@@ -41,12 +34,14 @@ def critic_gradients(
     noise: Tensor,
     discount: float,
 ) -> tuple[Parameters, Tensor]:
-    """Gradient of each agent's loss with respect to its critics, [P, 2, ...], unclipped, and the losses, [P]."""
+    """Gradient of each agent's loss with respect to its critics, [P, 2, ...], unclipped, and the losses, [P].
+
+    The loss is the sum of both critics' squared errors, averaged over the agent's valid steps.
+    """
     target = critic_targets(networks, target_policy, target_critics, windows, noise, discount)
 
-    def total(critics: Parameters) -> tuple[Tensor, Tensor]:
-        loss = critic_loss(networks, critics, windows, target)
-        return loss.sum(), loss
-
-    gradients, loss = torch.func.grad(total, has_aux=True)(critics)
-    return gradients, loss
+    traced = TracedCritics(networks, critics, windows.observation, windows.action)
+    error = traced.value - target.unsqueeze(1)  # [P, 2, B, T]
+    weight = (windows.valid / windows.num_valid.view(-1, 1, 1)).unsqueeze(1)
+    loss = (error * error * weight).sum((1, 2, 3))
+    return traced.parameter_gradients(2 * error * weight), loss

@@ -5,6 +5,7 @@ valid steps.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,15 @@ class InnerStep(ABC):
             moments: of the policies' optimizer, constants; None unless `needs_moments`.
         """
 
+    def step_and_pull_back(
+        self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None
+    ) -> tuple[Parameters, Callable[[Parameters], Parameters]]:
+        """The policy after one step, and what turns a gradient in it into one in `gradient`; by autograd, unless written out."""
+        stepped, pull_back = torch.func.vjp(  # type: ignore[misc]
+            lambda gradient: self(policy, gradient, num_valid, moments), gradient
+        )
+        return stepped, lambda dstepped: pull_back({name: dstepped[name] for name in stepped})[0]
+
 
 class SGD(InnerStep):
     """phi' = phi - step_size * gradient of the summed loss (as in the paper's code), unclipped.
@@ -68,7 +78,13 @@ class SGD(InnerStep):
         self.step_size = step_size
 
     def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
-        return {name: p - self.step_size * gradient[name] for name, p in policy.items()}
+        return {name: torch.sub(p, gradient[name], alpha=self.step_size) for name, p in policy.items()}
+
+    def step_and_pull_back(
+        self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None
+    ) -> tuple[Parameters, Callable[[Parameters], Parameters]]:
+        stepped = self(policy, gradient, num_valid, moments)
+        return stepped, lambda dstepped: {name: -self.step_size * d for name, d in dstepped.items()}
 
 
 class Adam(InnerStep):

@@ -1,49 +1,68 @@
-"""Judges: the meta-loss, which rates the policy after the inner step and which meta-learning minimises (paper eq. 5)."""
+"""Judges: the loss of a policy after the inner step, which meta-learning makes small (paper eq. 5)."""
 
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-from metagenrl_pl.agents.networks import Networks, first_critic
+from metagenrl_pl.agents.networks import Networks
 from metagenrl_pl.agents.stacked_networks import Parameters, inverse_root_mean_square
 from metagenrl_pl.agents.windows import Windows
-from metagenrl_pl.learning.policy_update import objective_inputs
+from metagenrl_pl.learning.policy_update import objective_inputs, values_and_action_gradient
 from metagenrl_pl.objectives import Reinforce
 
 
 class Judge(ABC):
-    """A loss of policies that is differentiable with respect to their parameters. Lower is better."""
+    """Computes how bad a policy is from its actions. A subclass implements `loss`."""
 
     @abstractmethod
-    def loss(self, networks: Networks, stepped: Parameters, policy: Parameters, critics: Parameters, windows: Windows) -> Tensor:
-        """The meta-loss of each agent, [P].
+    def loss(self, networks: Networks, action: Tensor, policy: Parameters, critics: Parameters, windows: Windows) -> Tensor:
+        """The meta-loss of each agent, [P]; differentiable in `action`.
 
         Args:
             networks: of P agents.
-            stepped: policies after the inner step, [P, ...]. Gradients flow only through these.
-            policy: policies before the inner step, [P, ...].
+            action: of the policies after the inner step on the windows' observations, [P, B, T, A].
+            policy: policies before the inner step.
             critics: the twins, [P, 2, ...].
             windows: on which the policies are judged.
         """
 
+    def loss_and_gradient(
+        self, networks: Networks, action: Tensor, policy: Parameters, critics: Parameters, windows: Windows
+    ) -> tuple[Tensor, Tensor]:
+        """`loss`, [P], and its gradient with respect to `action`, [P, B, T, A]; by autograd, unless a subclass writes it out."""
+
+        def total(action: Tensor) -> tuple[Tensor, Tensor]:
+            loss = self.loss(networks, action, policy, critics, windows)
+            return loss.sum(), loss
+
+        gradient, loss = torch.func.grad(total, has_aux=True)(action)
+        return loss, gradient
+
 
 class CriticJudge(Judge):
-    """-Q1(s, pi(s)), averaged over valid steps: the critic rates the policy's actions, as in the paper."""
+    """-Q1(s, pi(s)), averaged over valid steps: a policy is good if its critic values its actions (the paper)."""
 
-    def loss(self, networks: Networks, stepped: Parameters, policy: Parameters, critics: Parameters, windows: Windows) -> Tensor:
-        return _critic_loss(networks, critics, windows, networks.action(stepped, windows.observation))
+    def loss(self, networks: Networks, action: Tensor, policy: Parameters, critics: Parameters, windows: Windows) -> Tensor:
+        return self.loss_and_gradient(networks, action, policy, critics, windows)[0]
+
+    def loss_and_gradient(
+        self, networks: Networks, action: Tensor, policy: Parameters, critics: Parameters, windows: Windows
+    ) -> tuple[Tensor, Tensor]:
+        per_step = windows.valid / windows.num_valid.view(-1, 1, 1)
+        value, slope = values_and_action_gradient(networks, critics, windows, action, "first")
+        return -(value * per_step).sum((1, 2)), -slope * per_step.unsqueeze(-1)
 
 
 class ReturnsJudge(Judge):
-    """A weighted sum of the critic's loss and a loss by returns. Not in the paper.
+    """A mixture of the critic's loss and a loss computed from returns. Not in the paper.
 
-    The loss by returns is off-policy REINFORCE. It is low if the policy is close to replayed actions with better returns than the
-    critic expected, and far from replayed actions with worse returns. Each loss is divided by the root mean square of its action
-    gradient, at the policy before the inner step. So the meaning of `share` does not depend on their scales.
+    The loss from returns is that of off-policy REINFORCE. It is low where the policy is near replayed actions with better returns than
+    the critic expected, and far from replayed actions with worse ones. Both losses are divided by the root mean square of their action
+    gradients at the policy before its step, so that `share` means the same at any scale.
 
     Args:
-        share: weight of the loss by returns, from 0 to 1; the critic's loss has the rest.
+        share: of the loss from returns, from 0 to 1.
         discount, gae_lambda: of the generalised advantage, see `Reinforce`.
 
     Raises:
@@ -53,23 +72,32 @@ class ReturnsJudge(Judge):
     def __init__(self, share: float = 0.5, discount: float = 0.99, gae_lambda: float = 0.97) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"share must be between 0 and 1, got {share}")
-        self.share, self.reinforce = share, Reinforce(discount, gae_lambda)
+        self.share, self.critic, self.reinforce = share, CriticJudge(), Reinforce(discount, gae_lambda)
 
-    def loss(self, networks: Networks, stepped: Parameters, policy: Parameters, critics: Parameters, windows: Windows) -> Tensor:
-        action = networks.action(stepped, windows.observation)
-        by_critic = _critic_loss(networks, critics, windows, action)
+    def loss(self, networks: Networks, action: Tensor, policy: Parameters, critics: Parameters, windows: Windows) -> Tensor:
+        return self.loss_and_gradient(networks, action, policy, critics, windows)[0]
+
+    def loss_and_gradient(
+        self, networks: Networks, action: Tensor, policy: Parameters, critics: Parameters, windows: Windows
+    ) -> tuple[Tensor, Tensor]:
         before = networks.action(policy, windows.observation)
         inputs = objective_inputs(networks, self.reinforce, policy, critics, windows, before)
-        by_returns = self.reinforce.loss({}, inputs._replace(policy_action=action)).sum((1, 2)) / windows.num_valid
         slopes = (
-            torch.func.grad(lambda a: networks.q(first_critic(critics), windows.observation, a).sum())(before)
-            * networks.action_mask[:, None, None],
+            values_and_action_gradient(networks, critics, windows, before, "first")[1],
             self.reinforce.action_gradient({}, inputs),
         )
         scales = [inverse_root_mean_square(slope, inputs.action_weight, windows.valid) for slope in slopes]
-        return (1 - self.share) * scales[0] * by_critic + self.share * scales[1] * by_returns
-
-
-def _critic_loss(networks: Networks, critics: Parameters, windows: Windows, action: Tensor) -> Tensor:
-    value = networks.q(first_critic(critics), windows.observation, action)  # [P, B, T]
-    return -(value * windows.valid).sum((1, 2)) / windows.num_valid
+        inputs = inputs._replace(policy_action=action)
+        per_step = windows.valid / windows.num_valid.view(-1, 1, 1)
+        judged = (
+            self.critic.loss_and_gradient(networks, action, policy, critics, windows),
+            (
+                (self.reinforce.loss({}, inputs) * per_step).sum((1, 2)),
+                self.reinforce.action_gradient({}, inputs) * per_step.unsqueeze(-1),
+            ),
+        )
+        weights = (1 - self.share) * scales[0], self.share * scales[1]
+        return (
+            weights[0] * judged[0][0] + weights[1] * judged[1][0],
+            weights[0].view(-1, 1, 1, 1) * judged[0][1] + weights[1].view(-1, 1, 1, 1) * judged[1][1],
+        )

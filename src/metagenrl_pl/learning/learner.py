@@ -124,9 +124,9 @@ class Learner:
             windows,
             objective_share,
         )
-        self.metrics.record("policy_gradient_norm", norm_per_agent(gradients))
-        clipped = clip_per_agent(gradients, self.settings.policy_max_gradient_norm)
-        _set_gradients(population.rows["policy"], population.policy_layout.flatten(clipped))
+        flat = {"": population.policy_layout.flatten(gradients)}  # in one piece: fewer operations
+        self.metrics.record("policy_gradient_norm", norm_per_agent(flat))
+        _set_gradients(population.rows["policy"], clip_per_agent(flat, self.settings.policy_max_gradient_norm)[""])
         self.policy_optimizer.step()
 
     def update_objective(self, windows: Windows) -> None:

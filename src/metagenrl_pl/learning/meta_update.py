@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metagenrl_pl.agents.networks import Networks
+from metagenrl_pl.agents.networks import Networks, TracedPolicy
 from metagenrl_pl.agents.stacked_networks import Parameters, norm_per_agent, scale_per_agent
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.learning.inner_step import AdamMoments, InnerStep
@@ -28,11 +28,6 @@ class MetaTask(NamedTuple):
     critics: Parameters  # the twins, [P, 2, ...]
     windows: Windows  # (K + 1) B windows: inner step k uses windows k B to (k + 1) B, the judge all of them
     moments: AdamMoments | None = None
-
-
-def meta_loss(networks: Networks, judge: Judge, stepped: Parameters, task: MetaTask) -> Tensor:
-    """The judge's loss of the policies after the inner loop, [P]."""
-    return judge.loss(networks, stepped, task.policy, task.critics, task.windows)
 
 
 def run_inner_loop(networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask) -> Parameters:
@@ -61,7 +56,9 @@ def general_meta_gradients(
     """Gradient of each agent's meta-loss in its copy of alpha, [P, ...], through the whole inner loop, and the losses, [P]."""
 
     def total(alpha: Parameters) -> tuple[Tensor, Tensor]:
-        loss = meta_loss(networks, judge, run_inner_loop(networks, objective, inner, alpha, task), task)
+        stepped = run_inner_loop(networks, objective, inner, alpha, task)
+        action = networks.action(stepped, task.windows.observation)
+        loss = judge.loss(networks, action, task.policy, task.critics, task.windows)
         return loss.sum(), loss
 
     return torch.func.grad(total, has_aux=True)(alpha)
@@ -80,29 +77,22 @@ def factored_meta_gradients(
     """
     windows = task.windows.part(0, task.windows.reward.shape[1] // 2)
 
-    # 1. The actions, and J^T as a function: pull_back_policy(u) = J^T u.
-    action, pull_back_policy = torch.func.vjp(  # type: ignore[misc]
-        lambda phi: networks.action(phi, windows.observation), task.policy
-    )
-    # 2. g(alpha), and the function that takes a cotangent u of g to d/d alpha < g(alpha), u >. The second order is in here alone.
-    inputs = objective_inputs(networks, objective, task.policy, task.critics, windows, action)
-    action_gradient, pull_back_objective = torch.func.vjp(  # type: ignore[misc]
-        lambda alpha: objective.action_gradient(alpha, inputs), alpha
-    )
-    # 3. G = J^T g. The function u -> J^T u is linear, so its own transpose is w -> J w, which needs no forward-mode derivative.
-    (gradient,), push_forward_policy = torch.func.vjp(pull_back_policy, action_gradient)  # type: ignore[misc]
+    # 1. The actions, g(alpha), and the function that takes a constant c to d/d alpha < g(alpha), c >. The second order is in here alone.
+    traced = TracedPolicy(networks, task.policy, windows.observation)
+    inputs = objective_inputs(networks, objective, task.policy, task.critics, windows, traced.action)
+    action_gradient, pull_back_objective = objective.action_gradient_and_pull_back(alpha, inputs)
 
-    # 4. w = dM / dG: one ordinary backward pass through the judge, the policy at phi' and the inner step.
-    def total(gradient: Parameters) -> tuple[Tensor, Tensor]:
-        loss = meta_loss(networks, judge, inner(task.policy, gradient, windows.num_valid, task.moments), task)
-        return loss.sum(), loss
+    # 2. The policy's gradient G = J^T g, and the inner step phi' = step(phi, G).
+    gradient = traced.pull_back(action_gradient)
+    stepped, pull_back_step = inner.step_and_pull_back(task.policy, gradient, windows.num_valid, task.moments)
 
-    cotangent, loss = torch.func.grad(total, has_aux=True)(gradient)
+    # 3. w = dM / dG: one ordinary backward pass through the judge, the policy at phi' and the inner step.
+    judged = TracedPolicy(networks, stepped, task.windows.observation)
+    loss, daction = judge.loss_and_gradient(networks, judged.action, task.policy, task.critics, task.windows)
+    cotangent = pull_back_step(judged.pull_back(daction))
 
-    # 5. J w, [P, B, T, A], and from it the gradient of alpha.
-    (direction,) = push_forward_policy((cotangent,))
-    (meta_gradient,) = pull_back_objective(direction)
-    return meta_gradient, loss
+    # 4. J w, [P, B, T, A], and from it the gradient of alpha.
+    return pull_back_objective(traced.push_forward(cotangent)), loss
 
 
 def meta_gradients(
@@ -126,8 +116,8 @@ def combine_meta_gradients(
         rule: what is done to each.
         gather: makes rows of all agents of the rows of these, where others are computed elsewhere.
     """
-    norm = norm_per_agent(gradients)
-    scaled = scale_per_agent(gradients, 1 / norm.clamp(min=1.0 if rule == "clip" else 1e-12))
-    flat = torch.cat([g.flatten(1) for g in scaled.values()], 1)  # in one piece, so that all of them are gathered at once
-    parts = gather(flat).mean(0).split([g[0].numel() for g in scaled.values()])
-    return {name: part.view(g.shape[1:]) for (name, g), part in zip(scaled.items(), parts, strict=True)}, norm
+    flat = {"": torch.cat([g.flatten(1) for g in gradients.values()], 1)}  # in one piece: fewer operations, and one to gather
+    norm = norm_per_agent(flat)
+    every = gather(scale_per_agent(flat, 1 / norm.clamp(min=1.0 if rule == "clip" else 1e-12))[""])
+    parts = every.mean(0).split([g[0].numel() for g in gradients.values()])
+    return {name: part.view(g.shape[1:]) for (name, g), part in zip(gradients.items(), parts, strict=True)}, norm

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from metagenrl_pl.agents.networks import Networks, first_critic, window_values
+from metagenrl_pl.agents.networks import Networks, TracedCritics, TracedPolicy, first_critic, first_critics, window_values
 from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.objectives import Objective, ObjectiveInputs
@@ -21,14 +21,16 @@ def objective_inputs(
         critics: the twins, [P, 2, ...].
         action: pi(s) on the windows' observations, [P, B, T, A].
     """
-    critic_gradient = None
+    value = critic_gradient = None
     if objective.needs_critic_gradient:
-        critic_gradient = critic_action_gradient(networks, critics, windows, action, objective.critic_gradient_of)
+        value, critic_gradient = values_and_action_gradient(networks, critics, windows, action, objective.critic_gradient_of)
+    if objective.needs_value:
+        value = window_values(networks, policy, first_critic(critics), windows, action, value)
     return ObjectiveInputs(
         policy_action=action,
         replay_action=windows.action,
         reward=windows.reward,
-        value=window_values(networks, policy, first_critic(critics), windows, action) if objective.needs_value else None,
+        value=value if objective.needs_value else None,
         terminated=windows.terminated,
         valid=windows.valid,
         action_weight=networks.action_weight,
@@ -36,15 +38,13 @@ def objective_inputs(
     )
 
 
-def critic_action_gradient(networks: Networks, critics: Parameters, windows: Windows, action: Tensor, of: CriticChoice) -> Tensor:
-    """dQ/da at `action` for the first critic or the mean of both, [P, B, T, A], 0 in padded dimensions."""
-
-    def total(action: Tensor) -> Tensor:
-        if of == "first":
-            return networks.q(first_critic(critics), windows.observation, action).sum()
-        return networks.ensemble_q(critics, windows.observation, action).mean(1).sum()
-
-    return torch.func.grad(total)(action) * networks.action_mask[:, None, None]
+def values_and_action_gradient(
+    networks: Networks, critics: Parameters, windows: Windows, action: Tensor, of: CriticChoice
+) -> tuple[Tensor, Tensor]:
+    """Q1 at `action`, [P, B, T], and dQ/da of the first critic or the mean of both, [P, B, T, A], 0 in padded dimensions."""
+    chosen = first_critics(critics) if of == "first" else critics
+    traced = TracedCritics(networks, chosen, windows.observation, action)
+    return traced.value[:, 0], traced.action_gradient(torch.full_like(traced.value, 1 / traced.value.shape[1]))
 
 
 def _first_slope(
@@ -53,7 +53,7 @@ def _first_slope(
     """dQ1/da, [P, B, T, A]. Taken from the objective's inputs if they contain it."""
     if inputs.critic_gradient is not None and objective.critic_gradient_of == "first":
         return inputs.critic_gradient
-    return critic_action_gradient(networks, critics, windows, action, "first")
+    return values_and_action_gradient(networks, critics, windows, action, "first")[1]
 
 
 def policy_gradients(
@@ -77,17 +77,14 @@ def policy_gradients(
         critics: the twins, [P, 2, ...].
         objective_share: p, a scalar or one number per agent, [P]; None means 1.
     """
-    action, pull_back = torch.func.vjp(  # type: ignore[misc]
-        lambda phi: networks.action(phi, windows.observation), policy
-    )
-    inputs = objective_inputs(networks, objective, policy, critics, windows, action)
-    gradient = objective.action_gradient(alpha, inputs)  # [P, B, T, A]
+    traced = TracedPolicy(networks, policy, windows.observation)
+    inputs = objective_inputs(networks, objective, policy, critics, windows, traced.action)
+    gradient, _ = objective.action_gradient_and_pull_back(alpha, inputs)  # [P, B, T, A]
     if objective_share is not None:
-        slope = _first_slope(networks, objective, critics, windows, action, inputs)
+        slope = _first_slope(networks, objective, critics, windows, traced.action, inputs)
         share = objective_share.view(-1, 1, 1, 1)
         gradient = share * gradient - (1 - share) * slope * windows.valid[..., None]
-    (policy_gradient,) = pull_back(gradient / windows.num_valid.view(-1, 1, 1, 1))
-    return policy_gradient
+    return traced.pull_back(gradient / windows.num_valid.view(-1, 1, 1, 1))
 
 
 def action_gradient_agreement(

@@ -2,6 +2,7 @@
 
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -12,6 +13,9 @@ from metagenrl_pl.agents.stacked_networks import Parameters
 
 CriticChoice = Literal["first", "both"]
 """Which action gradient dQ/da to use: the first critic's, or the mean of both twins. Their errors partly cancel in the mean."""
+
+PullBack = Callable[[Tensor], Parameters]
+"""From a constant c, [P, B, T, A], the gradient of <g, c> in an objective's stacked parameters, [P, ...]."""
 
 
 class ObjectiveInputs(NamedTuple):
@@ -57,6 +61,13 @@ class Objective(nn.Module, ABC):
         return torch.func.grad(lambda action: self.loss(parameters, inputs._replace(policy_action=action)).sum())(
             inputs.policy_action
         )
+
+    def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
+        """g = dL/da, and how <g, c> depends on the parameters for a constant c. By autograd, unless a subclass writes it out."""
+        gradient, pull_back = torch.func.vjp(  # type: ignore[misc]
+            lambda parameters: self.action_gradient(parameters, inputs), parameters
+        )
+        return gradient, lambda direction: pull_back(direction)[0]
 
     def stacked_parameters(self, num_agents: int) -> Parameters:
         """The parameters as views with an agent axis in front, [P, ...].

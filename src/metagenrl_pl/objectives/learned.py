@@ -2,10 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from metagenrl_pl.agents.stacked_networks import (
-    ALIGNMENT,
     Parameters,
     StackedMLP,
     glorot_uniform,
@@ -14,8 +12,10 @@ from metagenrl_pl.agents.stacked_networks import (
     stacked_linear,
 )
 from metagenrl_pl.agents.windows import valid_states
-from metagenrl_pl.objectives.contract import CriticChoice, ObjectiveInputs, check_critics
+from metagenrl_pl.objectives.contract import CriticChoice, ObjectiveInputs, PullBack, check_critics
+from metagenrl_pl.objectives.lstm import BackwardLSTM
 from metagenrl_pl.objectives.parametric import ParametricObjective
+from metagenrl_pl.objectives.traced import TracedObjective
 
 _NORMALISATION_EPS = 1e-8
 
@@ -103,23 +103,41 @@ class LearnedObjective(ParametricObjective):
             error = torch.tanh(1e-3 * error) / 1e-3
         return error * inputs.valid
 
+    def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
+        """See `Objective`."""
+        if not self._is_written_out:
+            return super().action_gradient_and_pull_back(parameters, inputs)
+        traced = TracedObjective(self, parameters, inputs)
+        return traced.action_gradient(), traced.pull_back
+
+    @property
+    def _is_written_out(self) -> bool:
+        """Whether derivatives are written out by hand: not those of a subclass with another loss or network, which autograd takes."""
+        return all(getattr(type(self), name) is getattr(LearnedObjective, name) for name in ("loss", "read", "_context"))
+
     def read(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """Outputs of the head for every step, [P, B, T, num_outputs]; undefined where padded."""
         num_agents, num_windows, num_steps, num_actions = inputs.policy_action.shape
         num_samples = num_windows * num_steps
 
-        of_each_action = [inputs.replay_action, inputs.policy_action]
-        if self.needs_critic_gradient:
-            assert inputs.critic_gradient is not None  # promised by needs_critic_gradient
-            of_each_action.append(scaled_to_one(inputs.critic_gradient, inputs.action_weight, inputs.valid))
-        stacked = torch.stack(of_each_action, -1).reshape(num_agents, -1, len(of_each_action))
-        features = self._action_transform(parameters, stacked).view(num_agents, num_samples, num_actions, self.hidden_units)
+        features = self._action_transform(parameters, self._of_each_action(inputs)).view(
+            num_agents, num_samples, num_actions, self.hidden_units
+        )
         features = (features * inputs.action_weight[:, None, :, None]).sum(2)  # mean over the real action dimensions
         context = self._context_transform(parameters, self._context(inputs).view(num_agents, num_samples, -1))
         features = torch.cat([features, context], -1)
         if self.use_lstm:
-            features = self._backward_lstm(parameters, features, inputs.valid)
+            projected = stacked_linear(features, parameters["lstm.weight_input"], parameters["lstm.bias"])
+            features = BackwardLSTM(parameters["lstm.weight_hidden"], inputs.valid).forward(projected)
         return self._head(parameters, features).view(num_agents, num_windows, num_steps, self.num_outputs)
+
+    def _of_each_action(self, inputs: ObjectiveInputs) -> Tensor:
+        """What is read of each action dimension: the replayed action, the policy's and the critic's gradient, [P, B * T * A, 2 or 3]."""
+        read = [inputs.replay_action, inputs.policy_action]
+        if self.needs_critic_gradient:
+            assert inputs.critic_gradient is not None  # promised by needs_critic_gradient
+            read.append(scaled_to_one(inputs.critic_gradient, inputs.action_weight, inputs.valid))
+        return torch.stack(read, -1).flatten(1, 3)
 
     def _context(self, inputs: ObjectiveInputs) -> Tensor:
         """Normalised reward, t / T, V(s') and V(s) of every step, [P, B, T, 1 to 4]."""
@@ -133,32 +151,6 @@ class LearnedObjective(ParametricObjective):
             value = normalise(inputs.value, valid_states(inputs.valid))
             context += [value[..., 1:] * (1 - inputs.terminated), value[..., :-1]]
         return torch.stack(context, -1)
-
-    def _backward_lstm(self, parameters: Parameters, features: Tensor, valid: Tensor) -> Tensor:
-        """Hidden states, [P, B * T, U]. Runs from each window's last valid step, with zero initial state, to its first.
-
-        Hand-written, because cuDNN's LSTM has no double backward; the input projection is hoisted out of the loop.
-        """
-        num_agents, num_windows, num_steps = valid.shape
-        # Three of the gates are sigmoid(x) = 1/2 + 1/2 tanh(x / 2): with scaled weights one tanh serves all four.
-        scale = features.new_tensor([0.5, 1, 0.5, 0.5]).repeat_interleave(self.hidden_units)
-        shift = features.new_tensor([0, 0, 0.5, 0]).repeat_interleave(self.hidden_units)  # sigmoid(forget gate + 1)
-        projected = stacked_linear(features, parameters["lstm.weight_input"] * scale, parameters["lstm.bias"] * scale + shift)
-        # Far below 0, input and forget gate are exactly 0: cell and hidden state stay 0 until the last valid step is reached.
-        projected = torch.where(valid.unsqueeze(-1) > 0, projected.view(num_agents, num_windows, num_steps, -1), -1e4)
-        if num_windows * self.hidden_units % ALIGNMENT:  # narrow objectives: see stacked_linear
-            projected = functional.pad(projected, (0, 0, 0, 0, 0, -num_windows % ALIGNMENT))
-        weight_hidden = parameters["lstm.weight_hidden"] * scale
-        hidden = cell = features.new_zeros(num_agents, projected.shape[1], self.hidden_units)
-        outputs = []
-        # Unbound, not indexed: the gradient of an index is a zero tensor of the whole size for every step.
-        for projection in reversed(projected.unbind(2)):
-            gates = torch.addcmul(1 - scale, scale, torch.tanh(torch.baddbmm(projection, hidden, weight_hidden)))
-            input_gate, candidate, forget_gate, output_gate = gates.chunk(4, -1)
-            cell = forget_gate * cell + input_gate * candidate
-            hidden = output_gate * torch.tanh(cell)
-            outputs.append(hidden)
-        return torch.stack(outputs[::-1], 2)[:, :num_windows].reshape(num_agents, num_windows * num_steps, self.hidden_units)
 
 
 def normalise(x: Tensor, valid: Tensor) -> Tensor:

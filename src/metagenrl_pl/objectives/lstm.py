@@ -1,0 +1,135 @@
+"""The objective's LSTM with first and second derivatives written out by hand (see `layers`)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metagenrl_pl.agents.layers import Layer
+from metagenrl_pl.agents.stacked_networks import ALIGNMENT
+
+
+class BackwardLSTM(Layer):
+    """The recurrent part of an LSTM that runs from each window's last valid step, with zero initial state, to its first.
+
+    Its input is the projection of the features, [P, B * T, 4 U], its output the hidden states, [P, B * T, U]. Inside, the first axis is the
+    order in which steps are read, the last step first, [T, P, B, units]; gates are in the order input, candidate, forget, output:
+
+        gates (i, g, f, o) = sigma(z), z = projection + h W;   c <- i g + f c;   h <- o tanh(c)
+
+    Derivatives are sums over a few products that are known for all steps at once, K = dgates/dz * (g, i, c, tanh c) and
+    A = o (1 - tanh^2 c), so that the loops over steps hold as little as possible:
+
+        backward   dc <- f dc + A dh,     dz = K (dc, dc, dc, dh),              dh <- dz W^T + what comes from outside
+        tangent    c' <- f c' + sum of K z' over the first three gates,         h' = K z' of the output gate + A c'
+
+    Args:
+        weight: W, [P, U, 4 U].
+        valid: [P, B, T].
+    """
+
+    def __init__(self, weight: Tensor, valid: Tensor) -> None:
+        self._weight, self._valid = weight, valid
+        num_units = weight.shape[1]
+        # Narrow objectives: see stacked_linear.
+        self._num_missing = -valid.shape[1] % ALIGNMENT if valid.shape[1] * num_units % ALIGNMENT else 0
+        gate = torch.arange(4 * num_units, device=weight.device) // num_units
+        self._is_candidate, self._is_forget = (gate == 1).to(weight.dtype), (gate == 2).to(weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden states. tanh(x) = 2 sigmoid(2 x) - 1: with scaled inputs one sigmoid, which is faster than tanh, serves all gates."""
+        scale = 1 + self._is_candidate
+        # Far below 0, input and forget gate are exactly 0: cell and hidden state stay 0 until the last valid step is reached.
+        z = torch.where(self._valid.flatten(1, 2).unsqueeze(-1) > 0, torch.addcmul(self._is_forget, scale, x), -1e4)
+        z, weight = self._by_step(z), scale * self._weight
+        hidden = cell = z.new_zeros(*z.shape[1:3], weight.shape[1])
+        states = []
+        for z_of_step in z.unbind():
+            gates = torch.addcmul(-self._is_candidate, scale, torch.sigmoid(torch.baddbmm(z_of_step, hidden, weight)))
+            input_gate, candidate, forget_gate, output_gate = gates.chunk(4, -1)
+            before, cell = cell, torch.addcmul(input_gate * candidate, forget_gate, cell)
+            squashed = torch.tanh(cell)
+            hidden = output_gate * squashed
+            states.append((gates, before, squashed, hidden))
+        self._gates, self._cell_before, self._squashed, self._hidden = map(torch.stack, zip(*states, strict=True))
+        return self._by_row(self._hidden)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        """dz, for which K and A are computed."""
+        input_gate, candidate, self._forget_gate, self._output_gate = self._gates.chunk(4, -1)
+        self._slope = (1 - self._gates) * (self._gates + self._is_candidate)  # s (1 - s), of the candidate (1 - g) (1 + g)
+        self._factor = torch.cat([candidate, input_gate, self._cell_before, self._squashed], -1)
+        self._k = self._slope * self._factor
+        self._squashed_slope = 1 - self._squashed * self._squashed
+        self._a = self._output_gate * self._squashed_slope
+        self._dz, self._reached = self._back_through_time(self._by_step(dy), dy.new_zeros(1), dy.new_zeros(1))
+        return self._by_row(self._dz)
+
+    def tangent(self, tx: Tensor) -> Tensor:
+        """h'."""
+        thidden = tcell = torch.zeros_like(self._hidden[0])
+        states = []
+        for tz, k, a, forget_gate in zip(self._by_step(tx), self._k, self._a, self._forget_gate, strict=True):
+            tz = torch.baddbmm(tz, thidden, self._weight)
+            by_input, by_candidate, by_forget, by_output = (k * tz).chunk(4, -1)
+            before, tcell = tcell, torch.addcmul(by_input + by_candidate + by_forget, forget_gate, tcell)
+            thidden = torch.addcmul(by_output, a, tcell)
+            states.append((tz, before, tcell, thidden))
+        tz, self._tcell_before, self._tcell, self._thidden = map(torch.stack, zip(*states, strict=True))
+        self._tgates = self._slope * tz
+        return self._by_row(self._thidden)
+
+    def backward_tangent(self, tdy: Tensor) -> Tensor:
+        """(dz)': the recursion of `backward` for (dc)', (dh)' and (dz)', and what the changes of K, A and f add, for all steps at once.
+
+        1. gates' = slope z'. The slope s (1 - s) changes by (1 - 2 s) s', that of the candidate by -2 g g'.
+        2. K' = slope' factor + slope factor', where the factor changes by (g', i', c', (1 - tanh^2 c) c').
+        3. A' = o' (1 - tanh^2 c) - 2 o tanh(c) (tanh c)'.
+        4. (dz)' gains (dc, dc, dc, dh) K'; (dc)' gains dh A' and, from the step that was read next, dc f'.
+        """
+        tinput, tcandidate, tforget, toutput = self._tgates.chunk(4, -1)
+        tsquashed = self._squashed_slope * self._tcell
+        tslope = self._tgates * (1 - self._is_candidate - 2 * self._gates)
+        tfactor = torch.cat([tcandidate, tinput, self._tcell_before, tsquashed], -1)
+        tk = torch.addcmul(tslope * self._factor, self._slope, tfactor)
+        ta = toutput * self._squashed_slope - 2 * self._output_gate * self._squashed * tsquashed
+        dcell, dhidden = self._reached.unflatten(-1, (4, -1))[..., 2:, :].unbind(-2)
+        more_dcell = dhidden * ta
+        more_dcell = more_dcell + functional.pad((dcell * tforget)[1:], (0, 0, 0, 0, 0, 0, 0, 1))
+        self._tdz, _ = self._back_through_time(self._by_step(tdy), more_dcell, self._reached * tk)
+        return self._by_row(self._tdz)
+
+    def gradient_tangent(self) -> Tensor:
+        """(dW)' = h^T (dz)' + h'^T dz, with the hidden states before each step, which are 0 before the first that is read."""
+        before, tbefore, dz, tdz = (
+            x.transpose(0, 1).flatten(1, 2) for x in (self._hidden[:-1], self._thidden[:-1], self._dz[1:], self._tdz[1:])
+        )
+        return torch.bmm(before.mT, tdz) + torch.bmm(tbefore.mT, dz)
+
+    def _back_through_time(self, dhidden: Tensor, more_dcell: Tensor, more_dz: Tensor) -> tuple[Tensor, Tensor]:
+        """dz and (dc, dc, dc, dh) of every step, [T, P, B, 4 U].
+
+        Args:
+            dhidden: dh from outside, [T, P, B, U].
+            more_dcell, more_dz: added to dc and dz of every step.
+        """
+        more = (x.expand(len(dhidden), *x.shape[1:]) for x in (more_dcell, more_dz))
+        steps = list(zip(dhidden, self._k, self._a, self._forget_gate, *more, strict=True))
+        dz, passed_on = torch.zeros_like(self._k[0]), torch.zeros_like(dhidden[0])
+        states = []
+        for dhidden_of_step, k, a, forget_gate, more_dcell, more_dz in reversed(steps):
+            dh = torch.baddbmm(dhidden_of_step, dz, self._weight.mT)
+            dcell = torch.addcmul(passed_on + more_dcell, a, dh)
+            reached = torch.cat([dcell, dcell, dcell, dh], -1)
+            dz, passed_on = torch.addcmul(more_dz, reached, k), forget_gate * dcell
+            states.append((dz, reached))
+        dz, reached = map(torch.stack, zip(*reversed(states), strict=True))
+        return dz, reached
+
+    def _by_step(self, x: Tensor) -> Tensor:
+        """[P, B * T, V] -> [T, P, B, V] in the order of reading, where B may be rounded up."""
+        steps = torch.stack(x.unflatten(1, self._valid.shape[1:]).unbind(2)[::-1])
+        return functional.pad(steps, (0, 0, 0, self._num_missing)) if self._num_missing else steps
+
+    def _by_row(self, x: Tensor) -> Tensor:
+        """The other way round."""
+        return torch.stack(x.unbind()[::-1], 2)[:, : self._valid.shape[1]].flatten(1, 2)

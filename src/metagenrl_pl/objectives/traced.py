@@ -1,0 +1,113 @@
+"""One run of the learned objective's network on some windows, with its derivatives written out by hand (see `layers`)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metagenrl_pl.agents.layers import Chain, Layer, Linear, ScaleShift
+from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.agents.traced_mlp import TracedMLP
+from metagenrl_pl.objectives.contract import ObjectiveInputs
+from metagenrl_pl.objectives.lstm import BackwardLSTM
+
+if TYPE_CHECKING:
+    from metagenrl_pl.objectives.learned import LearnedObjective
+
+_POLICY_ACTION = 1  # its place among what the network reads of each action dimension
+_LAST_NORM = "action_transform.norm.2"
+
+
+class MeanOverActions(Layer):
+    """[P, N * A, U] -> [P, N, U], the mean over the agent's real action dimensions.
+
+    Args:
+        action_weight: 1 / their number, 0 where padded, [P, A].
+    """
+
+    def __init__(self, action_weight: Tensor) -> None:
+        self._weight = action_weight[:, None, :, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See Layer."""
+        return (x.unflatten(1, (-1, self._weight.shape[2])) * self._weight).sum(2)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        """See Layer."""
+        return (dy.unsqueeze(2) * self._weight).flatten(1, 2)
+
+    tangent, backward_tangent = forward, backward
+
+
+class TracedObjective:
+    """One run of the network: `action_gradient` gives g = dL/da, after it `pull_back` tells how <g, c> depends on alpha.
+
+    Args:
+        objective: whose network it is.
+        parameters: alpha, [P, ...].
+        inputs: of P agents.
+    """
+
+    def __init__(self, objective: "LearnedObjective", parameters: Parameters, inputs: ObjectiveInputs) -> None:
+        self._parameters, self._inputs, self._num_units = parameters, inputs, objective.hidden_units
+        # The mean comes before the last norm's scale and shift, which then have fewer rows.
+        self._of_actions = TracedMLP(objective._action_transform, parameters)
+        self._last_norm = ScaleShift(*(parameters[f"{_LAST_NORM}.{name}"] for name in ("weight", "bias")))
+        self._mean = Chain([MeanOverActions(inputs.action_weight), self._last_norm])
+        self._actions = Chain([self._of_actions, self._mean])
+        self._context = TracedMLP(objective._context_transform, parameters)
+        self._head = TracedMLP(objective._head, parameters)
+        self._lstm: tuple[Linear, BackwardLSTM] | None = None
+        if objective.use_lstm:
+            projection = Linear(parameters["lstm.weight_input"], parameters["lstm.bias"])
+            self._lstm = projection, BackwardLSTM(parameters["lstm.weight_hidden"], inputs.valid)
+        self._reader = Chain([*(self._lstm or ()), self._head])
+
+        each_action = objective._of_each_action(inputs)
+        context = self._context.forward(objective._context(inputs).flatten(1, 2))
+        self._num_others, self._num_context = each_action.shape[-1] - _POLICY_ACTION - 1, context.shape[-1]
+        features = torch.cat([self._actions.forward(each_action), context], -1)
+        error = self._reader.forward(features).view(inputs.valid.shape)
+        # L = tanh(1e-3 e) / 1e-3, or e; of it only the derivatives are needed.
+        self._squashed = torch.tanh(1e-3 * error) if objective.bounded_head else None
+
+    def action_gradient(self) -> Tensor:
+        """g, [P, B, T, A]."""
+        derror = self._inputs.valid
+        if self._squashed is not None:
+            derror = derror * (1 - self._squashed * self._squashed)
+        dfeatures = self._reader.backward(derror.flatten(1).unsqueeze(-1))
+        dactions = self._actions.backward(dfeatures[..., : self._num_units])
+        return dactions[..., _POLICY_ACTION].reshape(self._inputs.policy_action.shape)
+
+    def pull_back(self, direction: Tensor) -> Parameters:
+        """d <g, c> / d alpha, [P, ...], of a constant c, [P, B, T, A]: how dL / d alpha changes as actions move along c.
+
+        1. Actions move along c; everything else that the network reads, so the context too, stays.
+        2. e moves by e', so dL/de by L'' e', where L'' = -2e-3 tanh(1e-3 e) (1 - tanh(1e-3 e)^2).
+        3. From there the changes of all gradients follow, back to alpha. The context's layers have not moved: theirs is a plain gradient.
+        """
+        moving = functional.pad(direction.flatten(1).unsqueeze(-1), (_POLICY_ACTION, self._num_others))
+        terror = self._reader.tangent(functional.pad(self._actions.tangent(moving), (0, self._num_context)))
+        tderror = torch.zeros_like(terror)
+        if self._squashed is not None:
+            curvature = -2e-3 * self._squashed * (1 - self._squashed * self._squashed) * self._inputs.valid
+            tderror = curvature.flatten(1).unsqueeze(-1) * terror
+        tdfeatures = self._reader.backward_tangent(tderror)
+        tdactions = self._mean.backward_tangent(tdfeatures[..., : self._num_units])
+        changes = {
+            **self._of_actions.backward_tangent_to_parameters(tdactions),
+            **self._context.backward_to_parameters(tdfeatures[..., self._num_units :]),
+            **self._head.gradient_tangents(),
+            **_named(f"{_LAST_NORM}.weight", f"{_LAST_NORM}.bias", self._last_norm),
+        }
+        if self._lstm is not None:
+            projection, recurrent = self._lstm
+            changes |= _named("lstm.weight_input", "lstm.bias", projection)
+            changes["lstm.weight_hidden"] = recurrent.gradient_tangent()
+        return {name: changes[name] for name in self._parameters}
+
+
+def _named(weight: str, bias: str, layer: Linear | ScaleShift) -> Parameters:
+    return dict(zip((weight, bias), layer.gradient_tangents(), strict=True))
