@@ -142,7 +142,8 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
             settable = parameters_of(target) or {}
         except ConfigError:
             settable = {}
-        if removed := key not in settable and removed_key_message(names_of(target), cause.full_key, *_given(cause.full_key)):
+        full_key = str(cause.full_key)
+        if key not in settable and (removed := removed_key_message(names_of(target), full_key, *_given(full_key))):
             return removed
         if key in settable:
             return f"the config does not set '{cause.full_key}'; to set it, write +{cause.full_key}=..."
