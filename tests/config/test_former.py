@@ -213,7 +213,7 @@ def test_removed_keys_are_explained() -> None:
         "meta.critic=second was removed after version 0.1.0, since it did not help (docs/what-did-not-help.md); valid is to leave it out"
     )
     assert removed_key_message(["MetaSettings"], "meta.advantage_share", 0.5) == (
-        "meta.advantage_share=0.5 was removed after version 0.1.0, which a judge replaces; valid is judge=returns judge.share=0.5"
+        "meta.advantage_share=0.5 was removed after version 0.1.0, since a judge replaces it; valid is judge=returns judge.share=0.5"
     )
     assert removed_key_message(["MetaSettings"], "meta.learning_rate", 1.0) is None
     assert removed_key_message(["AgentSettings"], "agent.critic", 1.0) is None

@@ -55,7 +55,7 @@ REMOVED: Mapping[str, Mapping[str, Removed]] = {
         "share_windows": Removed((False,)),
         "average_decay": Removed((None,)),
         "updates_per_cycle": Removed((1,)),
-        "advantage_share": Removed((0.0,), why="which a judge replaces", valid="judge=returns judge.share={value}"),
+        "advantage_share": Removed((0.0,), why="since a judge replaces it", valid="judge=returns judge.share={value}"),
         "advantage": Removed(("signed",), needs="advantage_share"),
     },
     "LearnedObjective": {

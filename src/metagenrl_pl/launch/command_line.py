@@ -146,8 +146,8 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
             settable = parameters_of(target) or {}
         except ConfigError:
             settable = {}
-        if message := key not in settable and removed_key_message(names_of(target), full_key, *_command_line_value(full_key)):
-            return message
+        if key not in settable and (removed := removed_key_message(names_of(target), full_key, *_command_line_value(full_key))):
+            return removed
         if key in settable:
             return f"the config does not set '{full_key}'; to set it, write +{full_key}=..."
         groups = [] if parent else [path.name for path in config_path.iterdir() if path.is_dir()]
