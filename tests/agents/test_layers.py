@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from objectives_inputs import NUM_AGENTS, random_inputs, small
 from random_population import random_like, random_windows, small_population
-from test_objectives import NUM_AGENTS, random_inputs, small
 from torch import Tensor
 
 from metagenrl_pl.agents.layers import Layer, Linear, Mixed, Norm, Relu, ScaleShift

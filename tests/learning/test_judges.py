@@ -27,13 +27,18 @@ def float64() -> Any:
 
 def loss_of(judge: Judge, population: Population, windows: Windows) -> Tensor:
     """Of the policies as they are, [P]."""
-    return judge.loss(population.networks, population.policy, population.policy, population.critics, windows)
+    action = population.networks.action(population.policy, windows.observation)
+    return judge.loss(population.networks, action, population.policy, population.critics, windows)
 
 
 def gradient_of(judge: Judge, population: Population, windows: Windows) -> Parameters:
     """In the stepped policies, at the policies as they are, [P, ...]."""
-    policy, critics = population.policy, population.critics
-    return torch.func.grad(lambda stepped: judge.loss(population.networks, stepped, policy, critics, windows).sum())(policy)
+    networks, policy, critics = population.networks, population.policy, population.critics
+
+    def total(stepped: Parameters) -> Tensor:
+        return judge.loss(networks, networks.action(stepped, windows.observation), policy, critics, windows).sum()
+
+    return torch.func.grad(total)(policy)
 
 
 def unit(gradient: Parameters) -> Parameters:
@@ -153,3 +158,14 @@ def test_returns_judge_by_their_own_discount_and_lambda() -> None:
 def test_a_judge_by_returns_refuses(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReturnsJudge(**options)
+
+
+@pytest.mark.parametrize("judge", [CriticJudge(), ReturnsJudge(0.4)], ids=["critic", "returns"])
+def test_gradients_written_out_are_those_of_autograd(judge: Judge) -> None:
+    population, windows = small_population(), random_windows(NUM_WINDOWS)
+    networks, policy, critics = population.networks, population.policy, population.critics
+    action = networks.action(policy, windows.observation) * 0.7  # not the action before the step
+    loss, gradient = judge.loss_and_gradient(networks, action, policy, critics, windows)
+    same_loss, expected = Judge.loss_and_gradient(judge, networks, action, policy, critics, windows)
+    torch.testing.assert_close(loss, same_loss)
+    torch.testing.assert_close(gradient, expected * networks.action_mask[:, None, None], rtol=1e-6, atol=1e-12)

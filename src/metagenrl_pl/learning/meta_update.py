@@ -30,6 +30,12 @@ class MetaTask(NamedTuple):
     moments: AdamMoments | None = None
 
 
+def meta_loss(networks: Networks, judge: Judge, stepped: Parameters, task: MetaTask) -> Tensor:
+    """How bad the policies are after the inner loop, [P]."""
+    action = networks.action(stepped, task.windows.observation)
+    return judge.loss(networks, action, task.policy, task.critics, task.windows)
+
+
 def run_inner_loop(networks: Networks, objective: Objective, inner: InnerStep, alpha: Parameters, task: MetaTask) -> Parameters:
     """The policies after K inner steps, differentiable in alpha."""
     num_windows = task.windows.reward.shape[1] // (inner.num_steps + 1)
@@ -56,9 +62,7 @@ def general_meta_gradients(
     """Gradient of each agent's meta-loss in its copy of alpha, [P, ...], through the whole inner loop, and the losses, [P]."""
 
     def total(alpha: Parameters) -> tuple[Tensor, Tensor]:
-        stepped = run_inner_loop(networks, objective, inner, alpha, task)
-        action = networks.action(stepped, task.windows.observation)
-        loss = judge.loss(networks, action, task.policy, task.critics, task.windows)
+        loss = meta_loss(networks, judge, run_inner_loop(networks, objective, inner, alpha, task), task)
         return loss.sum(), loss
 
     return torch.func.grad(total, has_aux=True)(alpha)
