@@ -275,7 +275,7 @@ def test_an_environment_that_no_seed_reproduces_loses_its_episode_and_says_so(
     specs = [TOYS[0], EnvironmentSpec("Counting-v0", {"global_randomness": "observation"})]
     saving_run(tmp_path, 37, specs=specs)
     watch = Watch()
-    with pytest.warns(match=r"count as truncated, new ones begin: agents 1 \(Counting-v0\[global_randomness=observation\]\)."):
+    with pytest.warns(match=r"count as truncated and new ones begin: agents 1 \(Counting-v0\[global_randomness=observation\]\)."):
         tiny_run(specs, 45, callbacks=[watch], ckpt_path=checkpoint_of(tmp_path, 37))
     assert [watch.at_start[f"/collector/agents/{agent}/num_episodes"] for agent in (0, 1)] == [4, 2]
     assert watch.at_start["/replay/1/counters"].tolist()[:2] == [

@@ -581,7 +581,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("run_dir=", "run_dir is empty; valid is a folder"),
         ("run_dir=/dev/null", "run_dir=/dev/null is not a folder; valid is a new one"),
         ("seed=abc", "error: seed: expected int, got 'abc'"),
-        ("experiment=meta_test objective=pretrained env.test=[Hopper-v5]", "valid is env.train=..., where this run's agents are"),
+        (
+            "experiment=meta_test objective=pretrained env.test=[Hopper-v5]",
+            "valid is env.train=..., the environments of this run's agents",
+        ),
         (
             "+trainer.gradient_clip_val=1",
             "trainer.gradient_clip_val=1 does not work with manual optimization; valid is agent.",

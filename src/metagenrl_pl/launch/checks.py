@@ -25,7 +25,8 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
     is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test") is not None
     if "env.test" in overridden and "env.train" not in overridden and not is_tested:
         raise ConfigError(
-            "env.test has no effect without meta-training (meta=frozen); valid is env.train=..., the environments of these agents"
+            "env.test has no effect without meta-training (meta=frozen); valid is env.train=..., the environments of this run's "
+            "agents"
         )
     return resume_config(config, overridden)
 
