@@ -8,8 +8,10 @@ from objectives_inputs import FIGURE_5, LENGTH, NUM_AGENTS, NUM_STEPS, NUM_WINDO
 from random_population import random_windows
 from torch import Tensor
 
+from metagenrl_pl.agents.stacked_networks import stacked_linear
 from metagenrl_pl.objectives import LearnedObjective, ObjectiveInputs
 from metagenrl_pl.objectives.learned import normalise
+from metagenrl_pl.objectives.lstm import BackwardLSTM
 
 
 def test_parameter_count() -> None:
@@ -136,13 +138,14 @@ def test_rewards_reach_other_steps_only_through_normalisation() -> None:
 
 def test_lstm_is_that_of_torch() -> None:
     """Read backwards from the last valid step, with forget bias +1; torch orders its gates input, forget, cell, output."""
-    objective = small()
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(NUM_AGENTS, NUM_WINDOWS * NUM_STEPS, 7, generator=generator)
-    parameters = objective.stacked_parameters(NUM_AGENTS)
+    parameters = small().stacked_parameters(NUM_AGENTS)
     parameters["lstm.bias"] = torch.randn(NUM_AGENTS, 16, generator=generator)
     valid = random_inputs().valid
-    hidden = objective._backward_lstm(parameters, features, valid).view(NUM_AGENTS, NUM_WINDOWS, NUM_STEPS, 4)
+    projected = stacked_linear(features, parameters["lstm.weight_input"], parameters["lstm.bias"])
+    hidden = BackwardLSTM(parameters["lstm.weight_hidden"], valid).forward(projected)
+    hidden = hidden.view(NUM_AGENTS, NUM_WINDOWS, NUM_STEPS, 4)
     gate, cell, forget, output = range(4)
 
     def reordered(x: Tensor) -> Tensor:
