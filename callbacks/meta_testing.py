@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
 from callbacks.checkpointing import stop_requested
@@ -23,13 +22,12 @@ from callbacks.schedule import (
     log_metrics,
     module_of,
 )
-from metagenrl_pl.common.machine import num_cores
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
-from metagenrl_pl.evaluation.background import BackgroundTests
+from metagenrl_pl.evaluation.background import BackgroundTests, can_run_in_background
 from metagenrl_pl.evaluation.evaluator import Evaluator
 from metagenrl_pl.evaluation.fresh_agents import (
     MetaTestPlan,
@@ -40,7 +38,6 @@ from metagenrl_pl.evaluation.fresh_agents import (
     random_returns,
 )
 from metagenrl_pl.experience.replay import check_memory, memory_bytes
-from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.results.methods import METHODS, check_method, find_method
@@ -129,7 +126,7 @@ class MetaTest(pl.Callback):
         device = agents_of(trainer).replay.device
         if device.type == "cpu":  # compared with physical memory, so add the training's replay; a GPU reports its free memory
             num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its memory
-            num_tests = 2 if _has_free_core(resources) else 1  # at a time
+            num_tests = 2 if can_run_in_background(resources, self._num_comparison_steps(trainer)) else 1  # at a time
             needed = num_processes * (num_tests * needed + agents_of(trainer).replay.num_bytes)
         try:
             check_memory(needed, device)
@@ -140,13 +137,13 @@ class MetaTest(pl.Callback):
         """Begin the tests that do not depend on meta-training. After a resume, remove the results of later objectives first."""
         if trainer.is_global_zero and agents_of(trainer).learner.meta is not None and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, meta_training_env_steps=env_steps)
-        resources = agents_of(trainer).resources
         tests = {
             method: objective
             for method, objective, stage in self._comparisons(trainer)
             if not self._is_done(method, self._env_steps, stage)
         }
-        if self._specs and tests and _has_free_core(resources):
+        resources = agents_of(trainer).resources
+        if self._specs and can_run_in_background(resources, len(tests) * self._env_steps):
             self._background = BackgroundTests(tests, self._plan(trainer), resources)
             with progress_of(trainer).task("meta-tests beside it", self._background.num_env_steps) as self._report_background:
                 pass  # the bar stays
@@ -217,6 +214,9 @@ class MetaTest(pl.Callback):
             tests.append(("untrained", fresh, 0))
         return tests + [(method, baseline, None) for method, baseline in self._baselines.items()]
 
+    def _num_comparison_steps(self, trainer: pl.Trainer) -> int:
+        return len(self._comparisons(trainer)) * self._env_steps
+
     def _plan(self, trainer: pl.Trainer) -> MetaTestPlan:
         agent = agents_of(trainer).settings
         return MetaTestPlan(self._specs, self._seeds, agent, self._env_steps, self._evaluate_every, self._num_episodes)
@@ -262,11 +262,6 @@ class MetaTest(pl.Callback):
             rank_zero_warn("The process that made meta-tests has died; this one makes them again.")
             self._close()
             return None
-
-
-def _has_free_core(resources: Resources) -> bool:
-    """Whether a second process can make meta-tests while this one trains: on the CPU, for a run of a single process."""
-    return resources.world_size == 1 and torch.device(resources.device).type == "cpu" and num_cores() > 1
 
 
 def _check_baseline(method: str, baseline: Objective | None) -> None:

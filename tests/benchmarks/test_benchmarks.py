@@ -118,6 +118,14 @@ def test_gpu_script_records_what_it_leaves_out(tmp_path: Path) -> None:
     assert left_out["rows"] == [[name, "left out: out of time"] for name in ("eager", "eager, TF32")]
 
 
+def test_paper_graph(tmp_path: Path) -> None:
+    report, _ = quick_run("paper_graph.py", tmp_path)
+    for result, products in zip(report["results"], (3.0, 11.9), strict=True):
+        *_, cycle = result["rows"]
+        assert cycle[0] == "cycle" and cycle[3] == products and abs(cycle[2] * cycle[4] - products) < 1e-9
+        assert all(value > 0 for value in columns_of(result, "ms", "matrix products"))
+
+
 def test_environments(tmp_path: Path) -> None:
     report, _ = quick_run("environments.py", tmp_path, "--workers", "1")
     assert [result["title"] for result in report["results"]] == ["2 x Pendulum-v1", "2 x LunarLander-v3[continuous=True]"]

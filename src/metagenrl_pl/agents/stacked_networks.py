@@ -57,14 +57,9 @@ def num_missing_inputs(weight: Tensor) -> int:
 
 
 def stacked_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm over the last axis of [P, N, U] with one scale and shift [P, U] per agent.
-
-    Written out, because differentiating a forward-mode pass through `torch.nn.functional.layer_norm` is silently wrong (torch
-    2.13).
-    """
-    centred = x - x.mean(-1, keepdim=True)
-    normed = centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
-    return normed * weight.unsqueeze(1) + bias.unsqueeze(1)
+    """Layer norm over the last axis of [P, N, U] with one scale and shift [P, U] per agent."""
+    normed = functional.layer_norm(x, x.shape[-1:], eps=eps)
+    return torch.addcmul(bias.unsqueeze(1), normed, weight.unsqueeze(1))
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,21 @@ from multiprocessing.synchronize import Event
 
 import torch
 
-from metagenrl_pl.common.machine import keep_freed_memory
+from metagenrl_pl.common.machine import keep_freed_memory, num_cores
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
 from metagenrl_pl.learning.compiling import ignore
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import Objective
 from metagenrl_pl.results.rows import MetaTestRow
+
+MIN_ENV_STEPS = 2000
+"""From how many env steps of all tests a second process pays: it takes as long to start as some hundreds of update cycles."""
+
+
+def can_run_in_background(resources: Resources, num_env_steps: int) -> bool:
+    """Whether a second process should make meta-tests of so many env steps: on the CPU, beside a run of one process, on a free core."""
+    is_on_cpu = torch.device(resources.device).type == "cpu"
+    return is_on_cpu and resources.world_size == 1 and num_cores() > 1 and num_env_steps >= MIN_ENV_STEPS
 
 
 class BackgroundTests:

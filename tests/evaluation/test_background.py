@@ -1,0 +1,116 @@
+"""Meta-tests in a second process: the same rows as in this one, whatever happens to the other."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import tiny_objective, tiny_run, tiny_settings
+
+from callbacks.meta_testing import MetaTest
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.evaluation import background
+from metagenrl_pl.evaluation.background import BackgroundTests, can_run_in_background
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
+from metagenrl_pl.learning.cycle import Resources
+from metagenrl_pl.objectives import CriticObjective, Reinforce
+
+APPROACH = EnvironmentSpec("toy_environments:Approach-v0")
+TESTS = {"mine": tiny_objective(), "critic": CriticObjective()}
+
+
+def plan(env_steps: int = 30, specs: list[EnvironmentSpec] | None = None) -> MetaTestPlan:
+    return MetaTestPlan(specs or [APPROACH], [0, 1], tiny_settings(), env_steps, 15, 2)
+
+
+@pytest.fixture
+def started() -> Iterator[Any]:
+    running: list[BackgroundTests] = []
+
+    def start(*arguments: Any) -> BackgroundTests:
+        running.append(BackgroundTests(*arguments))
+        return running[-1]
+
+    yield start
+    for tests in running:
+        tests.close()
+
+
+def test_the_rows_are_those_of_this_process(started: Any) -> None:
+    tests = started(TESTS, plan(), Resources())
+    assert "mine" in tests and "critic" in tests and "other" not in tests and tests.num_env_steps == 60
+    for method, objective in TESTS.items():
+        assert tests.result(method) == meta_test(method, objective, plan())
+    assert tests.env_steps == 60
+
+
+def test_it_ends_soon_when_it_is_closed(started: Any) -> None:
+    tests = started({"critic": CriticObjective(), "reinforce": Reinforce()}, plan(10**9), Resources())
+    while tests.env_steps < 200:  # the other process asks whether it should stop every 100 env steps
+        time.sleep(0.05)
+    with pytest.raises(TimeoutError):
+        tests.result("critic", seconds=0.01)
+    start = time.monotonic()
+    tests.close()
+    assert time.monotonic() - start < 30
+
+
+def test_what_fails_there_is_raised_here(started: Any) -> None:
+    tests = started({"critic": CriticObjective()}, plan(specs=[EnvironmentSpec("Nowhere-v0")]), Resources())
+    with pytest.raises(ValueError, match="^environment Nowhere-v0: "):
+        tests.result("critic")
+
+
+def test_its_death_is_noticed(started: Any) -> None:
+    tests = started({"critic": CriticObjective()}, plan(10**9), Resources())
+    while tests.env_steps < 1:
+        time.sleep(0.05)
+    (process,) = tests._executor._processes.values()
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(BrokenProcessPool):
+        tests.result("critic", seconds=30)
+
+
+def test_it_is_for_long_tests_beside_a_single_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "num_cores", lambda: 2)
+    assert can_run_in_background(Resources(), 2000)
+    assert not can_run_in_background(Resources(), 1999)
+    assert not can_run_in_background(Resources(world_size=2), 2000)
+    assert not can_run_in_background(Resources(device="cuda"), 2000)
+    monkeypatch.setattr(background, "num_cores", lambda: 1)
+    assert not can_run_in_background(Resources(), 2000)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_run_writes_the_same_results_in_the_same_order(dies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the other process dies: then this one makes the tests again."""
+    baselines = {"critic": CriticObjective(), "reinforce": Reinforce()}
+    environments = [{"id": "toy_environments:Approach-v0"}]
+
+    def results(name: str, least: int) -> bytes:
+        monkeypatch.setattr(background, "MIN_ENV_STEPS", least)
+        run_dir = tmp_path / name
+        tiny_run(callbacks=[MetaTest(str(run_dir), environments, [0], 20, 10, 1, baselines=baselines)], run_dir=run_dir)
+        return (run_dir / "meta_test.csv").read_bytes()
+
+    made: list[BackgroundTests] = []
+    begin = BackgroundTests.__init__
+
+    def remember(self: BackgroundTests, *arguments: Any) -> None:
+        begin(self, *arguments)
+        made.append(self)
+        if dies:
+            while not self._executor._processes:
+                time.sleep(0.01)
+            for process in self._executor._processes.values():
+                os.kill(process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(background, "num_cores", lambda: 2)
+    monkeypatch.setattr(BackgroundTests, "__init__", remember)
+    foreground = results("foreground", 10**9)
+    assert not made
+    assert results("background", 0) == foreground and len(made) == 1
