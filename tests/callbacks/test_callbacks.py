@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from rich.console import Console
 from tiny_runs import TOYS, tiny_objective, tiny_run, tiny_settings
 
@@ -18,7 +19,7 @@ import callbacks.meta_testing
 from callbacks.checkpointing import ObjectiveExport, RunCheckpoint
 from callbacks.display import FinalReport, PopulationDisplay, format_seconds, progress_of
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
-from callbacks.schedule import check_interval, env_steps_of, is_due
+from callbacks.schedule import agents_of, check_interval, env_steps_of, is_due
 from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import ConfigError, build
@@ -29,7 +30,7 @@ from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
 from metagenrl_pl.objectives.contract import ObjectiveInputs
 from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.rows import read_rows
-from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
+from metagenrl_pl.training.datamodule import MacroBatch
 from metagenrl_pl.training.module import MetaGenRL
 
 NAMES = [f"{spec.name}/agent_{agent}" for agent, spec in enumerate(TOYS)]
@@ -204,9 +205,9 @@ def test_a_replay_that_has_no_place_is_refused_before_the_training(tmp_path: Pat
     asked: list[int] = []
     monkeypatch.setattr("callbacks.meta_testing.check_memory", lambda needed, device: asked.append(needed))
     trainer = tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])])
-    slots = (asked[0] - cast(Any, trainer).datamodule.replay_bytes) / memory_bytes(sizes_of([EnvironmentSpec("Approach-v0")]), 1)
-    assert slots == 2 * 20 + cast(MetaGenRL, trainer.lightning_module).agent.window_length
-    monkeypatch.setattr(ReplayDataModule, "num_processes", 2)  # on one machine
+    slots = (asked[0] - agents_of(trainer).replay.num_bytes) / memory_bytes(sizes_of([EnvironmentSpec("Approach-v0")]), 1)
+    assert slots == 2 * 20 + agents_of(trainer).settings.window_length
+    monkeypatch.setattr(SingleDeviceStrategy, "num_processes", 2, raising=False)  # on one machine
     tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])])
     assert asked[1] == 2 * asked[0]
 

@@ -23,6 +23,7 @@ from torch import nn
 from toy_environments import Counting  # which registers them all
 
 import train
+from metagenrl_pl.common.exit_codes import INTERRUPTED, STOPPED
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import build
 from metagenrl_pl.environments.environment import EnvironmentSpec
@@ -753,14 +754,14 @@ TIMER = ("+callbacks.timer._target_=pytorch_lightning.callbacks.Timer", "+callba
 
 def test_another_callback_stops_a_run_saved(in_process: Train) -> None:
     code, printed, errors = in_process("experiment=debug", *TIMER, "env_steps=100000", "callbacks.meta_test=null", "run_dir=here")
-    assert code == train.STOPPED, errors
+    assert code == STOPPED, errors
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
     assert f"To go on: python train.py ckpt_path={checkpoint.absolute()}" in printed or f"ckpt_path={checkpoint}" in printed
 
 
 def test_a_run_that_its_timer_has_stopped_goes_on_with_a_longer_one_or_none(in_process: Train) -> None:
     code, _, errors = in_process("experiment=debug", *TIMER, "env_steps=100000", "callbacks.meta_test=null", "run_dir=here")
-    assert code == train.STOPPED, errors
+    assert code == STOPPED, errors
     code, printed, errors = in_process("ckpt_path=here")
     assert code == 2 and "Traceback" not in errors and "To go on" not in printed
     assert errors.splitlines()[-1] == (
@@ -783,23 +784,23 @@ def test_whoever_stops_a_run_before_its_first_batch_is_named(in_process: Train) 
 def test_a_sweep_goes_on_after_a_callback_has_stopped_a_job_and_ends_with_a_signal(in_process: Train) -> None:
     sweep = ("-m", "experiment=debug", "env_steps=100000", "callbacks.meta_test=null", "seed=1,2")
     code, _, errors = in_process(*sweep, *TIMER, "hydra.sweep.dir=timed")
-    assert code == train.STOPPED, errors
+    assert code == STOPPED, errors
     assert all(list(Path(f"timed/{job}/checkpoints").glob("*.ckpt")) for job in (0, 1))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin deaf to it
     stop = "+callbacks.stop._target_=test_train.SignalsInTheFirstBatch"
     code, _, errors = in_process(*sweep, stop, "hydra.sweep.dir=signalled")
-    assert code == train.STOPPED and not Path("signalled/1").exists(), errors
+    assert code == STOPPED and not Path("signalled/1").exists(), errors
 
 
 def test_a_signal_in_the_final_meta_test_says_how_to_go_on(in_process: Train) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin deaf to it
     stop = ("+callbacks.stop._target_=test_train.SignalsAtTheEnd", "callbacks.meta_test=null", "run_dir=here")
     code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop)
-    assert code == train.STOPPED
+    assert code == STOPPED
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
     assert printed.splitlines()[-1] == f"Stopped at once. To go on: python train.py ckpt_path={checkpoint}"
     code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop[:2], "callbacks.checkpoint=null", "run_dir=there")
-    assert code == train.INTERRUPTED and printed.splitlines()[-1] == "Stopped; nothing was saved yet"
+    assert code == INTERRUPTED and printed.splitlines()[-1] == "Stopped; nothing was saved yet"
 
 
 def test_a_diverging_run_names_quantity_and_agent(in_process: Train) -> None:
