@@ -189,7 +189,7 @@ def test_environments_in_workers_give_the_same_bits(four: tuple[Path, Path, str]
 
 def test_an_agent_that_breaks_in_the_second_process_is_named_by_the_first(tmp_path: Path) -> None:
     environments = "env.train=[Pendulum-v1,InvertedPendulum-v5,toy_environments:Breaking-v0]"
-    one_life = ["population.lifetime_env_steps=null", "meta.critic=first"]  # a newborn would break no more
+    one_life = ["population.lifetime_env_steps=null"]  # a fresh agent would not break
     process = start(tmp_path, [*THREE, environments, *one_life, "run_dir=here", TWO])
     code, _, errors = ended(process)
     assert code == 2
