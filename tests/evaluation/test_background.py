@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -114,3 +116,26 @@ def test_a_run_writes_the_same_results_in_the_same_order(dies: bool, tmp_path: P
     foreground = results("foreground", 10**9)
     assert not made
     assert results("background", 0) == foreground and len(made) == 1
+
+
+def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "from metagenrl_pl.evaluation.background import BackgroundTests\n"
+        "from metagenrl_pl.learning.cycle import Resources\n"
+        "from test_background import CriticObjective, plan\n"
+        "if __name__ == '__main__':\n"
+        "    tests = BackgroundTests({'critic': CriticObjective()}, plan(10**9), Resources())\n"
+        "    while tests.env_steps < 1:\n"
+        "        time.sleep(0.05)\n"
+        "    print(*tests._executor._processes, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parent, *filter(None, sys.path)]))}
+    done = subprocess.run([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
+    (process,) = map(int, done.stdout.split())
+    until = time.monotonic() + 30
+    while Path(f"/proc/{process}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{process}").exists()

@@ -7,6 +7,7 @@ A test draws from random streams of its own only, so its results are the same bi
 """
 
 import multiprocessing
+import os
 import pickle
 import signal
 from collections.abc import Mapping
@@ -99,12 +100,14 @@ def _prepare(stop: Event, done: "Synchronized[int]", num_threads: int) -> None:
 
 def _test(pickled: bytes) -> list[MetaTestRow]:
     method, objective, plan, resources = pickle.loads(pickled)
-    before, parent = _done.value, multiprocessing.parent_process()
+    before, parent = _done.value, os.getppid()
 
     def report(env_steps: int) -> None:
         _done.value = before + env_steps
 
     def should_stop() -> bool:
-        return _stop.is_set() or (parent is not None and not parent.is_alive())
+        if os.getppid() != parent:  # it was killed: no one is left to take a result, and the pool would wait for more work
+            os._exit(1)
+        return _stop.is_set()
 
     return meta_test(method, objective, plan, resources, report, should_stop)
