@@ -26,6 +26,7 @@ from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.experience.replay import memory_bytes
+from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
 from metagenrl_pl.objectives.contract import ObjectiveInputs
 from metagenrl_pl.results.methods import METHODS
@@ -224,8 +225,8 @@ def test_fresh_agents_keep_their_experience_as_the_run_does(tmp_path: Path, monk
     class Asked(Exception):
         pass
 
-    def asked(*arguments: Any, replay_capacity: int, replay_device: torch.device, **options: Any) -> None:
-        assert (replay_capacity, replay_device) == (500, torch.device("cpu"))
+    def asked(method: str, objective: Any, plan: Any, resources: Resources, *rest: Any) -> None:
+        assert (resources.replay_capacity, torch.device(str(resources.replay_device))) == (500, torch.device("cpu"))
         raise Asked
 
     monkeypatch.setattr("callbacks.meta_testing.meta_test", asked)

@@ -226,7 +226,7 @@ def test_removed_choices_and_classes_are_explained() -> None:
         assert f"{group}={name} was removed after version 0.1.0" in str(removed_choice_message(group, name))
     assert removed_choice_message("objective", "learnt") is None
     assert removed_target_message("metagenrl_pl.objectives.ObjectiveEnsemble.load_all") is not None
-    assert "valid is metagenrl_pl.learning.inner_step.SGD" in str(removed_target_message("metagenrl_pl.learning.inner_step.SGD"))
+    assert "valid is metagenrl_pl.learning.inner_step.SGD" in str(removed_target_message("metagenrl_pl.inner.SGD"))
     assert removed_target_message("metagenrl_pl.objectives.Own") is None
 
 
@@ -252,4 +252,4 @@ def test_a_configuration_that_names_a_removed_key_is_refused_in_a_line(name: str
 
 def test_a_class_that_has_moved_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^meta\._target_: metagenrl_pl\.inner\.SGD has moved after version 0\.1\.0; valid is"):
-        validate(OmegaConf.create({"meta": {"_target_": "metagenrl_pl.learning.inner_step.SGD"}}), root)
+        validate(OmegaConf.create({"meta": {"_target_": "metagenrl_pl.inner.SGD"}}), root)

@@ -27,7 +27,7 @@ from metagenrl_pl.common.exit_codes import INTERRUPTED, STOPPED
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import build
 from metagenrl_pl.environments.environment import EnvironmentSpec
-from metagenrl_pl.evaluation.fresh_agents import meta_test
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
 from metagenrl_pl.launch.resume import with_run_dir
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.parametric import pretrained_path
@@ -305,7 +305,8 @@ def test_fresh_agents_are_those_of_a_meta_test_with_their_numbers(in_process: Tr
         assert code == 0, errors
         found = read_rows(Path(f"seed_{seed}/meta_test.csv"))
         settings = build(OmegaConf.load(f"seed_{seed}/config.yaml").agent)
-        assert found == meta_test("critic", CriticObjective(), [EnvironmentSpec(DOUBLE)], numbers, settings, 300, 100, 1)
+        plan = MetaTestPlan([EnvironmentSpec(DOUBLE)], numbers, settings, env_steps=300, evaluate_every_env_steps=100, num_episodes=1)
+        assert found == meta_test("critic", CriticObjective(), plan)
 
 
 def test_without_anything_to_learn_there_is_no_meta_training(in_process: Train) -> None:

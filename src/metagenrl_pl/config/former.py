@@ -17,13 +17,11 @@ FORMER_TARGETS = {
     "metagenrl_pl.csv_logger.RunCSVLogger": "metagenrl_pl.training.csv_logger.RunCSVLogger",
     "metagenrl_pl.datamodule.ReplaySettings": "metagenrl_pl.experience.replay.ReplaySettings",
     "metagenrl_pl.envs.EnvironmentSets": "metagenrl_pl.environments.environment.EnvironmentSets",
-    "metagenrl_pl.learning.inner_step.Adam": "metagenrl_pl.learning.inner_step.Adam",
-    "metagenrl_pl.learning.inner_step.SGD": "metagenrl_pl.learning.inner_step.SGD",
+    "metagenrl_pl.inner.Adam": "metagenrl_pl.learning.inner_step.Adam",
+    "metagenrl_pl.inner.SGD": "metagenrl_pl.learning.inner_step.SGD",
     "metagenrl_pl.learner.MetaSettings": "metagenrl_pl.learning.settings.MetaSettings",
-    "metagenrl_pl.learning.learner.MetaSettings": "metagenrl_pl.learning.settings.MetaSettings",
-    "metagenrl_pl.agents.population.AgentSettings": "metagenrl_pl.agents.population.AgentSettings",
-    "metagenrl_pl.agents.population.PopulationSettings": "metagenrl_pl.agents.population.PopulationSettings",
-    "metagenrl_pl.training.datamodule.ReplaySettings": "metagenrl_pl.experience.replay.ReplaySettings",
+    "metagenrl_pl.population.AgentSettings": "metagenrl_pl.agents.population.AgentSettings",
+    "metagenrl_pl.population.PopulationSettings": "metagenrl_pl.agents.population.PopulationSettings",
 }
 """The new names of classes that configurations of version 0.1.0 name. Classes that have not moved are left out."""
 
