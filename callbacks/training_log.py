@@ -1,4 +1,4 @@
-"""Log the progress of training: returns, losses, gradient norms, agreement with the critic, and speed."""
+"""Log the progress of training: returns, losses, gradient norms, diagnostics, and speed."""
 
 import time
 from typing import Any
@@ -48,33 +48,47 @@ class EpisodeReturns(pl.Callback):
             log_metrics(trainer, metrics)
 
 
-class ActionGradientAgreement(pl.Callback):
-    """Logs the cosine between the objective's action gradient and -dQ1/da, the critic's, for each agent.
+class Diagnostics(pl.Callback):
+    """Logs what the losses do not tell, for each agent.
+
+    - `agreement`: the cosine between the objective's action gradient and -dQ1/da, the critic's.
+    - `saturation`: the share of the policy's action entries at the bounds, where tanh lets hardly any gradient through.
+    - `meta_gradient_snr`: the norm of the mean meta-gradient over its spread between batches. Below 1, a single update is mostly
+      noise. `meta_gradient_snr/all` is that of the gradient that the objective descends, the mean over agents.
 
     Args:
         every_env_steps: env steps between two lines.
-        num_windows: for each agent, drawn with separate random streams.
+        num_windows: of each agent, for agreement and saturation; drawn with separate random streams, as all windows here.
+        num_batches: for the signal-to-noise ratio, each with as many windows as a meta update.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: if a number is not positive, or `num_batches` is below 2.
     """
 
-    def __init__(self, every_env_steps: int, num_windows: int = 32) -> None:
+    def __init__(self, every_env_steps: int, num_windows: int = 32, num_batches: int = 8) -> None:
         check_interval("every_env_steps", every_env_steps)
         check_interval("num_windows", num_windows)
-        self._every, self._num_windows = every_env_steps, num_windows
+        if num_batches < 2:
+            raise ValueError(f"num_batches must be at least 2, got {num_batches}")
+        self._every, self._num_windows, self._num_batches = every_env_steps, num_windows, num_batches
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Log after each interval, once updates have begun."""
-        env_steps, learner = env_steps_of(trainer), agents_of(trainer).learner
+        env_steps, agents = env_steps_of(trainer), agents_of(trainer)
+        learner = agents.learner
         if not (is_due(self._every, env_steps, batch) and learner.num_updates):
             return
-        seeds = [derive_seed(agent, "agreement", env_steps) for agent in learner.placement.agents]
-        windows = agents_of(trainer).collector.sample(self._num_windows, AgentStreams(seeds, "windows"))
-        cosines = learner.placement.gather(learner.agreement(windows))
-        log_metrics(trainer, {f"agreement/{name}": float(c) for name, c in zip(agent_names(trainer), cosines, strict=True)})
+        streams = AgentStreams([derive_seed(agent, "agreement", env_steps) for agent in learner.placement.agents], "windows")
+        found, combined_snr = learner.diagnose(
+            lambda num_windows: agents.collector.sample(num_windows, streams), self._num_windows, self._num_batches
+        )
+        metrics = {} if combined_snr is None else {"meta_gradient_snr/all": combined_snr}
+        for metric, values in found.items():
+            every = learner.placement.gather(values)
+            metrics |= {f"{metric}/{name}": float(value) for name, value in zip(agent_names(trainer), every, strict=True)}
+        log_metrics(trainer, metrics)
 
 
 class Throughput(pl.Callback):

@@ -20,7 +20,7 @@ from callbacks.checkpointing import ObjectiveExport, RunCheckpoint
 from callbacks.display import FinalReport, PopulationDisplay, format_seconds, progress_of
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
 from callbacks.schedule import agents_of, check_interval, env_steps_of, is_due
-from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
+from callbacks.training_log import Diagnostics, EpisodeReturns, Throughput
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSpec
@@ -95,8 +95,9 @@ def meta_test(**changes: Any) -> MetaTest:
         (lambda: RunCheckpoint("nowhere", 10, keep=0), "keep must be at least 1"),
         (lambda: ObjectiveExport("nowhere", 0), "every_env_steps must be at least 1"),
         (lambda: EpisodeReturns(0), "every_env_steps must be at least 1"),
-        (lambda: ActionGradientAgreement(0), "every_env_steps must be at least 1"),
-        (lambda: ActionGradientAgreement(10, 0), "num_windows must be at least 1"),
+        (lambda: Diagnostics(0), "every_env_steps must be at least 1"),
+        (lambda: Diagnostics(10, 0), "num_windows must be at least 1"),
+        (lambda: Diagnostics(10, 5, 1), "num_batches must be at least 2"),
         (lambda: Throughput(-1), "every_env_steps must be at least 1"),
         (lambda: PolicyEvaluation("nowhere", 0), "every_env_steps must be at least 1"),
         (lambda: PolicyEvaluation("nowhere", 10, 0), "num_episodes must be at least 1"),
@@ -136,16 +137,20 @@ def test_the_critics_own_objective_agrees_with_it(tmp_path: Path) -> None:
     settings = tiny_settings(warmup_env_steps=5)
     for method, objective in (("critic", CriticObjective()), ("learned", tiny_objective())):
         run_dir = tmp_path / method
-        tiny_run(specs, callbacks=[ActionGradientAgreement(10, 5)], run_dir=run_dir, objective=objective, settings=settings)
+        tiny_run(specs, callbacks=[Diagnostics(10, 5)], run_dir=run_dir, objective=objective, settings=settings)
     for name in ("Approach-v0/agent_0", "Pendulum-v1/agent_1"):
         assert logged(tmp_path / "critic", f"agreement/{name}") == {n: pytest.approx(1, abs=1e-5) for n in (10, 20, 30, 40)}
         learned = logged(tmp_path / "learned", f"agreement/{name}")
         assert all(-1 <= value < 0.999 for value in learned.values()) and len(set(learned.values())) == 4
+        assert all(0 <= value <= 1 for value in logged(tmp_path / "learned", f"saturation/{name}").values())
+        assert all(value >= 0 for value in logged(tmp_path / "learned", f"meta_gradient_snr/{name}").values())
+    assert list(logged(tmp_path / "learned", "meta_gradient_snr/all")) == [10, 20, 30, 40]
+    assert not any(column.startswith("meta_gradient_snr") for column in read_csv(tmp_path / "critic" / "metrics.csv")[0])
 
 
 def test_there_is_no_agreement_before_the_critic_learns(tmp_path: Path) -> None:
     settings = tiny_settings(warmup_env_steps=25)
-    tiny_run(callbacks=[ActionGradientAgreement(10, 5)], run_dir=tmp_path, settings=settings)
+    tiny_run(callbacks=[Diagnostics(10, 5)], run_dir=tmp_path, settings=settings)
     assert list(logged(tmp_path, f"agreement/{NAMES[0]}")) == [30, 40]
 
 

@@ -305,7 +305,9 @@ def test_fresh_agents_are_those_of_a_meta_test_with_their_numbers(in_process: Tr
         assert code == 0, errors
         found = read_rows(Path(f"seed_{seed}/meta_test.csv"))
         settings = build(OmegaConf.load(f"seed_{seed}/config.yaml").agent)
-        plan = MetaTestPlan([EnvironmentSpec(DOUBLE)], numbers, settings, env_steps=300, evaluate_every_env_steps=100, num_episodes=1)
+        plan = MetaTestPlan(
+            [EnvironmentSpec(DOUBLE)], numbers, settings, env_steps=300, evaluate_every_env_steps=100, num_episodes=1
+        )
         assert found == meta_test("critic", CriticObjective(), plan)
 
 

@@ -224,14 +224,6 @@ def test_metrics_are_per_agent() -> None:
         assert values.shape == (3,) and values.unique().numel() == 3, name
 
 
-def test_agreement() -> None:
-    windows = random_windows(B)
-    torch.testing.assert_close(learner_of(CriticObjective()).agreement(windows), torch.ones(3))
-    assert (learner_of(CriticObjective("both")).agreement(windows) < 0.99).all()  # with the first critic, not with what it sees
-    cosine = learner_of(small_objective()).agreement(windows)
-    assert cosine.shape == (3,) and cosine.abs().lt(0.999).all() and cosine.ne(0).all()
-
-
 # State
 
 

@@ -52,3 +52,26 @@ def test_annealing_is_from_the_first_critic_whatever_the_objective_looks_at() ->
     ]
     for name, gradient in annealed[0].items():
         torch.testing.assert_close(annealed[1][name], gradient)
+
+
+def test_a_penalty_brings_saturated_policies_back() -> None:
+    """Its gradient is that of c max(0, |z| - 2)^2, averaged over valid steps, by autograd."""
+    population, windows = small_population(), random_windows(4)
+    networks, policy = population.networks, {name: p.clone() for name, p in population.policy.items()}
+    policy["out.bias"] += 30.0
+    alpha = CriticObjective().stacked_parameters(3)
+    arguments = (networks, CriticObjective(), alpha, policy, population.critics, windows)
+    without = policy_gradients(*arguments)
+    assert all(gradient.abs().max() < 1e-12 for gradient in without.values())
+
+    def penalty(policy: Any) -> Any:
+        z = networks.mlp(policy, windows.observation.flatten(1, 2)).view(*windows.valid.shape, -1)
+        excess = (z.abs() - 2).clamp(min=0) * networks.action_mask[:, None, None] * windows.valid[..., None]
+        return (0.1 * excess.square().sum((1, 2, 3)) / windows.num_valid).sum()
+
+    expected = torch.func.grad(penalty)(policy)
+    for name, gradient in policy_gradients(*arguments, saturation_penalty=0.1).items():
+        torch.testing.assert_close(gradient - without[name], expected[name])
+    calm = (*arguments[:3], {**population.policy, "out.weight": population.policy["out.weight"] / 10}, *arguments[4:])
+    for name, gradient in policy_gradients(*calm, saturation_penalty=0.1).items():
+        assert torch.equal(gradient, policy_gradients(*calm)[name]), name

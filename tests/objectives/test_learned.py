@@ -9,6 +9,7 @@ from random_population import random_windows
 from torch import Tensor
 
 from metagenrl_pl.agents.stacked_networks import stacked_linear
+from metagenrl_pl.agents.windows import valid_states
 from metagenrl_pl.objectives import LearnedObjective, ObjectiveInputs
 from metagenrl_pl.objectives.learned import normalise
 from metagenrl_pl.objectives.lstm import BackwardLSTM
@@ -177,9 +178,14 @@ def test_bounded_head() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"hidden_units": 5}, "hidden_units"), ({"hidden_units": 0}, "even"), ({"context_units": 0}, "at least 1")],
+    [
+        ({"hidden_units": 5}, "hidden_units"),
+        ({"hidden_units": 0}, "even"),
+        ({"context_units": 0}, "at least 1"),
+        ({"terminal": "never"}, "after, before, input, got 'never'"),
+    ],
 )
-def test_refuses_widths(arguments: dict[str, int], message: str) -> None:
+def test_refuses_options(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LearnedObjective(**arguments)  # type: ignore[arg-type]
 
@@ -209,3 +215,46 @@ def test_an_agents_gradients_are_the_same_bits_whatever_its_neighbours(
         expected = computed(slice(0, 4))
         for agents in [slice(i, i + 1) for i in range(4)] + [slice(i, i + 2) for i in range(3)]:
             assert all(torch.equal(one, other[agents]) for one, other in zip(computed(agents), expected, strict=True)), agents
+
+
+@pytest.mark.parametrize("terminal", ["after", "before", "input"])
+def test_a_terminal_state_of_mean_value(terminal: str) -> None:
+    """Read after normalising, as in the paper, it gives the loss of a state that is not terminal."""
+    objective, inputs = small(terminal=terminal), random_inputs()
+    assert inputs.value is not None
+    value, window = inputs.value.clone(), 1  # which ends in a terminal state, at its length
+    for agent in range(NUM_AGENTS):
+        last = int(LENGTH[agent, window])
+        others = valid_states(inputs.valid)[agent].bool()
+        others[window, last] = False
+        value[agent, window, last] = value[agent][others].mean()  # so it is the mean of all as well
+    inputs = inputs._replace(value=value)
+    without = inputs._replace(terminated=torch.zeros_like(inputs.terminated))
+    same = torch.allclose(loss_of(objective, inputs), loss_of(objective, without), atol=1e-9)
+    assert same == (terminal == "after")
+
+
+@pytest.mark.parametrize("terminal", ["before", "input"])
+def test_the_critics_word_on_terminal_states_does_not_count(terminal: str) -> None:
+    inputs = random_inputs()
+    assert inputs.value is not None
+    absurd = inputs.value.clone()
+    for agent in range(NUM_AGENTS):
+        absurd[agent, 1, int(LENGTH[agent, 1])] = 1e6
+    for rule, same in ((terminal, True), ("after", False)):
+        objective = small(terminal=rule)
+        losses = [loss_of(objective, inputs._replace(value=value)) for value in (inputs.value, absurd)]
+        assert torch.allclose(*losses) == same
+
+
+def test_a_terminal_state_is_worth_nothing_if_it_counts_before_normalising() -> None:
+    """So it lies as far below the mean value as 0 does."""
+    inputs = random_inputs()
+    assert inputs.value is not None
+    of_next = small(terminal="before")._context(inputs)[..., 2]
+    for agent in range(NUM_AGENTS):
+        alive = valid_states(inputs.valid)[agent].bool()
+        alive[1, int(LENGTH[agent, 1])] = False
+        values = inputs.value[agent][alive]
+        expected = -values.mean() / values.var(correction=0).sqrt()
+        assert of_next[agent, 1, int(LENGTH[agent, 1]) - 1].item() == pytest.approx(expected.item(), rel=1e-6)

@@ -11,7 +11,7 @@ from tiny_runs import TOYS, differences, everything, tiny_objective, tiny_run, t
 
 from callbacks.meta_testing import MetaTest, PolicyEvaluation
 from callbacks.schedule import env_steps_of, module_of
-from callbacks.training_log import ActionGradientAgreement, EpisodeReturns, Throughput
+from callbacks.training_log import Diagnostics, EpisodeReturns, Throughput
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
@@ -166,7 +166,7 @@ def test_callbacks_do_not_change_what_is_learned(tmp_path: Any) -> None:
     environments = [{"id": "Counting-v0", "max_episode_steps": 5}]
     callbacks = [
         EpisodeReturns(10),
-        ActionGradientAgreement(10, 5),
+        Diagnostics(10, 5),
         Throughput(10),
         PolicyEvaluation(str(tmp_path), 20, 2),
         MetaTest(str(tmp_path), environments, [0], 15, 10, 1, every_env_steps=20),

@@ -34,7 +34,7 @@ TINY = [
     *("env.test=[Pendulum-v1]", "callbacks.meta_test.env_steps=40", "callbacks.meta_test.evaluate_every_env_steps=20"),
     *("callbacks.meta_test.num_episodes=1", "callbacks.meta_test.seeds=[0,1,2]"),
     *("callbacks.checkpoint.every_env_steps=100", "callbacks.checkpoint.keep=null"),
-    *("callbacks.episode_returns.every_env_steps=50", "callbacks.agreement.every_env_steps=50"),
+    *("callbacks.episode_returns.every_env_steps=50", "callbacks.diagnostics.every_env_steps=50"),
     *("trainer.accelerator=cpu", "logger=csv", "env_workers=0"),
 ]
 THREE = [*TINY, "population.size=3", "callbacks.meta_test=null"]

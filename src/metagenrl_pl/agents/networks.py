@@ -58,13 +58,16 @@ class TracedPolicy:
 
     def __init__(self, networks: Networks, policy: Parameters, observation: Tensor) -> None:
         self._mlp, mask = TracedMLP(networks.mlp, policy), networks.action_mask.unsqueeze(1)
-        flat = torch.tanh(self._mlp.forward(observation.flatten(1, -2))) * mask
+        preactivation = self._mlp.forward(observation.flatten(1, -2)) * mask
+        flat = torch.tanh(preactivation)
         self._slope = mask - flat * flat  # of tanh; 0 where padded
         self.action = flat.view(*observation.shape[:-1], -1)  # [P, ..., A]
+        self.preactivation = preactivation.view_as(self.action)  # of tanh
 
-    def pull_back(self, daction: Tensor) -> Parameters:
-        """J^T da: the gradient in the parameters, [P, ...], from that in the actions."""
-        return self._mlp.backward_to_parameters(daction.flatten(1, -2) * self._slope)
+    def pull_back(self, daction: Tensor, dpreactivation: Tensor | None = None) -> Parameters:
+        """J^T da: the gradient in the parameters, [P, ...], from that in the actions and, if given, in what tanh is applied to."""
+        dflat = daction.flatten(1, -2) * self._slope
+        return self._mlp.backward_to_parameters(dflat if dpreactivation is None else dflat + dpreactivation.flatten(1, -2))
 
     def push_forward(self, direction: Parameters) -> Tensor:
         """J phi': how actions change along a direction of the parameters, [P, ..., A]."""

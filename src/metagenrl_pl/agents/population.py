@@ -48,6 +48,8 @@ class AgentSettings:
         discount: gamma.
         critic_learning_rate, policy_learning_rate: of Adam.
         policy_max_gradient_norm: each agent's policy gradient is clipped to this norm.
+        saturation_penalty: weight c of c max(0, |z| - 2)^2 in the policy's loss, where tanh(z) is the action. Without it a policy
+            whose actions have reached their bounds may stay there, since tanh lets no gradient through. Not in the paper: 0.
         policy_delay: critic updates per policy (and objective) update.
         target_rate: weight of the network in the moving average of its target, which follows after each policy update.
         target_noise, target_noise_clip: target policy smoothing: standard deviation and bound, for actions in [-1, 1].
@@ -69,6 +71,7 @@ class AgentSettings:
     critic_learning_rate: float = 1e-3
     policy_learning_rate: float = 1e-3
     policy_max_gradient_norm: float = 1.0
+    saturation_penalty: float = 0.0
     policy_delay: int = 2
     target_rate: float = 0.005
     target_noise: float = 0.2
@@ -87,7 +90,7 @@ class AgentSettings:
         for name in ("critic_learning_rate", "policy_learning_rate", "policy_max_gradient_norm", "layer_norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("target_noise", "target_noise_clip", "exploration_noise", "random_env_steps"):
+        for name in ("saturation_penalty", "target_noise", "target_noise_clip", "exploration_noise", "random_env_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         for name in ("discount", "target_rate"):

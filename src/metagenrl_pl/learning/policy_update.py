@@ -9,6 +9,8 @@ from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.objectives import Objective, ObjectiveInputs
 from metagenrl_pl.objectives.contract import CriticChoice
 
+_FREE_UP_TO = 2.0  # pre-activations without a penalty: tanh(2) is 0.96
+
 
 def objective_inputs(
     networks: Networks, objective: Objective, policy: Parameters, critics: Parameters, windows: Windows, action: Tensor
@@ -47,7 +49,7 @@ def values_and_action_gradient(
     return traced.value[:, 0], traced.action_gradient(torch.full_like(traced.value, 1 / traced.value.shape[1]))
 
 
-def _first_slope(
+def first_slope(
     networks: Networks, objective: Objective, critics: Parameters, windows: Windows, action: Tensor, inputs: ObjectiveInputs
 ) -> Tensor:
     """dQ1/da, [P, B, T, A]. Taken from the objective's inputs if they contain it."""
@@ -64,6 +66,7 @@ def policy_gradients(
     critics: Parameters,
     windows: Windows,
     objective_share: Tensor | None = None,
+    saturation_penalty: float = 0.0,
 ) -> Parameters:
     """Gradient of the policies' loss with respect to their parameters, [P, ...], unclipped.
 
@@ -76,24 +79,19 @@ def policy_gradients(
         objective, alpha: the objective and its stacked parameters, [P, ...].
         critics: the twins, [P, 2, ...].
         objective_share: p, a scalar or one number per agent, [P]; None means 1.
+        saturation_penalty: see `AgentSettings`.
     """
     traced = TracedPolicy(networks, policy, windows.observation)
     inputs = objective_inputs(networks, objective, policy, critics, windows, traced.action)
     gradient, _ = objective.action_gradient_and_pull_back(alpha, inputs)  # [P, B, T, A]
     if objective_share is not None:
-        slope = _first_slope(networks, objective, critics, windows, traced.action, inputs)
+        slope = first_slope(networks, objective, critics, windows, traced.action, inputs)
         share = objective_share.view(-1, 1, 1, 1)
         gradient = share * gradient - (1 - share) * slope * windows.valid[..., None]
-    return traced.pull_back(gradient / windows.num_valid.view(-1, 1, 1, 1))
-
-
-def action_gradient_agreement(
-    networks: Networks, objective: Objective, alpha: Parameters, policy: Parameters, critics: Parameters, windows: Windows
-) -> Tensor:
-    """Cosine between the objective's action gradient and -dQ1/da over all valid steps of each agent, [P]."""
-    action = networks.action(policy, windows.observation)
-    inputs = objective_inputs(networks, objective, policy, critics, windows, action)
-    gradient = objective.action_gradient(alpha, inputs).flatten(1)
-    slope = _first_slope(networks, objective, critics, windows, action, inputs)
-    descent = -(slope * windows.valid[..., None]).flatten(1)
-    return torch.nn.functional.cosine_similarity(gradient, descent, dim=1)
+    num_valid = windows.num_valid.view(-1, 1, 1, 1)
+    penalty = None
+    if saturation_penalty:
+        z = traced.preactivation
+        excess = (z - z.clamp(-_FREE_UP_TO, _FREE_UP_TO)) * windows.valid[..., None]
+        penalty = 2 * saturation_penalty * excess / num_valid
+    return traced.pull_back(gradient / num_valid, penalty)

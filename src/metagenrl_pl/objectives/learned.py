@@ -1,5 +1,7 @@
 """The learned objective L_alpha: an LSTM that reads windows of experience backwards in time (paper section 3.2, figure 2)."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,9 @@ from metagenrl_pl.objectives.traced import TracedObjective
 
 _NORMALISATION_EPS = 1e-8
 
+TerminalRule = Literal["after", "before", "input"]
+"""How a learned objective reads V(s') of a terminal state, see `LearnedObjective`."""
+
 
 class LearnedObjective(ParametricObjective):
     """L_alpha(trajectory, pi(s), V): the mean over action dimensions of a small network, rewards, values and time, through an LSTM.
@@ -32,6 +37,10 @@ class LearnedObjective(ParametricObjective):
         context_units: width of the encoding of reward, time and values.
         use_time: whether t / T is an input.
         use_value: whether V(s) and V(s') are inputs.
+        terminal: how a terminal state enters. Values are z-normalised over the batch, so 0 then means the mean value of the batch.
+            `after`, as in the paper: V(s') becomes 0 after normalising, so a terminal state looks like a state of mean value.
+            `before`: its value becomes 0, which is what it is worth, before normalising, and is left out of mean and variance.
+            `input`: V(s') becomes 0 after normalising and is left out of mean and variance, and `terminated` is an input of its own.
         use_lstm: whether the loss of a step depends on later steps of the window; otherwise it depends on this step only.
         bounded_head: whether the output e becomes tanh(1e-3 e) / 1e-3.
         use_critic_gradient: whether the critic's own action gradient dQ1/da, a constant scaled to root mean square 1, is a third input for
@@ -41,7 +50,7 @@ class LearnedObjective(ParametricObjective):
         seed: of the initial weights.
 
     Raises:
-        ValueError: if `hidden_units` is odd, a width is not positive, or `critic_gradient_of` is not valid.
+        ValueError: if `hidden_units` is odd, a width is not positive, or `terminal` or `critic_gradient_of` is not valid.
     """
 
     #: Outputs of the head for each step.
@@ -53,6 +62,7 @@ class LearnedObjective(ParametricObjective):
         context_units: int = 8,
         use_time: bool = True,
         use_value: bool = True,
+        terminal: TerminalRule = "after",
         use_lstm: bool = True,
         bounded_head: bool = True,
         use_critic_gradient: bool = False,
@@ -64,11 +74,14 @@ class LearnedObjective(ParametricObjective):
             raise ValueError(f"hidden_units must be even and at least 2, got {hidden_units}")
         if context_units < 1:
             raise ValueError(f"context_units must be at least 1, got {context_units}")
+        if terminal not in get_args(TerminalRule):
+            raise ValueError(f"terminal must be {', '.join(get_args(TerminalRule))}, got {terminal!r}")
         super().__init__(
             hidden_units=hidden_units,
             context_units=context_units,
             use_time=use_time,
             use_value=use_value,
+            terminal=terminal,
             use_lstm=use_lstm,
             bounded_head=bounded_head,
             use_critic_gradient=use_critic_gradient,
@@ -78,13 +91,13 @@ class LearnedObjective(ParametricObjective):
         self.needs_value = use_value
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
         self.needs_critic_gradient, self.critic_gradient_of = use_critic_gradient, check_critics(critic_gradient_of)
-        self.hidden_units = hidden_units
+        self.terminal, self.hidden_units = terminal, hidden_units
         self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
         self._context_transform = StackedMLP(2, mixed, None, prefix="context_transform.")
         self._head = StackedMLP(2, mixed, layer_norm_eps, prefix="head.")
 
         generator = torch.Generator().manual_seed(seed)
-        num_context = 1 + use_time + 2 * use_value
+        num_context = 1 + use_time + 2 * use_value + (terminal == "input")
         num_features = hidden_units + context_units
         parameters = self._action_transform.init(2 + use_critic_gradient, hidden_units, 0, generator)
         parameters |= self._context_transform.init(num_context, hidden_units, context_units, generator)
@@ -140,7 +153,7 @@ class LearnedObjective(ParametricObjective):
         return torch.stack(read, -1).flatten(1, 3)
 
     def _context(self, inputs: ObjectiveInputs) -> Tensor:
-        """Normalised reward, t / T, V(s') and V(s) of every step, [P, B, T, 1 to 4]."""
+        """Normalised reward, t / T, V(s') and V(s) of every step, and whether it terminated, [P, B, T, 1 to 5]."""
         num_steps = inputs.reward.shape[-1]
         context = [normalise(inputs.reward, inputs.valid)]
         if self.use_time:
@@ -148,9 +161,20 @@ class LearnedObjective(ParametricObjective):
             context.append(time.expand_as(inputs.reward))
         if self.use_value:
             assert inputs.value is not None  # promised by needs_value
-            value = normalise(inputs.value, valid_states(inputs.valid))
-            context += [value[..., 1:] * (1 - inputs.terminated), value[..., :-1]]
+            context += self._values(inputs.value, inputs)
+        if self.terminal == "input":
+            context.append(inputs.terminated)
         return torch.stack(context, -1)
+
+    def _values(self, value: Tensor, inputs: ObjectiveInputs) -> list[Tensor]:
+        """Normalised V(s') and V(s), [P, B, T] each, with terminal states as `terminal` says."""
+        states, alive = valid_states(inputs.valid), 1 - inputs.terminated
+        if self.terminal != "after":  # what the critic says of terminal states, which it is never trained on, does not count
+            after = nn.functional.pad(alive, (1, 0), value=1.0)
+            value, states = value * after, states * after
+        value = normalise(value, states)
+        of_next = value[..., 1:]
+        return [of_next if self.terminal == "before" else of_next * alive, value[..., :-1]]
 
 
 def normalise(x: Tensor, valid: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""What the losses do not tell: whether the objective agrees with the critic, policies are saturated, and meta-gradients are noise."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metagenrl_pl.agents.networks import Networks
+from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.agents.windows import Windows
+from metagenrl_pl.learning.policy_update import first_slope, objective_inputs
+from metagenrl_pl.objectives import Objective
+
+SATURATED_FROM = 0.99
+"""An action with a larger absolute value counts as saturated: the slope of tanh is below 0.02 there."""
+
+
+def action_gradient_agreement(
+    networks: Networks, objective: Objective, alpha: Parameters, policy: Parameters, critics: Parameters, windows: Windows
+) -> Tensor:
+    """Cosine between the objective's action gradient and -dQ1/da over all valid steps of each agent, [P]."""
+    action = networks.action(policy, windows.observation)
+    inputs = objective_inputs(networks, objective, policy, critics, windows, action)
+    gradient = objective.action_gradient(alpha, inputs).flatten(1)
+    slope = first_slope(networks, objective, critics, windows, action, inputs)
+    descent = -(slope * windows.valid[..., None]).flatten(1)
+    return torch.nn.functional.cosine_similarity(gradient, descent, dim=1)
+
+
+def saturation(networks: Networks, policy: Parameters, windows: Windows) -> Tensor:
+    """Share of each policy's action entries beyond `SATURATED_FROM` in absolute value, over its valid steps, [P]."""
+    action = networks.action(policy, windows.observation)
+    is_saturated = (action.abs() > SATURATED_FROM) * windows.valid[..., None]
+    return (is_saturated.sum((1, 2)) * networks.action_weight).sum(-1) / windows.num_valid
+
+
+def signal_to_noise(samples: Sequence[Tensor]) -> Tensor:
+    """Norm of the mean of random vectors over their spread: |E x| / sqrt(E |x - E x|^2), estimated from M samples.
+
+    The squared norm of a mean of M samples is too large by the variance over M, which is subtracted. An estimate below 0 counts
+    as 0.
+
+    Args:
+        samples: M tensors [..., N], M at least 2.
+
+    Returns:
+        [...]; 0 where the samples do not vary.
+    """
+    stacked = torch.stack(list(samples))
+    mean = stacked.mean(0)
+    variance = (stacked - mean).square().sum(-1).sum(0) / (len(stacked) - 1)
+    signal = (mean.square().sum(-1) - variance / len(stacked)).clamp(min=0)
+    return torch.where(variance > 0, (signal / variance.clamp(min=torch.finfo(variance.dtype).tiny)).sqrt(), 0.0)
