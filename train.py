@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from metagenrl_pl.agents.lifetimes import Lifetimes
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import ConfigError, build
-from metagenrl_pl.launch.assembly import agent_seeds, build_trainer, choose_resources, describe_device
+from metagenrl_pl.launch.assembly import agent_seeds, build_meta, build_trainer, choose_resources, describe_device
 from metagenrl_pl.launch.checks import check_objective, check_population, prepare_config, unlike_meta_training
 from metagenrl_pl.launch.command_line import hydra_entry
 from metagenrl_pl.launch.endings import fit
@@ -21,9 +21,7 @@ from metagenrl_pl.launch.resume import allow_new_keys, with_run_dir
 from metagenrl_pl.launch.run_folder import open_run_folder, prepare_process, run_folder
 from metagenrl_pl.learning.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.learning.cycle import Agents
-from metagenrl_pl.learning.inner_step import InnerStep
-from metagenrl_pl.learning.judges import Judge
-from metagenrl_pl.learning.settings import MetaLearning
+from metagenrl_pl.learning.evolution import Evolution
 from metagenrl_pl.objectives import Objective
 from metagenrl_pl.training.datamodule import ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
@@ -45,15 +43,14 @@ def main(config: DictConfig) -> int:
     check_objective(config, objective, population)
     if differences := unlike_meta_training(config, objective):
         rank_zero_only(warnings.warn)(f"the objective was meta-trained with other agents: {', '.join(differences)}")
-    inner, judge = build(config.inner, InnerStep), build(config.judge, Judge)
-    meta = MetaLearning(inner, judge, build(config.meta)) if config.meta else None
     trainer = build_trainer(config, population.size)
     notify = rank_zero_only(partial(print, flush=True))
     try:
-        eager_seconds = estimated_seconds(agent, population.size, config.env_steps, is_meta_training=meta is not None)
+        eager_seconds = estimated_seconds(agent, population.size, config.env_steps, is_meta_training=config.meta is not None)
         config.compile, choice = choose_compile(config.compile, eager_seconds)
-        lifetimes = Lifetimes.staggered(population, agent)
         resources = choose_resources(config, trainer, specs, notify)
+        meta = build_meta(config, specs, resources.placement(len(specs)))
+        lifetimes = Lifetimes.of_population(population, agent, in_generations=isinstance(meta, Evolution))
         agents = Agents(specs, agent_seeds(config, specs), agent, objective, meta, lifetimes, resources)
         datamodule = ReplayDataModule(agents, config.env_steps, config.updates_per_batch)
     except ValueError as error:

@@ -160,7 +160,7 @@ class ObjectiveExport(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a frozen objective."""
         learner = agents_of(trainer).learner
-        if trainer.is_global_zero and learner.meta is None and isinstance(learner.objective, ParametricObjective):
+        if trainer.is_global_zero and not learner.is_meta_training and isinstance(learner.objective, ParametricObjective):
             learner.objective.save(self._run_dir / "objective.safetensors")
 
     def on_train_batch_end(
@@ -169,7 +169,7 @@ class ObjectiveExport(pl.Callback):
         """Write a meta-learned objective after the interval and at the end."""
         learner, env_steps = agents_of(trainer).learner, env_steps_of(trainer)
         objective = learner.objective
-        if learner.meta is None or not isinstance(objective, ParametricObjective):
+        if not learner.is_meta_training or not isinstance(objective, ParametricObjective):
             return
         if trainer.is_global_zero and (is_due(self._every, env_steps, batch) or is_last(trainer)):
             card = self._card(trainer)

@@ -61,7 +61,7 @@ class PopulationDisplay(ProgressBar):
         if self._console.is_terminal and not self._console.quiet:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        what = "meta-training" if agents_of(trainer).learner.meta else "training"
+        what = "meta-training" if agents_of(trainer).learner.is_meta_training else "training"
         self._report = self._add_bar(
             what, datamodule_of(trainer).env_steps, env_steps_of(trainer), lines_in_all=20, note=self._returns_text
         )

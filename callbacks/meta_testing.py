@@ -135,7 +135,7 @@ class MetaTest(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the tests that do not depend on meta-training. After a resume, remove the results of later objectives first."""
-        if trainer.is_global_zero and agents_of(trainer).learner.meta is not None and (env_steps := env_steps_of(trainer)):
+        if trainer.is_global_zero and agents_of(trainer).learner.is_meta_training and (env_steps := env_steps_of(trainer)):
             drop_rows_after(self._path, meta_training_env_steps=env_steps)
         tests = {
             method: objective
@@ -289,7 +289,7 @@ def _check_baseline(method: str, baseline: Objective | None) -> None:
 
 def _stage(trainer: pl.Trainer, objective: ParametricObjective) -> int:
     """Env steps for which the objective was meta-trained: in this run, or according to its card."""
-    return env_steps_of(trainer) if agents_of(trainer).learner.meta else int(objective.card.get("env_steps", 0))
+    return env_steps_of(trainer) if agents_of(trainer).learner.is_meta_training else int(objective.card.get("env_steps", 0))
 
 
 class PolicyEvaluation(pl.Callback):

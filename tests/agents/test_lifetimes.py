@@ -4,13 +4,13 @@ import pytest
 from random_population import small_settings
 
 from metagenrl_pl.agents.lifetimes import Lifetimes
-from metagenrl_pl.agents.population import PopulationSettings
+from metagenrl_pl.agents.population import AgentSettings, PopulationSettings
 from metagenrl_pl.common.placement import Placement
 
 
 def staggered(size: int = 4, length: int | None = 100, warmup: int = 20, random: int = 20) -> Lifetimes:
     agent = small_settings(warmup_env_steps=warmup, random_env_steps=random)
-    return Lifetimes.staggered(PopulationSettings(size, length), agent)
+    return Lifetimes.of_population(PopulationSettings(size, length), agent)
 
 
 def test_starts_of_lives_are_spread_over_a_life() -> None:
@@ -66,3 +66,12 @@ def test_a_process_has_the_lifetimes_of_its_agents() -> None:
 def test_refusals(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         staggered(**changes)
+
+
+def test_generations_live_at_the_same_time() -> None:
+    agent = AgentSettings(random_env_steps=3, warmup_env_steps=2)
+    lifetimes = Lifetimes.of_population(PopulationSettings(4, 10), agent, in_generations=True)
+    assert lifetimes.starting(9) == [] and lifetimes.starting(10) == lifetimes.starting(20) == [0, 1, 2, 3]
+    assert lifetimes.ending_warmup(12) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"lifetime_env_steps=null: meta=evolution needs the length of a generation's lives"):
+        Lifetimes.of_population(PopulationSettings(4), agent, in_generations=True)

@@ -185,7 +185,7 @@ def test_no_annealing_where_there_is_nothing_to_learn(make: Callable[[], Objecti
     learner, same = learner_of(make(), meta_learning(annealing_env_steps=100)), learner_of(make())
     first, last = policy_gradient(learner, 0), policy_gradient(same, 100)
     assert all(torch.equal(g, last[name]) for name, g in first.items())
-    assert learner.meta is None and learner.objective_optimizer is None
+    assert not learner.is_meta_training and learner.objective_optimizer is None
 
 
 def test_no_annealing_without_meta_learning() -> None:

@@ -184,6 +184,21 @@ def test_environments_in_workers_give_the_same_bits(four: tuple[Path, Path, str]
     assert (four[0] / "meta_test.csv").read_text() == (tmp_path / "workers" / "meta_test.csv").read_text()
 
 
+@pytest.mark.slow
+def test_evolution_in_two_processes_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Whole runs in one process and in two, and one of two processes that goes on in one, through three generations."""
+    kept = [option for option in TINY if option not in ("meta.annealing_env_steps=100", "judge=returns")]
+    evolving = [*kept, "meta=evolution", "callbacks.meta_test=null"]
+    run_all((tmp_path, [*evolving, "run_dir=one"]), (tmp_path, [*evolving, "run_dir=two", TWO]))
+    assert_same(tmp_path / "one", tmp_path / "two", [100, 200, 230])
+    run(tmp_path, [*evolving, "run_dir=short", "env_steps=120", TWO])
+    run(tmp_path, ["ckpt_path=short/checkpoints/env_steps_000000120.ckpt", "env_steps=230", "trainer.devices=1"])
+    assert_same(tmp_path / "one", tmp_path / "short", [200, 230], since=150)
+    before, after = (contents(tmp_path / f"one/checkpoints/env_steps_{n:09d}.ckpt") for n in (100, 230))
+    name = "/state_dict/objective.head.out.weight"
+    assert not torch.equal(before[name], after[name])
+
+
 # ------------------------------------------------------------------------------------------------------------------ mistakes
 
 

@@ -32,14 +32,21 @@ class Lifetimes:
     offsets: tuple[int, ...]
 
     @classmethod
-    def staggered(cls, population: PopulationSettings, agent: AgentSettings) -> "Lifetimes":
-        """Lifetimes whose starts are spread evenly over the length of a life, also among the agents of each environment.
+    def of_population(cls, population: PopulationSettings, agent: AgentSettings, in_generations: bool = False) -> "Lifetimes":
+        """The lifetimes of a run's agents.
+
+        Args:
+            population, agent: settings.
+            in_generations: whether all lives start at the same time. Otherwise their starts are spread evenly over the length of a
+                life, also among the agents of each environment.
 
         Raises:
             ValueError: if a life is not longer than its phase of random actions, or that phase is shorter than the warm-up. Until
-                the warm-up ends, the new agent has no policy to act with.
+                the warm-up ends, the new agent has no policy to act with. Also if generations have no length.
         """
         length, warmup, random = population.lifetime_env_steps, agent.warmup_env_steps, agent.random_env_steps
+        if length is None and in_generations:
+            raise ValueError("population.lifetime_env_steps=null: meta=evolution needs the length of a generation's lives")
         if length is not None and length <= random:
             raise ValueError(
                 f"population.lifetime_env_steps must be above agent.random_env_steps={random}, or null, got {length}"
@@ -49,8 +56,8 @@ class Lifetimes:
                 f"population.lifetime_env_steps={length} needs agent.random_env_steps of at least agent.warmup_env_steps={warmup}, "
                 f"got {random}"
             )
-        offsets = tuple(i * (length or 0) // population.size for i in range(population.size))
-        return cls(length, warmup, offsets)
+        share = 0 if in_generations else (length or 0)
+        return cls(length, warmup, tuple(i * share // population.size for i in range(population.size)))
 
     @classmethod
     def single(cls, num_agents: int) -> "Lifetimes":

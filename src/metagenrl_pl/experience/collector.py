@@ -78,6 +78,13 @@ class Collector:
         returns, self._new_returns = self._new_returns, [[] for _ in self._new_returns]
         return returns
 
+    def newest_returns(self) -> list[float]:
+        """Each agent's mean return of the last (up to 10) episodes of its life; that of the open episode if none has ended."""
+        return [
+            float(np.mean(returns)) if returns else open_return
+            for returns, open_return in zip(self.recent_returns, self._episode_return, strict=True)
+        ]
+
     def step(self) -> None:
         """One env step of every agent."""
         self.begin_step()

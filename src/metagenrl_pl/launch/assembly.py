@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
+from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import build
 from metagenrl_pl.environments.environment import EnvironmentSpec
@@ -19,6 +20,10 @@ from metagenrl_pl.launch.checks import build_callback
 from metagenrl_pl.launch.endings import FirstBatch
 from metagenrl_pl.learning.compiling import Notify
 from metagenrl_pl.learning.cycle import Resources
+from metagenrl_pl.learning.evolution import Evolution, EvolutionSettings
+from metagenrl_pl.learning.inner_step import InnerStep
+from metagenrl_pl.learning.judges import Judge
+from metagenrl_pl.learning.settings import MetaLearning
 from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
 from metagenrl_pl.training.processes import check_accelerator, check_trainer, check_world_size, make_strategy
 
@@ -51,6 +56,21 @@ def agent_seeds(config: DictConfig, specs: list[EnvironmentSpec]) -> list[int]:
         numbers = agent_numbers(specs, config.seed)
         return [fresh_seed(spec, number) for spec, number in zip(specs, numbers, strict=True)]
     return [derive_seed(config.seed, "agent", agent) for agent in range(len(specs))]
+
+
+def build_meta(config: DictConfig, specs: list[EnvironmentSpec], placement: Placement) -> MetaLearning | Evolution | None:
+    """How the objective is meta-learned; None if it is frozen.
+
+    Raises:
+        ValueError: if an environment has an odd number of agents, which evolution cannot pair.
+    """
+    if config.meta is None:
+        return None
+    settings = build(config.meta)
+    if isinstance(settings, EvolutionSettings):
+        names, length = [spec.name for spec in specs], config.population.lifetime_env_steps
+        return Evolution(settings, names, length or config.env_steps, config.seed, placement)
+    return MetaLearning(build(config.inner, InnerStep), build(config.judge, Judge), settings)
 
 
 def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[EnvironmentSpec], notify: Notify) -> Resources:

@@ -15,6 +15,7 @@ from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup, sizes
 from metagenrl_pl.experience.collector import Collector
 from metagenrl_pl.experience.replay import Replay
 from metagenrl_pl.learning.compiling import Notify, ignore
+from metagenrl_pl.learning.evolution import Evolution
 from metagenrl_pl.learning.learner import Draw, Learner
 from metagenrl_pl.learning.settings import MetaLearning
 from metagenrl_pl.objectives import Objective
@@ -77,7 +78,7 @@ class Agents:
         seeds: Sequence[int],
         settings: AgentSettings,
         objective: Objective,
-        meta: MetaLearning | None = None,
+        meta: MetaLearning | Evolution | None = None,
         lifetimes: Lifetimes | None = None,
         resources: Resources = Resources(),
     ) -> None:
@@ -132,10 +133,13 @@ class Agents:
 
         Yields once during each step, so that the caller can update: `draw` gives windows for it.
         """
+        evolution = self.learner.evolution
         for _ in range(num_steps):
             self.collector.begin_step()
             yield self.collector.draw
             self.collector.end_step()
+            if evolution is not None and evolution.ends_at(self.env_steps):
+                self.learner.end_generation(self.collector.newest_returns())
 
     def learn(self, draw: Draw, critic_step: Callable[[], Any] | None = None) -> None:
         """One update, or nothing during the warm-up."""

@@ -15,6 +15,7 @@ from metagenrl_pl.common.streams import AgentStreams, to_device
 from metagenrl_pl.learning.compiling import Compiled, Notify, ignore
 from metagenrl_pl.learning.critic_update import critic_gradients
 from metagenrl_pl.learning.diagnostics import action_gradient_agreement, saturation, signal_to_noise
+from metagenrl_pl.learning.evolution import Evolution
 from metagenrl_pl.learning.inner_step import AdamMoments
 from metagenrl_pl.learning.meta_update import MetaTask, combine_meta_gradients, meta_gradients
 from metagenrl_pl.learning.metrics import AgentMetrics, check_agreement
@@ -37,7 +38,8 @@ class Learner:
         objective: that the policies descend.
         settings: of the agents.
         seeds: one for each agent, for the noise on target actions.
-        meta: how the objective is meta-learned; None keeps it frozen. An objective without trainable parameters is always frozen.
+        meta: how the objective is meta-learned, by gradients or by evolution; None keeps it frozen. An objective without trainable
+            parameters is always frozen.
         placement: which agents of all processes these are; all by default.
         compile: whether updates are compiled by `torch.compile`. This takes minutes, then each update is a few times faster.
         notify: called with a message when something is compiled.
@@ -49,13 +51,15 @@ class Learner:
         objective: Objective,
         settings: AgentSettings,
         seeds: Sequence[int],
-        meta: MetaLearning | None = None,
+        meta: MetaLearning | Evolution | None = None,
         placement: Placement | None = None,
         compile: bool = False,
         notify: Notify = ignore,
     ) -> None:
         self.population, self.objective, self.settings = population, objective, settings
-        self.meta = meta if objective.learns else None
+        learning = meta if objective.learns else None
+        self.meta = learning if isinstance(learning, MetaLearning) else None
+        self.evolution = learning if isinstance(learning, Evolution) else None
         self.placement = placement or Placement(population.num_agents)
         self.num_updates = 0
         self.metrics = AgentMetrics(self.placement)
@@ -64,7 +68,23 @@ class Learner:
         self._choose_functions()
         self.critic_optimizer = _adam(population.rows["critics"], settings.critic_learning_rate)
         self.policy_optimizer = _adam(population.rows["policy"], settings.policy_learning_rate)
-        self.objective_optimizer = _adam(objective.parameters(), self.meta.settings.learning_rate) if self.meta else None
+        self.objective_optimizer = _adam(objective.parameters(), learning.settings.learning_rate) if learning else None
+        self._generation = 0
+        self._perturbed: Parameters | None = None  # of this generation
+
+    @property
+    def is_meta_training(self) -> bool:
+        """Whether the objective changes."""
+        return self.objective_optimizer is not None
+
+    @property
+    def alpha(self) -> Parameters:
+        """The objective's parameters of each agent, [P, ...]; the same for all, except under evolution."""
+        if self.evolution is None:
+            return self.objective.stacked_parameters(self.population.num_agents)
+        if self._perturbed is None:
+            self._perturbed = self.evolution.perturbed(self.objective, self._generation)
+        return self._perturbed
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -119,7 +139,7 @@ class Learner:
         gradients = self.policy_gradients(
             population.networks,
             self.objective,
-            self.objective.stacked_parameters(population.num_agents),
+            self.alpha,
             population.policy,
             population.critics,
             windows,
@@ -151,9 +171,24 @@ class Learner:
         population, (inner, judge, _) = self.population, self.meta
         moments = self._policy_moments() if inner.needs_moments else None
         task = MetaTask(population.policy, population.critics, windows, moments)
-        alpha = self.objective.stacked_parameters(population.num_agents)
-        gradients: tuple[Parameters, Tensor] = self.meta_gradients(population.networks, self.objective, inner, judge, alpha, task)
+        gradients: tuple[Parameters, Tensor] = self.meta_gradients(
+            population.networks, self.objective, inner, judge, self.alpha, task
+        )
         return gradients
+
+    def end_generation(self, returns: Sequence[float]) -> None:
+        """Evolution: step the objective along the estimate of this generation, and perturb it anew for the next.
+
+        Args:
+            returns: of this process's agents, [P].
+        """
+        assert self.evolution is not None and self.objective_optimizer is not None
+        every = torch.tensor(self.placement.gather_list(list(returns)), dtype=torch.float64)
+        gradient = self.evolution.gradient(self.objective, self._generation, every)
+        for name, p in self.objective.named_parameters():
+            p.grad = gradient[name]
+        self.objective_optimizer.step()
+        self._generation, self._perturbed = self._generation + 1, None
 
     def _objective_share(self, env_steps: int) -> Tensor | None:
         """The objective's share p during annealing (paper section 3.3), a scalar.
@@ -205,7 +240,7 @@ class Learner:
         """
         population, windows = self.population, draw(num_windows)
         networks, policy, critics = population.networks, population.policy, population.critics
-        alpha = self.objective.stacked_parameters(population.num_agents)
+        alpha = self.alpha
         found = {
             "agreement": action_gradient_agreement(networks, self.objective, alpha, policy, critics, windows),
             "saturation": saturation(networks, policy, windows),
@@ -248,6 +283,7 @@ class Learner:
                 for kind, parameters in population.items()
             },
             "num_updates": self.num_updates,
+            "generation": self._generation,
             "streams": self.placement.gather_list(self._streams.state_dict()),
         }
 
@@ -259,7 +295,7 @@ class Learner:
                 for kind, parameters in state["population"].items()
             }
         )
-        self.num_updates = state["num_updates"]
+        self.num_updates, self._generation, self._perturbed = state["num_updates"], state["generation"], None
         self._streams.load_state_dict(self.placement.local(state["streams"]))
 
 

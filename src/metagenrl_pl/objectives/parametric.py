@@ -123,10 +123,14 @@ class ParametricObjective(Objective):
             file.write(f"{text}\n".encode())
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Load an objective that `save` wrote, with its original class, frozen. Its card is in `.card`.
+    def load(cls, path: Path | str, frozen: bool = True) -> Self:
+        """Load an objective that `save` wrote, with its original class. Its card is in `.card`.
 
         For safety a file cannot import code: its class must have been imported before.
+
+        Args:
+            path: of the `.safetensors` file.
+            frozen: whether it only trains policies. Otherwise meta-training continues from its weights.
 
         Raises:
             ValueError: if the file is missing, damaged or not an objective of this project.
@@ -165,19 +169,20 @@ class ParametricObjective(Objective):
             raise ValueError(f"objective.path={path}: its weights do not fit its card ({reason})") from error
         card.pop("format")
         objective.card = card
-        return objective.requires_grad_(False)  # frozen: it trains policies and is not trained itself
+        return objective.requires_grad_(not frozen)
 
     @classmethod
-    def pretrained(cls, name: str = "light") -> Self:
-        """Load an objective that comes with this package, frozen. Its `.card` names the training environments.
+    def pretrained(cls, name: str = "light", frozen: bool = True) -> Self:
+        """Load an objective that comes with this package. Its `.card` names the training environments.
 
         Args:
             name: stem of a file in `metagenrl_pl/pretrained`.
+            frozen: see `load`.
 
         Raises:
             ValueError: if there is no file with this name.
         """
-        return cls.load(pretrained_path(name))
+        return cls.load(pretrained_path(name), frozen)
 
 
 def class_name(kind: type) -> str:
