@@ -1,11 +1,11 @@
 """Agents of Stable-Baselines3 under the protocol's conditions: the same environments, env steps, episodes and evaluations.
 
     pip install -e ".[baselines]"
-    python benchmarks/sb3_baselines.py [--methods ppo] [--seeds 0 1 ...] [--jobs 2] [--out DIR] [OVERRIDE ...]
+    python benchmarks/sb3_baselines.py [--methods ppo td3 on_policy_reinforce] [--seeds 0 1 ...] [--jobs 2] [--out DIR] [OVERRIDE ...]
 
 Writes a `meta_test.csv` for each method, which the report reads beside those of other runs. Networks have the width and depth of the
 protocol's agents. The rest are the library's defaults: for PPO with observations and rewards normalised, for TD3 with the protocol's
-exploration. Overrides are those of `train.py experiment=protocol`. What is in the file is not run again.
+exploration. On-policy REINFORCE is A2C with one Adam step on every 512 steps, advantages by GAE(0.97) and normalised. Overrides are those of `train.py experiment=protocol`. What is in the file is not run again.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from metagenrl_pl.results.provenance import add_provenance
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, read_rows
 from side_by_side import compose_yaml
 
+ON_POLICY = {"learning_rate": 3e-3, "n_steps": 512, "gae_lambda": 0.97}
 SB3_METHODS = [name for name, method in METHODS.items() if method.library == "stable_baselines3"]
 
 
@@ -66,7 +67,7 @@ def train_agent(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[
         agent: method, environment and number.
         settings: the protocol's configuration.
     """
-    from stable_baselines3 import PPO, TD3
+    from stable_baselines3 import A2C, PPO, TD3
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.noise import NormalActionNoise
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -82,10 +83,13 @@ def train_agent(agent: tuple[str, EnvironmentSpec, int], settings: Any) -> list[
         "device": "cpu",
     }
     normalise: Callable[[np.ndarray], np.ndarray] = np.asarray
-    if method == "ppo":
+    if method in ("ppo", "on_policy_reinforce"):
         environment = VecNormalize(environment, gamma=settings.agent.discount)
         normalise = environment.normalize_obs
+    if method == "ppo":
         model: Any = PPO("MlpPolicy", environment, **common)
+    elif method == "on_policy_reinforce":
+        model = A2C("MlpPolicy", environment, use_rms_prop=False, normalize_advantage=True, **ON_POLICY, **common)
     else:
         num_actions = environment.action_space.shape[0]
         noise = NormalActionNoise(np.zeros(num_actions), np.full(num_actions, settings.agent.exploration_noise))

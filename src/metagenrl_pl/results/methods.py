@@ -119,6 +119,14 @@ CRITIC_BOTH = Method(
 )
 PPO = Method("ppo", "PPO (Stable-Baselines3)", "PPO", "#D55E00", library="stable_baselines3")
 TD3 = Method("td3", "TD3 (Stable-Baselines3)", "TD3 (SB3)", "#56B4E9", library="stable_baselines3")
+ON_POLICY_REINFORCE = Method(
+    "on_policy_reinforce",
+    "on-policy REINFORCE (Stable-Baselines3)",
+    "on-policy REINFORCE",
+    "#F0E442",
+    library="stable_baselines3",
+)
+RL2 = Method("rl2", "RL2 (sb3-contrib)", "RL2", "#882255", library="sb3_contrib")
 RANDOM = Method(
     "random",
     "random actions",
@@ -131,7 +139,7 @@ RANDOM = Method(
 )
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (LEARNED, UNTRAINED, REINFORCE, CRITIC, CRITIC_BOTH, PPO, TD3, RANDOM)
+    method.name: method for method in (LEARNED, UNTRAINED, REINFORCE, CRITIC, CRITIC_BOTH, PPO, TD3, ON_POLICY_REINFORCE, RL2, RANDOM)
 }
 """Every known method by its name, in display order. Their colours differ for colour-blind readers too (Okabe & Ito)."""
 
