@@ -5,7 +5,8 @@
 
 Writes a `meta_test.csv` for each method, which the report reads beside those of other runs. Networks have the width and depth of the
 protocol's agents. The rest are the library's defaults: for PPO with observations and rewards normalised, for TD3 with the protocol's
-exploration. On-policy REINFORCE is A2C with one Adam step on every 512 steps, advantages by GAE(0.97) and normalised. Overrides are those of `train.py experiment=protocol`. What is in the file is not run again.
+exploration. On-policy REINFORCE is A2C with one Adam step on every 512 steps, advantages by GAE(0.97) and normalised. Overrides are
+those of `train.py experiment=protocol`. What is in the file is not run again.
 """
 
 import argparse

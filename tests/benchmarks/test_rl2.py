@@ -18,9 +18,9 @@ SIZES = (4, 3)  # wider than Approach's 2 observations and 1 action
 def test_a_trial_goes_on_over_episodes() -> None:
     trial, environment = rl2.Trial(EnvironmentSpec("Approach-v0"), 5, SIZES, 10), Environment(EnvironmentSpec("Approach-v0"))
     assert trial.observation_space.shape == (4 + 3 + 2,) and trial.action_space.shape == (3,)
+    following = trial.reset()[0]
     for episode in range(2):  # of four steps each
-        expected = environment.reset(episode_seed(5, episode))
-        first = trial.reset()[0] if episode == 0 else following
+        expected, first = environment.reset(episode_seed(5, episode)), following
         np.testing.assert_array_equal(first[:2], expected)
         assert first[-1] == 1 and not first[2:4].any()
         # The first step of a trial has seen no action and no reward, that of a later episode those that ended the one before.

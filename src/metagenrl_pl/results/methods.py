@@ -139,7 +139,8 @@ RANDOM = Method(
 )
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (LEARNED, UNTRAINED, REINFORCE, CRITIC, CRITIC_BOTH, PPO, TD3, ON_POLICY_REINFORCE, RL2, RANDOM)
+    method.name: method
+    for method in (LEARNED, UNTRAINED, REINFORCE, CRITIC, CRITIC_BOTH, PPO, TD3, ON_POLICY_REINFORCE, RL2, RANDOM)
 }
 """Every known method by its name, in display order. Their colours differ for colour-blind readers too (Okabe & Ito)."""
 
