@@ -2,13 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
-Strata = Sequence[Mapping[Hashable, Sequence[float]]]
+Strata = Sequence[Mapping[Any, Sequence[float]]]
 """One number per run, environment by environment, by the meta-training seed of the objective that trained it.
 
 Runs that depend on no meta-training share one key, such as None. Environments may have different keys and numbers of runs.
