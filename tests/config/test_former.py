@@ -51,7 +51,7 @@ def settings_of(card: dict[str, Any], group: str) -> dict[str, Any]:
 
 
 def test_classes_have_their_new_names_wherever_they_are() -> None:
-    config = update_config(stored("protocol", "protocol", "seed_0"))
+    config = update_config(stored("protocol", "light", "seed_0"))
     assert config["env"]["_target_"] == "metagenrl_pl.environments.environment.EnvironmentSets"
     assert config["logger"]["csv"]["_target_"] == "metagenrl_pl.training.csv_logger.RunCSVLogger"
     assert config["meta"] == {
@@ -91,7 +91,7 @@ def test_every_stored_run_is_read(folder: Path) -> None:
 
 
 def test_a_run_of_version_0_1_0_equals_one_of_today_with_the_same_settings() -> None:
-    before = read_run(RESULTS / "protocol" / "protocol" / "seed_0").origin
+    before = read_run(RESULTS / "protocol" / "light" / "seed_0").origin
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed: Any = OmegaConf.to_container(compose("config", ["experiment=protocol", "run_dir=x"]), resolve=True)
     now = origin_in_config(Path(), update_config(composed), {})

@@ -1,12 +1,25 @@
 """Interval estimates, against scipy."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from metagenrl_pl.results.statistics import interquartile_mean, mean_interval, probability_of_improvement
+from metagenrl_pl.results import statistics
+from metagenrl_pl.results.statistics import Interval, mean_interval
+
+
+def interquartile_mean(strata: Sequence[Sequence[float]], **options: Any) -> Interval:
+    """Of runs that depend on no meta-training."""
+    return statistics.interquartile_mean([{None: runs} for runs in strata], **options)
+
+
+def probability_of_improvement(strata: Sequence[Any], other: Sequence[Any], **options: Any) -> Interval:
+    """Of runs that depend on no meta-training."""
+    return statistics.probability_of_improvement([{None: runs} for runs in strata], [{None: runs} for runs in other], **options)
 
 
 @pytest.mark.parametrize("num_values", [2, 3, 4, 5, 6, 7, 30, 31, 1000])
@@ -147,3 +160,34 @@ def test_bootstrap_refuses_other_mistakes() -> None:
         probability_of_improvement([[1.0], [2.0]], [[1.0]])
     with pytest.raises(ValueError, match="confidence=95"):
         interquartile_mean([[1.0, 2.0]], confidence=95)
+
+
+def test_the_bootstrap_draws_seeds_first_and_runs_within_them() -> None:
+    # runs of a seed do not differ, so only the two seeds are resampled: 0 twice has chance 1/4
+    by_seed = statistics.interquartile_mean([{0: [0.0] * 4, 1: [10.0] * 4}])
+    assert by_seed == (5.0, 0.0, 10.0)
+    independent = interquartile_mean([[0.0] * 40 + [10.0] * 40])
+    assert independent.low > 0.0 and independent.high < 10.0
+    # the same seeds in all environments: two environments make the interval no narrower
+    assert statistics.interquartile_mean([{0: [0.0] * 4, 1: [10.0] * 4}] * 2) == by_seed
+    wins = statistics.probability_of_improvement([{0: [0.0] * 9, 1: [2.0] * 9}] * 2, [{None: [1.0] * 9}] * 2)
+    assert wins == (0.5, 0.0, 1.0)
+
+
+def test_the_hierarchical_bootstrap_covers_the_truth_where_seeds_differ() -> None:
+    """Eight objectives of nine agents each: an interval over independent agents is far too narrow."""
+    rng = np.random.default_rng(0)
+    hits = {"seeds": 0, "agents alone": 0}
+    for _ in range(80):
+        runs = rng.normal(0, 1, (8, 1)) + rng.normal(0, 1, (8, 9))
+        strata = {"seeds": {seed: list(own) for seed, own in enumerate(runs)}, "agents alone": {None: list(runs.ravel())}}
+        for name, of_environment in strata.items():
+            interval = statistics.interquartile_mean([of_environment], num_resamples=200)
+            hits[name] += interval.low <= 0 <= interval.high
+    assert hits["seeds"] > 0.85 * 80 and hits["agents alone"] < 0.7 * 80
+
+
+def test_seeds_may_lack_an_environment() -> None:
+    interval = statistics.probability_of_improvement([{0: [3.0]}, {1: [3.0, 0.0]}], [{None: [1.0]}, {None: [1.0]}])
+    assert interval.mean == 0.75 and 0.0 <= interval.low < 0.75 < interval.high == 1.0
+    assert not math.isnan(statistics.interquartile_mean([{0: [1.0], 1: [2.0]}]).low)  # one run of each seed can be resampled

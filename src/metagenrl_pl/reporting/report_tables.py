@@ -1,160 +1,223 @@
-"""What a report says in numbers and words about meta-tests: scores, probabilities of improvement, returns."""
+"""What a report says in numbers and words: the forest plot, the tables, the headline. `report.html` lays them out."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from metagenrl_pl.reporting.report_parts import Table, Words, format_interval, format_number
-from metagenrl_pl.results.methods import LEARNED, Method, find_methods, reference_methods
+from metagenrl_pl.reporting.numbers import decimals_for, format_interval, format_number, format_returns, join_names
+from metagenrl_pl.results.comparisons import Comparison, Entry, Verdict, reference_entry
+from metagenrl_pl.results.methods import LEARNED, find_methods, reference_methods
 from metagenrl_pl.results.run_folders import Run
-from metagenrl_pl.results.scores import Score, aggregate, improvement, select_normalised
-from metagenrl_pl.results.statistics import Interval, mean_interval
-from metagenrl_pl.results.variants import Variant
+from metagenrl_pl.results.scores import Measure, Score, aggregate
 
-_FEW_RUNS = 5
-_LOWEST, _HIGHEST = (method.label for method in reference_methods())
-_SCALE = f"{_LOWEST} are 0 and {_HIGHEST} is 1"
+MEASURES: dict[str, Measure] = {
+    "final return": lambda score: score.normalised_final,
+    "area under the curve": lambda score: score.normalised_area,
+}
+KINDS = ("unseen", "training")
+"""Kinds of environments, in the order in which they are shown."""
 
 
-def headline(variant: Variant, scores: Sequence[Score]) -> str:
-    """The result in words, whatever it is."""
+@dataclass(frozen=True)
+class Table:
+    """A table that scrolls sideways where it is too wide.
+
+    Args:
+        header: of the columns.
+        rows: of cells, the first of which names the row.
+        own: names of the rows to stress.
+        is_text: whether cells hold words, which may be broken into lines.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    own: Sequence[str] = ()
+    is_text: bool = False
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """A score with its interval. Positions are in per cent of the axis; None for none.
+
+    Args:
+        name, key, colour: of the entry, its switch and its mark.
+        is_learned: whether it is a learned objective.
+        middle, low, high: positions.
+        text: the same in numbers.
+        missing: says in how many of the environments it was tested, empty if in all.
+    """
+
+    name: str
+    key: str
+    colour: str
+    is_learned: bool
+    middle: float | None
+    low: float | None
+    high: float | None
+    text: str
+    missing: str
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A forest plot of one kind of environments and one measure, best first.
+
+    Args:
+        kind, measure: what it shows.
+        environments: that its scores count.
+        rows: one for each entry that was tested.
+        ticks: position in per cent and label.
+    """
+
+    kind: str
+    measure: str
+    environments: Sequence[str]
+    rows: Sequence[ForestRow]
+    ticks: Sequence[tuple[float, str]]
+
+
+def forests(comparison: Comparison, keys: dict[str, str], colours: dict[str, str]) -> list[Forest]:
+    """A forest plot for each kind of environments and each measure that has scores.
+
+    Args:
+        comparison: whose entries are drawn.
+        keys, colours: of the entries, by name.
+    """
+    made = []
+    for kind in KINDS:
+        environments = comparison.environments_of(kind)
+        for name, measure in MEASURES.items():
+            scored = [(entry, comparison.score_of(entry, kind, measure)) for entry in comparison.entries]
+            known = [(entry, interval) for entry, interval in scored if interval is not None]
+            if not known:
+                continue
+            known.sort(key=lambda pair: -pair[1].mean if math.isfinite(pair[1].mean) else math.inf)
+            ends = [value for _, interval in known for value in interval if math.isfinite(value)]
+            low, high = min([0.0, *ends]) - 0.04, max([1.0, *ends]) + 0.04
+
+            def place(value: float, low: float = low, high: float = high) -> float | None:
+                return round(100 * (value - low) / (high - low), 2) if math.isfinite(value) else None
+
+            rows = []
+            for entry, interval in known:
+                missing = _missing(comparison.scores(entry, kind), environments)
+                middle, start, end = map(place, interval)
+                own = (entry.name, keys[entry.name], colours[entry.name], entry.variant is not None)
+                rows.append(ForestRow(*own, middle, start, end, format_interval(interval), missing))
+            step = 0.5 if high - low < 4 else round((high - low) / 6)
+            ticks = [tick * step for tick in range(math.ceil(low / step), math.floor(high / step) + 1)]
+            made.append(Forest(kind, name, environments, rows, [(place(tick) or 0.0, f"{tick:g}") for tick in ticks]))
+    return made
+
+
+def summary_table(comparison: Comparison) -> Table:
+    """Every entry's scores, whether it is better than the reference, and how many agents say so; best first."""
+    reference = reference_entry(comparison)
+    kinds = [kind for kind in KINDS if comparison.environments_of(kind)]
+    header = ["method", *(f"{kind}: {name}" for kind in kinds for name in ("final", "area"))]
+    if reference is not None and kinds:
+        header += [f"against {reference.name} ({kinds[0]}, final)"]
+    header += ["agents (seeds)"]
+    rows = []
+    for entry in by_score(comparison):
+        cells = [entry.name]
+        cells += [format_interval(comparison.score_of(entry, kind, measure)) for kind in kinds for measure in MEASURES.values()]
+        if reference is not None and kinds:
+            cells += [_against_text(comparison, entry, reference, kinds[0])]
+        rows.append([*cells, _agents_text(entry)])
+    return Table(header, rows, [entry.name for entry in comparison.learned])
+
+
+def by_score(comparison: Comparison) -> list[Entry]:
+    """The entries, best first by the first kind of environments that has scores."""
+    kind = next((kind for kind in KINDS if comparison.environments_of(kind)), KINDS[0])
+
+    def order(entry: Entry) -> float:
+        score = comparison.score_of(entry, kind, MEASURES["final return"])
+        return -score.mean if score is not None and math.isfinite(score.mean) else math.inf
+
+    return sorted(comparison.entries, key=order)
+
+
+def headline(comparison: Comparison) -> list[str]:
+    """The result in sentences, whatever it is. It names the environments that count, and no others."""
+    reference = reference_entry(comparison)
+    lowest, highest = reference_methods()
     sentences = []
-    sets = _sets(variant, scores)
-    for name in ("training", "unseen"):
-        part = sets.get(name)
-        if part is None:
-            sentences.append(f"No {name} environment was tested.")
+    for kind in KINDS:
+        environments = comparison.environments_of(kind)
+        if not environments or reference is None:
+            sentences.append(f"No scores in {kind} environments.")
             continue
-        environments = sorted({score.environment for score in part})
-        sentence = f"On {name} environments ({', '.join(environments)}) "
-        reached = aggregate(select_normalised(part), LEARNED.name, lambda score: score.normalised_final)
-        if reached is None:
-            sentence += "scores cannot be normalised; "
+        where = f"{kind.capitalize()} environments ({join_names(environments)})"
+        if len(comparison.learned) > 1:
+            pairs = [(entry, reference) for entry in comparison.learned]
+            sentence = f"{where}, final return against {reference.name}: "
         else:
-            sentence += f"the learned objective scores {format_interval(reached)}, where {_SCALE}; "
-        verdicts: dict[str, list[str]] = {}
-        for method in _methods(part):
-            wins = improvement(part, LEARNED.name, method.name, lambda score: score.final) if method != LEARNED else None
-            if wins is not None:
-                verdicts.setdefault(_verdict(wins), []).append(method.label)
-        sentence += "; ".join(f"{verdict}: {', '.join(others)}" for verdict, others in verdicts.items())
-        sentences.append(sentence.rstrip("; ") + ".")
-    return " ".join(sentences)
+            pairs = [(comparison.learned[0], other) for other in comparison.others]
+            score = format_interval(comparison.score_of(comparison.learned[0], kind, MEASURES["final return"]))
+            scale = f"where {lowest.label} are 0 and {highest.label} is 1"
+            sentence = f"{where}: the learned objective scores {score}, {scale}. Against the other methods it is "
+        sentences.append(sentence + _verdict_clauses(comparison, pairs, kind) + ".")
+    return sentences
 
 
-def _verdict(wins: Interval) -> str:
-    if wins.low > 0.5:
-        return "better than"
-    return "worse than" if wins.high < 0.5 else "indistinguishable from"
+def _verdict_clauses(comparison: Comparison, pairs: Sequence[tuple[Entry, Entry]], kind: str) -> str:
+    """`better: none; indistinguishable: light, mixture`, naming the side of each pair that is not the same in all."""
+    clauses: dict[str, list[str]] = {Verdict.BETTER.value: []}
+    for verdict in Verdict:
+        for entry, other in pairs:
+            _, own = comparison.improvement_over(entry, other, kind, lambda score: score.final)
+            if own == verdict:
+                name = entry.name if len(comparison.learned) > 1 else other.name
+                clauses.setdefault(_verdict_text(verdict, entry), []).append(name)
+    if len(clauses) > 1 and not clauses[Verdict.BETTER.value] and any(key.startswith("better (") for key in clauses):
+        del clauses[Verdict.BETTER.value]
+    return "; ".join(f"{text}: {join_names(names) or 'none'}" for text, names in clauses.items())
 
 
-def normalised_table(variant: Variant, scores: Sequence[Score]) -> Table:
-    """Normalised scores of every method, as interquartile means."""
-    header, columns = ["method"], []
-    for name, part in _sets(variant, scores).items():
-        part = select_normalised(part)
-        environments = len({score.environment for score in part})
-        header += [f"{name}: final return", f"{name}: area", f"{name}: agents"]
-        columns.append((part, environments))
+def verdict_table(comparison: Comparison, kind: str) -> Table:
+    """The probability that an agent of each learned objective ends above one of each other method."""
+    learned = comparison.learned
     rows = []
-    for method in _methods(scores):
-        cells = [method.label]
-        for part, environments in columns:
-            for measure in (lambda score: score.normalised_final, lambda score: score.normalised_area):
-                interval = aggregate(part, method.name, measure)
-                cells.append(format_interval(interval) if interval else "-")
-            own = [score for score in part if score.method == method.name]
-            present = len({score.environment for score in own})
-            missing = f" ({present} of {environments} environments)" if 0 < present < environments else ""
-            cells.append(f"{len(own)}{missing}" if own else "-")
-        rows.append(cells)
-    caption = (
-        f"Interquartile mean over all fresh agents of all environments [95 % stratified bootstrap interval]; {_LOWEST} are 0 and "
-        f"{_HIGHEST}'s mean is 1 in each environment. Final: the last evaluation; area: mean of the learning curve. The intervals take "
-        f"{_HIGHEST} and {_LOWEST} as known, and the agents that one objective trained as independent, which they are not: they "
-        "are too narrow where meta-training seeds are few."
-    )
-    return Table(header, rows, "Normalised scores", caption, own=LEARNED.label)
+    for other in comparison.others:
+        cells = [_against_text(comparison, entry, other, kind) for entry in learned]
+        if any(cell != "–" for cell in cells):
+            rows.append([other.name, *cells])
+    return Table(["against", *(entry.name for entry in learned)], rows, is_text=True)
 
 
-def improvement_table(variant: Variant, scores: Sequence[Score]) -> Table:
-    """How probable it is that the learned objective is better than each other method."""
-    sets = _sets(variant, scores)
-    header = ["learned objective against"]
-    for name in sets:
-        header += [f"{name}: final return", f"{name}: verdict", f"{name}: area"]
-    rows, fewest = [], _FEW_RUNS
-    for method in _methods(scores):
-        if method == LEARNED:
-            continue
-        cells = [method.label]
-        for part in sets.values():
-            final, area = (
-                improvement(part, LEARNED.name, method.name, measure)
-                for measure in (lambda score: score.final, lambda score: score.area)
-            )
-            cells += [format_interval(final), _verdict(final)] if final else ["-", "-"]
-            cells.append(format_interval(area) if area else "-")
-            for environment in {score.environment for score in part}:
-                for one in (LEARNED.name, method.name):
-                    number_of = sum(score.method == one and score.environment == environment for score in part)
-                    fewest = min(fewest, number_of or fewest)
-        rows.append([cell.replace(" than", "").replace(" from", "") for cell in cells])
-    caption = (
-        "Probability that a fresh agent trained by the learned objective ends above one of the other method, the mean over "
-        "environments [95 % stratified bootstrap interval]; 0.5 is a draw. The two are statistically "
-        "indistinguishable where the interval holds 0.5."
-    )
-    if fewest < _FEW_RUNS:
-        caption += (
-            f" Some environments have {fewest} agents of a method: so few make bootstrap intervals too narrow, and one without "
-            "width only says that no agent of the one beats one of the other."
-        )
-    return Table(header, rows, "Probability of improvement", caption)
+def returns_table(entries: Sequence[Entry]) -> Table:
+    """Returns of every entry in every environment, as they are."""
+    environments = sorted({score.environment for entry in entries for score in entry.scores})
+    rows = [[entry.name] for entry in entries]
+    for environment in environments:
+        finals = [[score.final for score in entry.scores if score.environment == environment] for entry in entries]
+        decimals = decimals_for(value for values in finals for value in values)
+        for entry, row, values in zip(entries, rows, finals, strict=True):
+            row.append(format_returns(values, decimals) + (" *" if values and entry.trained_in(environment) else ""))
+    return Table(["method", *environments], rows, [entry.name for entry in entries if entry.variant is not None])
 
 
-def objectives_table(variant: Variant, scores: Sequence[Score]) -> Table | Words:
+def judged_at(entries: Sequence[Entry]) -> str:
+    """After how many env steps each environment's agents are judged."""
+    env_steps = {score.environment: score.env_steps for entry in entries for score in entry.scores if entry.method.trains}
+    return ", ".join(f"{name} {steps:,}" for name, steps in sorted(env_steps.items()))
+
+
+def seeds_table(comparison: Comparison) -> Table:
     """Each learned objective by itself: how much meta-training seeds differ."""
-    seeds = sorted({score.meta_training_seed for score in scores if score.meta_training_seed is not None})
-    if len(seeds) < 2:
-        return Words("One meta-training seed: how much objectives differ is not known.")
-    sets = {name: select_normalised(part) for name, part in _sets(variant, scores).items()}
+    kinds = [kind for kind in KINDS if comparison.environments_of(kind)]
     rows = []
-    for seed in seeds:
-        cells = [f"meta-training seed {seed}"]
-        for part in sets.values():
-            own = [score for score in part if score.meta_training_seed == seed and score.method == LEARNED.name]
-            interval = aggregate(own, LEARNED.name, lambda score: score.normalised_final)
-            cells.append(f"{format_number(interval.mean)} ({len(own)} agents)" if interval else "-")
-        rows.append(cells)
-    caption = "Interquartile mean of the normalised final return of the agents that each objective trained."
-    return Table(["objective", *sets], rows, "Each learned objective", caption)
-
-
-def returns_table(scores: Sequence[Score], training: Sequence[str] = ()) -> Table:
-    """Returns of every method in every environment, as they are."""
-    environments = sorted({score.environment for score in scores}, key=lambda name: (name not in training, name))
-    header = ["method", *(f"{name}{' (training)' if name in training else ''}" for name in environments)]
-    rows = []
-    for method in _methods(scores):
-        cells = [method.label]
-        for environment in environments:
-            returns = [score.final for score in scores if (score.environment, score.method) == (environment, method.name)]
-            largest = max((abs(score.final) for score in scores if score.environment == environment), default=0.0)
-            cells.append(_return_text(returns, 0 if largest >= 1000 else 1 if largest >= 10 else 2))
-        rows.append(cells)
-    at = ", ".join(f"{name} {max(score.env_steps for score in scores if score.environment == name):,}" for name in environments)
-    caption = f"Mean ± half-width of its 95 % Student-t interval (number of agents), after env steps: {at}."
-    return Table(header, rows, "Returns", caption, own=LEARNED.label)
-
-
-def _return_text(returns: Sequence[float], decimals: int) -> str:
-    if not returns:
-        return "-"
-    try:
-        interval = mean_interval(returns)
-    except ValueError:  # not finite
-        return f"diverged ({len(returns)})"
-    half_width = f" ± {interval.high - interval.mean:,.{decimals}f}" if len(returns) > 1 else ""
-    return f"{interval.mean:,.{decimals}f}{half_width} ({len(returns)})"
+    for entry in comparison.learned:
+        for seed in sorted({score.meta_training_seed for score in entry.scores if score.meta_training_seed is not None}):
+            cells = [f"{entry.name}, seed {seed}"]
+            for kind in kinds:
+                own = [score for score in comparison.scores(entry, kind) if score.meta_training_seed == seed]
+                interval = aggregate(own, LEARNED.name, MEASURES["final return"])
+                cells.append(f"{format_number(interval.mean)} ({len(own)} agents)" if interval else "–")
+            rows.append(cells)
+    return Table(["objective", *kinds], rows)
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
@@ -163,29 +226,36 @@ def runs_table(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         origin = run.origin
-        made = ["-"] * 5
+        made = ["–"] * 5
         if origin is not None:
-            environments = ", ".join(origin.training_environments)
             agents = str(origin.settings.get("population.size", "?"))
-            made = [environments, agents, f"{run.stage:,}", str(origin.seed), origin.commit[:7] or "?"]
+            made = [", ".join(origin.training_environments), agents, f"{run.stage:,}", str(origin.seed), origin.commit[:7] or "?"]
         methods = ", ".join(method.name for method in find_methods(row.method for row in run.rows))
-        tested = [
-            methods,
-            ", ".join(sorted({row.environment for row in run.rows})),
-            f"{max(row.env_steps for row in run.rows):,}",
-        ]
-        rows.append([run.name, *made, *tested])
-    caption = "Commit: of the code that meta-trained the objective, as its card names it. Env steps: of each agent."
-    return Table(header, rows, caption=caption, is_text=True)
+        environments = ", ".join(sorted({row.environment for row in run.rows}))
+        rows.append([run.name, *made, methods, environments, f"{max(row.env_steps for row in run.rows):,}"])
+    return Table(header, rows, is_text=True)
 
 
-def _sets(variant: Variant, scores: Sequence[Score]) -> dict[str, list[Score]]:
-    """The scores in environments that the variant's objectives were meta-trained in, and in the others; none of what was not tested."""
-    sets: dict[str, list[Score]] = {}
-    for score in scores:
-        sets.setdefault("training" if score.environment in variant.training_environments else "unseen", []).append(score)
-    return dict(sorted(sets.items()))
+def _against_text(comparison: Comparison, entry: Entry, other: Entry, kind: str) -> str:
+    """`0.53 [0.42, 0.65] indistinguishable`, a dash where there is nothing to compare."""
+    if entry == other:
+        return "–"
+    wins, verdict = comparison.improvement_over(entry, other, kind, lambda score: score.final)
+    return f"{format_interval(wins)} {_verdict_text(verdict, entry)}" if wins is not None and verdict is not None else "–"
 
 
-def _methods(scores: Iterable[Score]) -> list[Method]:
-    return find_methods(score.method for score in scores)
+def _verdict_text(verdict: Verdict, entry: Entry) -> str:
+    """A verdict on objectives of one meta-training seed holds for that one objective alone."""
+    seeds = {score.meta_training_seed for score in entry.scores}
+    is_limited = entry.variant is not None and len(seeds) == 1 and verdict != Verdict.TOO_FEW
+    return verdict.value + (" (one meta-training seed)" if is_limited else "")
+
+
+def _agents_text(entry: Entry) -> str:
+    seeds = {score.meta_training_seed for score in entry.scores} - {None}
+    return f"{len(entry.scores)} ({len(seeds)})" if seeds else f"{len(entry.scores)}"
+
+
+def _missing(scores: Sequence[Score], environments: Sequence[str]) -> str:
+    present = len({score.environment for score in scores})
+    return f"{present} of {len(environments)} environments" if present < len(environments) else ""

@@ -111,8 +111,8 @@ CRITIC = Method(
 )
 CRITIC_BOTH = Method(
     "critic_both",
-    "DDPG/TD3, mean of both critics",
-    "DDPG/TD3, both critics",
+    "DDPG/TD3 (mean of both critics)",
+    "DDPG/TD3 (both)",
     "#8C6D31",
     kind=CriticObjective,
     options={"critic_gradient_of": "both"},

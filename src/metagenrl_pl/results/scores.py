@@ -181,7 +181,7 @@ def select_normalised(scores: Iterable[Score]) -> list[Score]:
 
 
 def aggregate(scores: Iterable[Score], method: str, measure: Measure) -> Interval | None:
-    """Interquartile mean of a method over all runs of all environments, with its stratified bootstrap interval.
+    """Interquartile mean of a method over all runs of all environments, with its bootstrap interval over seeds and agents.
 
     Returns:
         None if the method has no score; all NaN if one is not finite, as that of an agent that diverged may be.
@@ -189,7 +189,7 @@ def aggregate(scores: Iterable[Score], method: str, measure: Measure) -> Interva
     strata = list(_group_by_environment(scores, method, measure).values())
     if not strata:
         return None
-    if not all(map(math.isfinite, sum(strata, []))):
+    if not all(math.isfinite(value) for runs in strata for values in runs.values() for value in values):
         return Interval(math.nan, math.nan, math.nan)
     return interquartile_mean(strata)
 
@@ -207,11 +207,12 @@ def improvement(scores: Iterable[Score], method: str, other: str, measure: Measu
     shared = [environment for environment in strata if environment in others]
     if not shared:
         return None
-    lowest = min(
-        (value for values in [*strata.values(), *others.values()] for value in values if math.isfinite(value)), default=0.0
+    every = [value for group in (strata, others) for runs in group.values() for values in runs.values() for value in values]
+    below = math.nextafter(min(filter(math.isfinite, every), default=0.0), -math.inf)
+    x, y = (
+        [{seed: [v if math.isfinite(v) else below for v in vs] for seed, vs in group[name].items()} for name in shared]
+        for group in (strata, others)
     )
-    below = math.nextafter(lowest, -math.inf)
-    x, y = ([[v if math.isfinite(v) else below for v in group[name]] for name in shared] for group in (strata, others))
     return probability_of_improvement(x, y)
 
 
@@ -289,9 +290,11 @@ def _reference_means(scores: Sequence[Score], method: str) -> tuple[float, float
     return float(np.mean([score.final for score in of_method])), float(np.mean([score.area for score in of_method]))
 
 
-def _group_by_environment(scores: Iterable[Score], method: str, measure: Measure) -> dict[str, list[float]]:
-    strata: dict[str, list[float]] = defaultdict(list)
+def _group_by_environment(scores: Iterable[Score], method: str, measure: Measure) -> dict[str, dict[int | None, list[float]]]:
+    """Environment -> meta-training seed (None without one) -> a number for each agent."""
+    strata: dict[str, dict[int | None, list[float]]] = {}
     for score in scores:
         if score.method == method:
-            strata[score.environment].append(measure(score))
-    return dict(strata)
+            of_seed = strata.setdefault(score.environment, {}).setdefault(score.meta_training_seed, [])
+            of_seed.append(measure(score))
+    return strata

@@ -2,14 +2,17 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
-Strata = Sequence[Sequence[float]]
-"""One number per run, environment by environment; environments may have different numbers of runs."""
+Strata = Sequence[Mapping[Any, Sequence[float]]]
+"""One number per run, environment by environment, by the meta-training seed of the objective that trained it.
+
+Runs that depend on no meta-training share one key, such as None. Environments may have different keys and numbers of runs.
+"""
 
 
 class Interval(NamedTuple):
@@ -44,10 +47,11 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval
 
 
 def interquartile_mean(strata: Strata, confidence: float = 0.95, num_resamples: int = 5000, seed: int = 0) -> Interval:
-    """Mean of the middle half of all runs of all environments, with its stratified percentile bootstrap interval.
+    """Mean of the middle half of all runs of all environments, with its hierarchical percentile bootstrap interval.
 
     A quarter of the runs, rounded down, is cut off at either end, so up to three runs have their plain mean. An environment with more
-    runs weighs more. Resampling draws runs within each environment, as many as it has.
+    runs weighs more. A resample draws meta-training seeds first, the same ones in all environments, and then, within each
+    environment, runs of these seeds: runs of one objective are not independent.
 
     Args:
         strata: finite numbers, one or more of each environment.
@@ -56,13 +60,21 @@ def interquartile_mean(strata: Strata, confidence: float = 0.95, num_resamples: 
         seed: of the draws.
 
     Returns:
-        The estimate and its interval; no interval if every environment has one run only, since there is nothing to resample.
+        The estimate and its interval; no interval if there is one seed and every environment has one run only, since there is nothing
+        to resample.
 
     Raises:
         ValueError: no environment, one without runs, a number that is NaN or infinite, or a confidence outside (0, 1).
     """
     samples = _check_samples(strata, confidence)
-    return _bootstrap(lambda *drawn: _trimmed_mean(np.concatenate(drawn, -1)), samples, confidence, num_resamples, seed)
+    values = np.concatenate(samples)
+    order = np.argsort(values)
+    once = np.ones((1, len(values)))
+    estimate = float(_trimmed_mean(values[order], once)[0])
+    if not _can_vary(strata):
+        return Interval(estimate, math.nan, math.nan)
+    times = np.concatenate(_resample(strata, num_resamples, np.random.default_rng(seed)), axis=1)  # [resamples, runs]
+    return _percentile_interval(estimate, _trimmed_mean(values[order], times[:, order]), confidence)
 
 
 def probability_of_improvement(
@@ -70,8 +82,8 @@ def probability_of_improvement(
 ) -> Interval:
     """P(X > Y), the chance that a run of `strata` beats one of `other`: a tie is half a win, every environment weighs the same.
 
-    In each environment it is the Mann-Whitney U statistic over the number of pairs. The interval is a stratified percentile
-    bootstrap; runs of X and Y are drawn independently.
+    In each environment it is the Mann-Whitney U statistic over the number of pairs. The interval is a percentile bootstrap that draws
+    meta-training seeds first and runs within them, as `interquartile_mean`; X and Y are drawn independently.
 
     Args:
         strata, other: finite numbers of X and of Y, for the same environments in the same order.
@@ -80,7 +92,7 @@ def probability_of_improvement(
         seed: of the draws.
 
     Returns:
-        The estimate and its interval; no interval if every environment has one run of each only.
+        The estimate and its interval; no interval if nothing can be resampled on either side.
 
     Raises:
         ValueError: different numbers of environments, or what `interquartile_mean` refuses.
@@ -88,64 +100,67 @@ def probability_of_improvement(
     xs, ys = _check_samples(strata, confidence), _check_samples(other, confidence)
     if len(xs) != len(ys):
         raise ValueError(f"{len(xs)} environments are compared with {len(ys)}: valid are the same ones on both sides")
-    pairs = [sample for pair in zip(xs, ys, strict=True) for sample in pair]
-    return _bootstrap(_mean_win_share, pairs, confidence, num_resamples, seed)
+    wins = [(x[:, None] > y) + 0.5 * (x[:, None] == y) for x, y in zip(xs, ys, strict=True)]  # [runs of X, runs of Y] each
+    estimate = float(np.mean([of_pairs.mean() for of_pairs in wins]))
+    if not (_can_vary(strata) or _can_vary(other)):
+        return Interval(estimate, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    drawn = zip(_resample(strata, num_resamples, rng), _resample(other, num_resamples, rng), wins, strict=True)
+    shares = np.stack([_win_share(*of_environment) for of_environment in drawn])  # [environments, resamples]
+    present = ~np.isnan(shares)  # a resample may hold no seed that was tested in an environment
+    sums, counts = np.where(present, shares, 0.0).sum(0), present.sum(0)
+    return _percentile_interval(estimate, sums[counts > 0] / counts[counts > 0], confidence)
 
 
 def _check_samples(strata: Strata, confidence: float) -> list[np.ndarray]:
-    samples = [np.asarray(values, float) for values in strata]
+    """The runs of each environment, key by key."""
+    samples = [np.array([value for values in runs.values() for value in values], float) for runs in strata]
     if not samples or not all(len(sample) and np.isfinite(sample).all() for sample in samples):
-        raise ValueError(f"strata={[list(values) for values in strata]}: every environment needs one or more finite numbers")
+        raise ValueError(f"strata={[dict(runs) for runs in strata]}: every environment needs one or more finite numbers")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence={confidence}: valid are numbers between 0 and 1, both excluded")
     return samples
 
 
-def _bootstrap(
-    statistic: Callable[..., np.ndarray], samples: Sequence[np.ndarray], confidence: float, num_resamples: int, seed: int
-) -> Interval:
-    """The statistic of samples [..., runs] with its percentile bootstrap interval, each sample resampled by itself."""
-    from scipy.stats import bootstrap  # takes a second, which a training need not wait for
-
-    estimate = float(statistic(*samples))
-    varying = [i for i, sample in enumerate(samples) if len(sample) > 1]  # scipy refuses to resample a single run
-    if not varying:
-        return Interval(estimate, math.nan, math.nan)
-
-    def of_varying(*drawn: np.ndarray, axis: int) -> np.ndarray:
-        assert axis == -1
-        every = [np.broadcast_to(sample, (*drawn[0].shape[:-1], len(sample))) for sample in samples]
-        for i, sample in zip(varying, drawn, strict=True):
-            every[i] = sample
-        return statistic(*every)
-
-    interval = bootstrap(
-        [samples[i] for i in varying],
-        of_varying,
-        vectorized=True,
-        paired=False,
-        axis=-1,
-        n_resamples=num_resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(estimate, float(interval.low), float(interval.high))
+def _can_vary(strata: Strata) -> bool:
+    """Whether resamples can differ: there are several seeds, or several runs of one seed in an environment."""
+    return len({key for runs in strata for key in runs}) > 1 or any(
+        len(values) > 1 for runs in strata for values in runs.values()
+    )
 
 
-def _trimmed_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of the middle half, [..., runs] -> [...]."""
-    num_runs = values.shape[-1]
-    cut = num_runs // 4
-    return np.sort(values, -1)[..., cut : num_runs - cut].mean(-1)
+def _resample(strata: Strata, num_resamples: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """How often each run of each environment is drawn, [resamples, runs] for each environment, in the order of `_check_samples`.
+
+    A seed that is drawn m times gives m n draws of its n runs: the sum of m bootstrap samples of them.
+    """
+    keys = list(dict.fromkeys(key for runs in strata for key in runs))
+    drawn = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=num_resamples)  # [resamples, keys]
+    times = {key: drawn[:, index] for index, key in enumerate(keys)}
+    return [
+        np.concatenate(
+            [rng.multinomial(times[key] * len(v), np.full(len(v), 1 / len(v))) for key, v in runs.items() if len(v)], axis=1
+        )
+        for runs in strata
+    ]
 
 
-def _mean_win_share(*pairs: np.ndarray) -> np.ndarray:
-    """Mean over environments of the share of the pairs that X wins; X and Y of the first environment, of the second ..., [..., runs]."""
-    return np.mean([_win_share(x, y) for x, y in zip(pairs[::2], pairs[1::2], strict=True)], 0)
+def _trimmed_mean(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Mean of the middle half of ascending values [runs], of which each occurs so many times, [resamples, runs] -> [resamples]."""
+    ends = times.cumsum(-1)
+    total = ends[:, -1:]
+    cut = total // 4
+    inside_until = ends.clip(cut, total - cut)
+    kept = np.diff(inside_until, axis=-1, prepend=cut)
+    return (kept * values).sum(-1) / kept.sum(-1)
 
 
-def _win_share(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """[..., runs of X], [..., runs of Y] -> [...]."""
-    x, y = x[..., :, None], y[..., None, :]
-    return ((x > y) + 0.5 * (x == y)).mean((-2, -1))
+def _win_share(x_times: np.ndarray, y_times: np.ndarray, wins: np.ndarray) -> np.ndarray:
+    """Share of the pairs that X wins, [resamples, runs of X], [resamples, runs of Y] -> [resamples]; NaN where there is no pair."""
+    pairs = x_times.sum(-1) * y_times.sum(-1)
+    return np.where(pairs > 0, ((x_times @ wins) * y_times).sum(-1) / np.maximum(pairs, 1), np.nan)
+
+
+def _percentile_interval(estimate: float, resampled: np.ndarray, confidence: float) -> Interval:
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(estimate, float(low), float(high))

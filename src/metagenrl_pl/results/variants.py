@@ -1,6 +1,7 @@
 """Variants: runs whose meta-training differs in its seed alone, and the runs that they may be compared with."""
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +10,14 @@ from metagenrl_pl.results.methods import LEARNED, UNTRAINED
 from metagenrl_pl.results.origin import Origin
 from metagenrl_pl.results.run_folders import Run
 
+_NUMBERS = re.compile(r"\d+|seed_\d+.*")
+
 
 class Variant(NamedTuple):
     """Runs whose meta-training differs in its seed alone.
 
     Args:
+        name: what its folders are called, as `light`; not always unique.
         title: the environments, and the settings in which it differs from most others.
         training_environments: of its meta-training.
         runs: its own.
@@ -21,6 +25,7 @@ class Variant(NamedTuple):
         incomparable: runs whose agents differ, by name, and the settings in which they differ. Their results are left out.
     """
 
+    name: str
     title: str
     training_environments: tuple[str, ...]
     runs: Sequence[Run]
@@ -56,8 +61,17 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
         (first, origin), rest = group[0], [run for run in runs if run not in members]
         incomparable = {run.name: differing for run in rest if (differing := _differing_agent_settings(first, run))}
         others = [_drop_other_untrained(run, origin) for run in rest if run.name not in incomparable]
-        variants.append(Variant(_title(group[0], groups), origin.training_environments, members, others, incomparable))
+        variants.append(
+            Variant(_name(members), _title(group[0], groups), origin.training_environments, members, others, incomparable)
+        )
     return sorted(variants, key=lambda variant: runs.index(variant.runs[0]))
+
+
+def _name(runs: Sequence[Run]) -> str:
+    """The folder that most of the runs lie in, without folders that only number them, such as `seed_0`."""
+    names = [[part for part in run.name.split("/") if not _NUMBERS.fullmatch(part)] for run in runs]
+    count = Counter(parts[-1] for parts in names if parts)
+    return count.most_common(1)[0][0] if count else LEARNED.label
 
 
 def _differing_agent_settings(one: Run, other: Run) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an objective has learned, as pictures: which way it pushes an action, and how far back it gives credit.
+"""What an objective has learned: which way it pushes an action, and how far back it gives credit.
 
 An objective is asked about windows that are made by hand (P = 1, A = 1): rewards and values are noise with mean 0 and variance 1, so
 that the objective's own normalisation leaves them as they are and a hand-made objective can be asked the same. Every window has its
@@ -6,14 +6,10 @@ mirror image, so what the noise adds to the advantage cancels in the mean.
 """
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from metagenrl_pl.objectives import LearnedMixture, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.reinforce import generalised_advantage
@@ -142,59 +138,13 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float:
     return float((one * other).sum()) / norms if norms else math.nan
 
 
-def gradient_figure(gradient_map: GradientMap, probe: str, title: str) -> Figure:
-    """Heat map of a `GradientMap`, each on its own scale."""
-    figure, axes = _new_figure(title)
-    extent = (*gradient_map.probed[[0, -1]], *gradient_map.distances[[0, -1]])
-    _draw_heat_map(figure, axes, gradient_map.gradient, extent, "dL/da")
-    axes.set_xlabel(f"{PROBES[probe]} (standard deviations)", fontsize=9)
-    axes.set_ylabel("policy action - replayed action", fontsize=9)
-    return figure
-
-
-def credit_figure(matrix: np.ndarray, title: str) -> Figure:
-    """Heat map of a `credit_matrix`, on its own scale."""
-    figure, axes = _new_figure(title)
+def credit_by_delay(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Delays k - t and the mean credit at each, of a `credit_matrix`, divided by its largest absolute value, [delays] both."""
     num_steps = len(matrix)
-    _draw_heat_map(figure, axes, matrix, (-0.5, num_steps - 0.5, -0.5, num_steps - 0.5), "change of dL/da")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.invert_yaxis()  # time runs down, as in a matrix
-    axes.set_xlabel("step k of the added reward", fontsize=9)
-    axes.set_ylabel("step t of the action", fontsize=9)
-    return figure
-
-
-def credit_by_delay_figure(matrices: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> Figure:
-    """Mean credit against the delay k - t, a line for each `credit_matrix`, divided by its largest absolute value."""
-    figure, axes = _new_figure("Credit by delay")
-    for name, matrix in matrices.items():
-        num_steps = len(matrix)
-        delays = np.arange(1 - min(num_steps, 3), num_steps)  # a little of what lies behind, where REINFORCE has nothing
-        credit = np.array([np.diagonal(matrix, int(delay)).mean() for delay in delays])
-        largest = np.abs(credit).max()
-        axes.plot(delays, credit / largest if largest else credit, color=colours[name], linewidth=1.8, label=name)
-    axes.axhline(0, color="#999999", linewidth=0.7)
-    axes.set_xlabel("delay k - t of the added reward, in steps", fontsize=9)
-    axes.set_ylabel("change of dL/da / its largest", fontsize=9)
-    axes.legend(fontsize=8, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def critic_share_figure(shares: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> Figure:
-    """A line for each `critic_share_by_step`: where the action was better than expected, and, dashed, elsewhere."""
-    figure, axes = _new_figure("DDPG/TD3's share of the weights")
-    for name, (better, worse) in shares.items():
-        axes.plot(better, color=colours[name], linewidth=1.8, label=name)
-        axes.plot(worse, color=colours[name], linewidth=1.2, linestyle="dashed")
-    axes.plot([], [], color="#555555", linewidth=1.2, linestyle="dashed", label="at advantages below 0")
-    axes.set_ylim(0, 1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("step of the window", fontsize=9)
-    axes.legend(fontsize=8, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    delays = np.arange(1 - min(num_steps, 3), num_steps)  # a little of what lies behind, where REINFORCE has nothing
+    credit = np.array([np.diagonal(matrix, int(delay)).mean() for delay in delays])
+    largest = np.abs(credit).max()
+    return delays, credit / largest if largest else credit
 
 
 def _noise(num_steps: int, num_windows: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -248,21 +198,3 @@ def _inputs(
         action_weight=torch.ones(1, 1),
         critic_gradient=critic_gradient[None, ..., None],
     )
-
-
-def _new_figure(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
-    axes.tick_params(labelsize=8, color="#999999")
-    return figure, axes
-
-
-def _draw_heat_map(figure: Figure, axes: Axes, values: np.ndarray, extent: tuple[float, float, float, float], label: str) -> None:
-    largest = float(np.abs(values).max()) or 1.0  # zero everywhere: white
-    image = axes.imshow(
-        values, cmap="RdBu_r", vmin=-largest, vmax=largest, extent=extent, origin="lower", aspect="auto", interpolation="nearest"
-    )
-    bar = figure.colorbar(image, ax=axes)
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
