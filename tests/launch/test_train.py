@@ -31,7 +31,7 @@ from metagenrl_pl.launch.checks import unlike_meta_training
 from metagenrl_pl.launch.entry import run_command_line
 from metagenrl_pl.launch.resume import with_run_dir
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs
-from metagenrl_pl.objectives.parametric import pretrained_path
+from metagenrl_pl.objectives.pretrained import pretrained_path
 from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.results.run_folders import read_run
