@@ -29,10 +29,10 @@ from clock import CHECKPOINTS, CRITIC, ENVIRONMENTS, LIGHTNING, LOGGING, META, P
 from measure import ROOT, Result, Turns, arguments, machine, prepare, ratio, report
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import build, validate
+from metagenrl_pl.launch.run import train
 from workloads import assign_round_robin, make_agents, run_cycles
 
-sys.path.insert(0, str(ROOT))  # train.py and callbacks/ are no part of the package
-import train
+sys.path.insert(0, str(ROOT))  # callbacks/ is no part of the package
 
 SIZES = {
     "paper": ["agent=paper", "population.size=1", "env.train=[HalfCheetah-v5]"],
@@ -96,7 +96,7 @@ def run(config: DictConfig) -> list[dict[str, float]]:
     """Seconds per cycle of each part, by turn, with the machine's FLOP per second meanwhile."""
     os.environ["FORCE_COLOR"] = "1"  # rich then draws as in a terminal, into what follows
     with contextlib.redirect_stdout(io.StringIO()):
-        train.main(config)
+        train(config)
     del os.environ["FORCE_COLOR"]
     return json.loads((Path(config.run_dir) / "turns.json").read_text())
 

@@ -18,6 +18,7 @@ ROOMS = (
     "training",
     "reporting",
     "launch",
+    "integrations",
 )
 
 

@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-import train
+import metagenrl_pl.launch.entry  # noqa: F401  (registers ${run_folder:})
+from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import ConfigError, build, import_target, validate
 from metagenrl_pl.learning.inner_step import SGD, Adam
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
@@ -38,7 +39,7 @@ def composed(objective_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             config.objective.path = str(objective_file)
         if OmegaConf.is_missing(config.objective, "members"):
             config.objective.members = [str(objective_file), "light"]
-        return validate(config, train.RunConfig)
+        return validate(config, RunConfig)
 
     return compose_and_validate
 

@@ -22,7 +22,8 @@ from metagenrl_pl.config.former import (
 )
 from metagenrl_pl.config.schema import ConfigError, import_target, load_config, validate
 from metagenrl_pl.objectives import LearnedObjective, ParametricObjective
-from metagenrl_pl.objectives.parametric import UnknownObjectiveError, pretrained_path
+from metagenrl_pl.objectives.parametric import UnknownObjectiveError
+from metagenrl_pl.objectives.pretrained import pretrained_path
 from metagenrl_pl.results.origin import meta_training_settings, origin_in_config
 from metagenrl_pl.results.run_folders import read_run
 

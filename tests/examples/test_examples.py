@@ -14,36 +14,34 @@ from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.results.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "plain_torch.py"
+EXAMPLE = ROOT / "examples" / "td3_learned_objective.py"
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """In a folder of its own, with nothing of the checkout but the library in reach."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLE), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize("objective", ["as in the paper", "light", "mixture"])
+def test_td3_with_a_learned_objective(
+    objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two environments of Pendulum with episodes of 200 steps; updates begin after the first ones."""
+    if objective == "as in the paper":
+        LearnedObjective(hidden_units=8).save(path := tmp_path / "objective.safetensors")
+        objective = str(path)
+    arguments = ["--total-timesteps", "480", "--learning-starts", "420", "--num-envs", "2", "--batch-size", "8"]
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--objective", objective, *arguments])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    lines = re.findall(r"^steps +([\d,]+)  mean return of the newest episodes +(-?[\d.]+)", capsys.readouterr().out, re.MULTILINE)
+    assert [int(steps) for steps, _ in lines] == [432, 480]
+    assert all(-2000 < float(value) < 0 for _, value in lines)  # a step of Pendulum costs at most 16.3
 
 
-@pytest.mark.parametrize("kind", ["as in the paper", "looks at the critic", "comes with the package"])
-def test_plain_torch(kind: str, tmp_path: Path) -> None:
-    """A good episode of Pendulum. The printed episodes begin alike, so only a policy that has changed returns something else."""
-    path = tmp_path / "objective.safetensors"
-    LearnedObjective(hidden_units=8, use_critic_gradient=kind == "looks at the critic").save(path)
-    given = [] if kind == "comes with the package" else ["--objective", str(path)]
-    done = run(*given, "--env-steps", "220", "--seed", "3", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = re.findall(r"^Pendulum-v1  env steps +([\d,]+)  mean return (-?[\d.]+)$", done.stdout, re.MULTILINE)
-    assert [int(steps) for steps, _ in lines] == [0, 44, 88, 132, 176, 220]
-    returns = [float(value) for _, value in lines]
-    assert returns[0] != returns[-1]
-    assert all(-2000 < value < 0 for value in returns)  # a step of Pendulum costs at most 16.3, an episode has 200
-
-
-def test_plain_torch_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--objective", "nowhere"])
+def test_td3_with_a_learned_objective_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--objective", "nowhere.safetensors"])
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(EXAMPLE), run_name="__main__")
-    assert str(caught.value).startswith("objective.path=nowhere: no such file") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("error: nowhere.safetensors: no such file") and "\n" not in str(caught.value)
+
+
+def test_few_lines_differ_from_td3() -> None:
+    assert EXAMPLE.read_text().count("# learned\n") <= 10
 
 
 def test_an_objective_of_ones_own_is_meta_trained_kept_and_used(tmp_path: Path) -> None:

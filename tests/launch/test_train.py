@@ -22,15 +22,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from toy_environments import Counting  # which registers them all
 
-import train
 from metagenrl_pl.common.exit_codes import INTERRUPTED, STOPPED
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import build
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
+from metagenrl_pl.launch.checks import unlike_meta_training
+from metagenrl_pl.launch.entry import run_command_line
 from metagenrl_pl.launch.resume import with_run_dir
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs
-from metagenrl_pl.objectives.parametric import pretrained_path
+from metagenrl_pl.objectives.pretrained import pretrained_path
 from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.results.run_folders import read_run
@@ -122,7 +123,7 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         code = 0
         try:
-            train.run_command_line()
+            run_command_line(ROOT / "conf")
         except SystemExit as exit:
             assert isinstance(exit.code, int)
             code = exit.code
@@ -462,14 +463,14 @@ def test_a_resume_is_not_shorter_than_its_checkpoint(debug: tuple[Path, str], in
 def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
     objective = LearnedObjective(hidden_units=8)
     config = OmegaConf.create({"meta": None, "agent": {"window_length": 20, "discount": 0.9, "hidden_units": 64}})
-    assert train.unlike_meta_training(config, objective) == []
+    assert unlike_meta_training(config, objective) == []
     objective.card = {
         "window_length": 10,
         "settings": {"agent.discount": 0.99, "agent.hidden_units": 64, "meta.gradient": "clip"},
     }
-    assert train.unlike_meta_training(config, objective) == ["agent.discount=0.9, not 0.99", "agent.window_length=20, not 10"]
+    assert unlike_meta_training(config, objective) == ["agent.discount=0.9, not 0.99", "agent.window_length=20, not 10"]
     config.meta = {}
-    assert train.unlike_meta_training(config, objective) == []
+    assert unlike_meta_training(config, objective) == []
 
 
 @pytest.mark.parametrize(
@@ -818,6 +819,6 @@ def test_a_diverging_run_names_quantity_and_agent(in_process: Train) -> None:
 
 def test_a_process_ends_as_it_should(tmp_path: Path) -> None:
     done = as_a_process(tmp_path, "population.size=0")
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2 and done.stdout.endswith(": loading PyTorch and Lightning\n")
     assert done.stderr == "error: population: size must be at least 1, got 0\n"
     assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metagenrl_pl.agents.stacked_networks import Parameters
-from metagenrl_pl.objectives import LearnedObjective, ObjectiveInputs
-from metagenrl_pl.objectives.parametric import UnknownObjectiveError, pretrained_path
+from metagenrl_pl.objectives import LearnedObjective, ObjectiveInputs, list_pretrained
+from metagenrl_pl.objectives.parametric import UnknownObjectiveError
+from metagenrl_pl.objectives.pretrained import pretrained_path
 
 
 def test_alone_it_takes_what_an_environment_gives() -> None:
@@ -148,7 +149,7 @@ def test_refuses_files_that_are_no_objective(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as caught:
             LearnedObjective.load(path)
         message = str(caught.value)
-        assert message.startswith(f"objective.path={path}: "), kind
+        assert message.startswith(f"{path}: "), kind
         assert "\n" not in message, kind
 
 
@@ -163,10 +164,25 @@ def test_pretrained_objectives_have_cards_and_give_finite_gradients(card: Path) 
     loss = objective(action, -action, reward, value, torch.zeros(3, 10), critic_gradient=torch.ones(3, 10, 2))
     (gradient,) = torch.autograd.grad(loss.sum(), action)
     assert gradient.isfinite().all() and gradient.any()
-    assert f'pretrained("{card.stem}")' in (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"`{card.stem}`" in (Path(__file__).parents[2] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["heavy", "../pretrained/light", ""])
 def test_refuses_a_pretrained_objective_that_is_not_there(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^objective.name={name}: no pretrained objective of this name; valid is .*light"):
+    with pytest.raises(ValueError, match=rf"^there is no pretrained objective {name!r}; .*valid: .*light"):
         LearnedObjective.pretrained(name)
+
+
+def test_pretrained_objectives_are_listed_and_tell_how_they_were_made() -> None:
+    names = {one.name: one for one in list_pretrained()}
+    assert set(names) == {"falling", "light", "mixture"}
+    assert names["light"].training_environments == ("InvertedPendulum-v5", "Pendulum-v1", "Reacher-v5")
+    assert names["light"].scores["Hopper-v5"] == 1.01
+    assert str(names["light"]).startswith("light: meta-trained on InvertedPendulum-v5, ") and "Hopper-v5 1.01" in str(
+        names["light"]
+    )
+    light = LearnedObjective.pretrained()
+    assert repr(light) == (
+        "LearnedObjective(15,529 parameters, meta-trained on InvertedPendulum-v5, Pendulum-v1, Reacher-v5, 24,000 env steps of each of "
+        "6 agents, 16 windows of 10 steps)"
+    )

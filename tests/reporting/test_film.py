@@ -12,8 +12,8 @@ import torch
 import toy_environments  # noqa: F401  (registers them)
 from gymnasium.envs.classic_control import PendulumEnv
 
-import train
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
+from metagenrl_pl.launch.entry import run_command_line
 from metagenrl_pl.reporting import film
 
 PENDULUM = EnvironmentSpec("Pendulum-v1", max_episode_steps=40)
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [f"env.train=[{entry},Reacher-v5]", "population.size=3", "env_steps=120", "callbacks.meta_test=null"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", "experiment=debug", *arguments, f"run_dir={run_dir}"])
-        train.run_command_line()
+        run_command_line(Path(__file__).parents[2] / "conf")
     path = run_dir / "checkpoints" / "env_steps_000000120.ckpt"
     stored = torch.load(path, weights_only=True)
     stored["metagenrl"]["learner"]["population"]["policy"]["out.bias"][2] = -100

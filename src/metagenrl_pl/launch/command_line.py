@@ -9,8 +9,9 @@ Hydra accepts unknown keys (`+sed=3`), does not suggest similar keys, and prints
 import functools
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,13 @@ def hydra_entry(
         sys.exit(MISTAKE)
     if any(codes):
         sys.exit(next(filter(None, codes)))
+
+
+def allow_new_keys(arguments: Sequence[str]) -> list[str]:
+    """Add `++` to the dotted keys of a resume's command line. The stored run may have keys that the default experiment lacks."""
+    if not any(argument.startswith("ckpt_path=") for argument in arguments):
+        return list(arguments)
+    return [f"++{argument}" if re.match(r"[a-z_]+\.[\w.]+=", argument) else argument for argument in arguments]
 
 
 def overridden_keys() -> list[str]:

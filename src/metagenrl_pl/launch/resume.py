@@ -1,6 +1,5 @@
 """Resume from a checkpoint, with its stored configuration and in its run folder. A resume may not change the experiment."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,13 +86,6 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
             f"env_steps={new_config.env_steps} is less than the {num_done} that ckpt_path={path} has; valid is that or more"
         )
     return new_config
-
-
-def allow_new_keys(arguments: Sequence[str]) -> list[str]:
-    """Add `++` to the dotted keys of a resume's command line. The stored run may have keys that the default experiment lacks."""
-    if not any(argument.startswith("ckpt_path=") for argument in arguments):
-        return list(arguments)
-    return [f"++{argument}" if re.match(r"[a-z_]+\.[\w.]+=", argument) else argument for argument in arguments]
 
 
 def with_run_dir(config: DictConfig, run_dir: str) -> DictConfig:

@@ -1,13 +1,8 @@
 """Prepare a run's folder, and the threads, memory and cache of its process."""
 
-import os
-from datetime import datetime
-from functools import cache
 from pathlib import Path
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metagenrl_pl.common.files import atomic_write
@@ -15,27 +10,7 @@ from metagenrl_pl.common.machine import keep_freed_memory
 from metagenrl_pl.config.schema import ConfigError, resolved_yaml
 from metagenrl_pl.learning.compiling import keep_compiled_in
 from metagenrl_pl.results.provenance import add_provenance
-from metagenrl_pl.training.checkpoint_io import folder_of, newest_checkpoint
-
-
-def run_folder(ckpt_path: str | None) -> str:
-    """The default run folder: for a resume the checkpoint's run folder, in a sweep the job's folder, otherwise a new folder."""
-    if ckpt_path is not None:
-        return str(folder_of(Path(ckpt_path)))
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return str(HydraConfig.get().runtime.output_dir)
-    if (
-        "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    ):  # tasks start at different times, so no time stamp
-        return f"runs/slurm_{os.environ['SLURM_JOB_ID']}"
-    return f"runs/{_process_start()}"
-
-
-@cache
-def _process_start() -> str:
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[
-        :-3
-    ]  # with milliseconds, since a script may start several runs at once
+from metagenrl_pl.training.checkpoint_io import newest_checkpoint
 
 
 def prepare_process(config: DictConfig) -> None:

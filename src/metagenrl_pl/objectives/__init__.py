@@ -8,6 +8,7 @@ from metagenrl_pl.objectives.critic import CriticObjective
 from metagenrl_pl.objectives.learned import LearnedObjective
 from metagenrl_pl.objectives.mixture import LearnedMixture
 from metagenrl_pl.objectives.parametric import ParametricObjective
+from metagenrl_pl.objectives.pretrained import list_pretrained
 from metagenrl_pl.objectives.reinforce import Reinforce
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "ObjectiveInputs",
     "ParametricObjective",
     "Reinforce",
+    "list_pretrained",
 ]

@@ -1,6 +1,7 @@
 """The interface of objectives: a loss of the actions that the current policy would take."""
 
 import traceback
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,82 @@ class Objective(nn.Module, ABC):
     #: The critics whose dQ/da that is.
     critic_gradient_of: CriticChoice = "first"
 
+    _was_called = False
+
+    def forward(
+        self,
+        policy_action: Tensor,
+        replay_action: Tensor,
+        reward: Tensor,
+        value: Tensor | None,
+        terminated: Tensor,
+        valid: Tensor | None = None,
+        critic_gradient: Tensor | None = None,
+        reduction: Literal["none", "mean"] = "none",
+    ) -> Tensor:
+        """Loss for a single PyTorch policy, which descends its mean over valid steps.
+
+        Learned objectives normalise rewards, values and the critic's gradient over all windows of the batch. So the loss of a
+        step depends on the other steps. Use batches of the size that the objective was meta-trained with, not single windows.
+
+        Args:
+            policy_action: actions of the current policy, in [-1, 1], [B, T, A]. Gradients flow only through this argument.
+            replay_action: actions in the replay, [B, T, A].
+            reward: [B, T].
+            value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]. Entry `length` belongs to the state after the last valid step.
+                None if the objective does not use it.
+            terminated: 1 or true if the episode terminated after the step (not if a time limit truncated it), [B, T].
+            valid: 1 or true on real steps, which come first, 0 on padding, [B, T]; all valid by default.
+            critic_gradient: dQ1/da at `policy_action`, [B, T, A], or the mean of both critics' if `critic_gradient_of` is `both`.
+                None if the objective does not use it.
+            reduction: `mean` for the mean over valid steps, `none` for the loss of each step.
+
+        Returns:
+            The loss, [B, T], 0 where padded; with `reduction="mean"` a scalar.
+
+        Raises:
+            ValueError: if an input that the objective uses is missing, an input has the wrong shape, or `reduction` is neither.
+        """
+        if reduction not in ("none", "mean"):
+            raise ValueError(f"reduction={reduction!r}: valid is 'none' or 'mean'")
+        steps = policy_action.shape[:-1]
+        expected = {
+            "replay_action": (replay_action, policy_action.shape),
+            "reward": (reward, steps),
+            "value": (value, (*steps[:-1], steps[-1] + 1)),
+            "terminated": (terminated, steps),
+            "valid": (valid, steps),
+            "critic_gradient": (critic_gradient, policy_action.shape),
+        }
+        for name, (tensor, shape) in expected.items():
+            if tensor is None and getattr(self, f"needs_{name}", False):
+                raise ValueError(f"{name}=None: this objective needs it; valid is a tensor of {tuple(shape)}")
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(
+                    f"{name}: expected {tuple(shape)} beside actions of {tuple(policy_action.shape)}, got {tuple(tensor.shape)}"
+                )
+
+        def constant(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(policy_action.dtype)[None]
+
+        valid = torch.ones_like(reward) if valid is None else valid
+        if not self._was_called:  # once, since looking at values costs time on a GPU
+            self._was_called = True
+            warn_of(self, policy_action, replay_action, valid)
+        num_actions = policy_action.shape[-1]
+        inputs = ObjectiveInputs(
+            policy_action[None],
+            replay_action=constant(replay_action),
+            reward=constant(reward),
+            value=None if value is None else constant(value),
+            terminated=constant(terminated),
+            valid=constant(valid),
+            action_weight=policy_action.new_full((1, num_actions), 1 / num_actions),
+            critic_gradient=None if critic_gradient is None else constant(critic_gradient),
+        )
+        loss = self.loss(self.stacked_parameters(1), inputs)[0]
+        return loss.sum() / inputs.valid.sum() if reduction == "mean" else loss
+
     @abstractmethod
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """Loss of every step, [P, B, T], 0 where padded. `parameters` are stacked, [P, ...]."""
@@ -93,6 +170,31 @@ class DirectedObjective(Objective):
         """<g, a> of every step, [P, B, T], with g held constant. Its derivative with respect to the policy's action is g."""
         constants = inputs._replace(policy_action=inputs.policy_action.detach())  # no gradient flows through g itself
         return (self.action_gradient(parameters, constants) * inputs.policy_action).sum(-1)
+
+
+def warn_of(objective: Objective, policy_action: Tensor, replay_action: Tensor, valid: Tensor) -> None:
+    """Warn, in one line each, of inputs that are allowed but probably a mistake. Shapes are those of `Objective.forward`."""
+    try:
+        largest = float(torch.stack([policy_action.detach().abs().max(), replay_action.detach().abs().max()]).max())
+        is_prefix = not bool((valid[:, 1:].float() > valid[:, :-1].float()).any())
+    except RuntimeError:  # inside of torch.func.vmap, values cannot be looked at
+        return
+    messages = []
+    if largest > 1.01:
+        messages.append(
+            f"actions reach {largest:.3g}; an objective expects them in [-1, 1] (see action_low, action_high of actor_loss)"
+        )
+    if not is_prefix:
+        messages.append("valid has ones after a zero; an objective expects the real steps of a window first, then padding")
+    card = getattr(objective, "card", {})
+    trained = (card.get("settings", {}).get("agent.num_windows"), card.get("window_length"))
+    if all(trained) and not all(size / 4 <= now <= size * 4 for size, now in zip(trained, valid.shape, strict=True)):
+        num_windows, length = valid.shape
+        messages.append(
+            f"{num_windows} windows of {length} steps are far from the {trained[0]} of {trained[1]} of this objective's meta-training"
+        )
+    for message in messages:
+        warnings.warn(message, stacklevel=5)  # where the objective is called
 
 
 def check_critics(critic_gradient_of: CriticChoice) -> CriticChoice:

@@ -6,17 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from metagenrl_pl.common.files import atomic_write
 from metagenrl_pl.config.former import removed_key_message, removed_target_message, update_card, update_options
-from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
+from metagenrl_pl.objectives.contract import Objective
+from metagenrl_pl.objectives.pretrained import describe_card, pretrained_path
 
 _FORMAT = "metagenrl_pl.objective.1"
-_PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _DEFAULT_CLASS = "metagenrl_pl.objectives.learned.LearnedObjective"  # the class of a file whose card does not name one
 
 
@@ -40,71 +38,6 @@ class ParametricObjective(Objective):
         self.architecture = architecture
         self.card: dict[str, Any] = {}
 
-    def forward(
-        self,
-        policy_action: Tensor,
-        replay_action: Tensor,
-        reward: Tensor,
-        value: Tensor | None,
-        terminated: Tensor,
-        valid: Tensor | None = None,
-        critic_gradient: Tensor | None = None,
-    ) -> Tensor:
-        """Per-step loss for a single PyTorch policy. Descend its mean over valid steps.
-
-        Learned objectives normalise rewards, values and the critic's gradient over all windows of the batch. So the loss of a
-        step depends on the other steps. Use batches of the size that the objective was meta-trained with, not single windows.
-
-        Args:
-            policy_action: actions of the current policy, in [-1, 1], [B, T, A]. Gradients flow only through this argument.
-            replay_action: actions in the replay, [B, T, A].
-            reward: [B, T].
-            value: Q1(s, pi(s)) of the T + 1 states, [B, T + 1]. Entry `length` belongs to the state after the last valid step.
-                None if the objective does not use it.
-            terminated: 1 or true if the episode terminated after the step (not if a time limit truncated it), [B, T].
-            valid: 1 or true on real steps, which come first, 0 on padding, [B, T]; all valid by default.
-            critic_gradient: dQ1/da at `policy_action`, [B, T, A], or the mean of both critics' if `critic_gradient_of` is `both`.
-                None if the objective does not use it.
-
-        Returns:
-            The loss, [B, T], 0 where padded.
-
-        Raises:
-            ValueError: if an input that the objective uses is missing, or an input has the wrong shape.
-        """
-        steps = policy_action.shape[:-1]
-        expected = {
-            "replay_action": (replay_action, policy_action.shape),
-            "reward": (reward, steps),
-            "value": (value, (*steps[:-1], steps[-1] + 1)),
-            "terminated": (terminated, steps),
-            "valid": (valid, steps),
-            "critic_gradient": (critic_gradient, policy_action.shape),
-        }
-        for name, (tensor, shape) in expected.items():
-            if tensor is None and getattr(self, f"needs_{name}", False):
-                raise ValueError(f"{name}=None: this objective needs it; valid is a tensor of {tuple(shape)}")
-            if tensor is not None and tensor.shape != shape:
-                raise ValueError(
-                    f"{name}: expected {tuple(shape)} beside actions of {tuple(policy_action.shape)}, got {tuple(tensor.shape)}"
-                )
-
-        def constant(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(policy_action.dtype)[None]
-
-        num_actions = policy_action.shape[-1]
-        inputs = ObjectiveInputs(
-            policy_action[None],
-            replay_action=constant(replay_action),
-            reward=constant(reward),
-            value=None if value is None else constant(value),
-            terminated=constant(terminated),
-            valid=constant(torch.ones_like(reward) if valid is None else valid),
-            action_weight=policy_action.new_full((1, num_actions), 1 / num_actions),
-            critic_gradient=None if critic_gradient is None else constant(critic_gradient),
-        )
-        return self.loss(self.stacked_parameters(1), inputs)[0]
-
     def save(self, path: Path | str, card: Mapping[str, Any] | None = None) -> None:
         """Write the weights to a safetensors file and the card to a `.json` file with the same stem.
 
@@ -122,6 +55,13 @@ class ParametricObjective(Objective):
         with atomic_write(path.with_suffix(".json")) as file:
             file.write(f"{text}\n".encode())
 
+    def extra_repr(self) -> str:
+        """How it was made, in one line."""
+        return ", ".join([f"{sum(p.numel() for p in self.parameters()):,} parameters", *describe_card(self.card)])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
     @classmethod
     def load(cls, path: Path | str, frozen: bool = True) -> Self:
         """Load an objective that `save` wrote, with its original class. Its card is in `.card`.
@@ -138,24 +78,22 @@ class ParametricObjective(Objective):
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"objective.path={path}: no such file; valid is an objective.safetensors of a meta-training run")
+            raise ValueError(f"{path}: no such file; valid is an objective.safetensors of a meta-training run")
         try:
             with safe_open(path, framework="pt") as file:
                 card = json.loads((file.metadata() or {}).get("card", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"objective.path={path}: not a readable safetensors file ({error})") from error
+            raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
         if card.get("format") != _FORMAT:
-            raise ValueError(
-                f"objective.path={path}: not an objective of this project (its card does not name the format {_FORMAT!r})"
-            )
+            raise ValueError(f"{path}: not an objective of this project (its card does not name the format {_FORMAT!r})")
         name = str(card.pop("class", _DEFAULT_CLASS))
         kind = imported_class(name)
         if kind is None and (message := removed_target_message(name)):
-            raise UnknownObjectiveError(f"objective.path={path}: {message}")
+            raise UnknownObjectiveError(f"{path}: {message}")
         if kind is None or not issubclass(kind, cls):
             raise UnknownObjectiveError(
-                f"objective.path={path}: is of the class {name}; valid is {cls.__name__} or a subclass that has been imported, as "
+                f"{path}: is of the class {name}; valid is {cls.__name__} or a subclass that has been imported, as "
                 "objective._target_=<module>.<class>.load does"
             )
         card = update_card(card)
@@ -163,10 +101,10 @@ class ParametricObjective(Objective):
             objective = kind(**_known_options(kind, card.pop("architecture")))
             objective.load_state_dict(tensors)
         except ValueError as error:
-            raise type(error)(f"objective.path={path}: {error}") from error
+            raise type(error)(f"{path}: {error}") from error
         except (KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"objective.path={path}: its weights do not fit its card ({reason})") from error
+            raise ValueError(f"{path}: its weights do not fit its card ({reason})") from error
         card.pop("format")
         objective.card = card
         return objective.requires_grad_(not frozen)
@@ -194,19 +132,6 @@ def imported_class(name: str) -> type[ParametricObjective] | None:
     """The objective class with this name (see `class_name`), or None if it has not been imported."""
     known = _with_subclasses(ParametricObjective)  # type: ignore[type-abstract]
     return next((one for one in known if class_name(one) == name), None)
-
-
-def pretrained_path(name: str) -> Path:
-    """The file of an objective that comes with this package. Its card lies in the same folder.
-
-    Raises:
-        ValueError: if there is no file with this name.
-    """
-    path = _PRETRAINED / f"{name}.safetensors"
-    if path.parent != _PRETRAINED or not path.is_file():
-        names = sorted(file.stem for file in _PRETRAINED.glob("*.safetensors"))
-        raise ValueError(f"objective.name={name}: no pretrained objective of this name; valid is {', '.join(names)}")
-    return path
 
 
 def _known_options(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:

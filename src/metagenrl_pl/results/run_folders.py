@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.config.former import update_config
 from metagenrl_pl.config.schema import load_config
-from metagenrl_pl.objectives.parametric import pretrained_path
+from metagenrl_pl.objectives.pretrained import pretrained_path
 from metagenrl_pl.results.methods import find_method
 from metagenrl_pl.results.origin import Origin, origin_in_card, origin_in_config, read_card, with_defaults
 from metagenrl_pl.results.rows import MetaTestRow, read_rows

@@ -1,0 +1,114 @@
+"""The actor's loss: values, action gradients, scales and masks around a learned objective."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metagenrl_pl.agents.windows import valid_states
+from metagenrl_pl.integrations.windows import WindowBatch
+from metagenrl_pl.objectives import Objective, ParametricObjective
+
+Policy = Callable[[Tensor], Tensor]
+"""From observations, [N, ...], to actions, [N, A]."""
+
+Critic = Callable[[Tensor, Tensor], Tensor]
+"""From observations, [N, ...], and actions, [N, A], to values, [N] or [N, 1]."""
+
+
+def actor_loss(
+    objective: Objective,
+    policy: Policy,
+    critics: Sequence[Critic],
+    windows: WindowBatch,
+    action_low: Any = -1.0,
+    action_high: Any = 1.0,
+) -> Tensor:
+    """The loss that a policy descends, a scalar. Its gradient reaches the policy alone, not the critics.
+
+    Clip the norm of this gradient, as meta-training did (see `meta_trained_with`).
+
+    Args:
+        objective: learned or hand-made.
+        policy: gives actions in the environment's units.
+        critics: one, or the twins, for actions in the environment's units. The first one gives the values.
+        windows: from a `WindowBuffer`.
+        action_low, action_high: bounds of the environment's actions, numbers or arrays of [A]. The objective sees actions in [-1, 1].
+
+    Raises:
+        ValueError: if there is no critic.
+    """
+    if not critics:
+        raise ValueError("critics=[]: valid is one critic, or the twins")
+    num_windows, num_states = windows.states.shape[:2]
+    states = windows.states.flatten(0, 1)
+    action = policy(states)  # in all T + 1 states, since the state after the last step has a value, too
+    low, high = (torch.as_tensor(bound, dtype=action.dtype, device=action.device) for bound in (action_low, action_high))
+    middle, half = (high + low) / 2, (high - low) / 2
+    value, slope = _value_and_slope(critics if objective.critic_gradient_of == "both" else critics[:1], states, action, objective)
+    num_actions = action.shape[-1]
+    scaled = ((action - middle) / half).view(num_windows, num_states, num_actions)
+    slope = None if slope is None else (slope * half).view(num_windows, num_states, num_actions)[:, :-1]  # per unit of [-1, 1]
+    return objective(
+        policy_action=scaled[:, :-1],
+        replay_action=(windows.action - middle) / half * windows.valid[..., None],
+        reward=windows.reward,
+        value=None if value is None else value.view(num_windows, num_states) * valid_states(windows.valid),
+        terminated=windows.terminated,
+        valid=windows.valid,
+        critic_gradient=slope,
+        reduction="mean",
+    )
+
+
+def _value_and_slope(
+    critics: Sequence[Critic], states: Tensor, action: Tensor, objective: Objective
+) -> tuple[Tensor | None, Tensor | None]:
+    """Q1(s, a), [N], and dQ/da of the mean over `critics`, [N, A], as constants; None if the objective does not use it."""
+    if not objective.needs_critic_gradient:
+        if not objective.needs_value:
+            return None, None
+        with torch.no_grad():  # a constant in the objective
+            return critics[0](states, action).flatten(), None
+    with torch.enable_grad():
+        leaf = action.detach().requires_grad_()  # so the gradient is that of the critics alone
+        values = [critic(states, leaf).flatten() for critic in critics]
+        (slope,) = torch.autograd.grad(torch.stack(values).mean(0).sum(), leaf)
+    return (values[0].detach() if objective.needs_value else None), slope
+
+
+class MetaTrainedWith(NamedTuple):
+    """The settings of the agents that an objective was meta-trained with."""
+
+    num_windows: int
+    window_length: int
+    max_grad_norm: float
+
+
+def meta_trained_with(objective: Objective) -> MetaTrainedWith:
+    """The number and length of windows, and the largest norm of the policy's gradient, from an objective's card.
+
+    An objective without a card gets those of the pretrained ones: 16 windows of 10 steps, and 1.
+    """
+    card: dict[str, Any] = getattr(objective, "card", {})
+    settings = card.get("settings", {})
+    return MetaTrainedWith(
+        settings.get("agent.num_windows", 16),
+        card.get("window_length", 10),
+        settings.get("agent.policy_max_gradient_norm", 1.0),
+    )
+
+
+def find_objective(objective: Objective | Path | str) -> Objective:
+    """An objective itself, one from a file, or a pretrained one by its name.
+
+    Raises:
+        ValueError: if there is no such file and no such name, or the file cannot be read.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, Path) or objective.endswith(".safetensors"):
+        return ParametricObjective.load(objective)
+    return ParametricObjective.pretrained(objective)

@@ -1,0 +1,195 @@
+"""TD3 of Stable-Baselines3 whose actor descends a learned objective."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from metagenrl_pl.integrations.actor import actor_loss, find_objective, meta_trained_with
+from metagenrl_pl.integrations.windows import WindowBatch, draw_windows, gather_windows
+from metagenrl_pl.objectives import Objective
+
+try:
+    from stable_baselines3 import TD3
+    from stable_baselines3.common.buffers import ReplayBuffer
+    from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+    from stable_baselines3.common.utils import polyak_update
+    from stable_baselines3.common.vec_env import VecNormalize
+    from stable_baselines3.td3.policies import TD3Policy
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"Stable-Baselines3 is missing ({error}); pip install 'metagenrl-pl[sb3]'") from error
+
+
+class WindowReplayBuffer(ReplayBuffer):
+    """The replay buffer of Stable-Baselines3, which can also draw windows. Its arguments are those of `ReplayBuffer`.
+
+    Raises:
+        ValueError: if observations are no Box, or `optimize_memory_usage` is set.
+    """
+
+    def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(observation_space, spaces.Box):
+            raise ValueError(
+                f"observations are {type(observation_space).__name__}; valid is a Box, as gymnasium.wrappers.FlattenObservation gives"
+            )
+        super().__init__(buffer_size, observation_space, *args, **kwargs)
+        if self.optimize_memory_usage:
+            raise ValueError("optimize_memory_usage=True: windows need the last observations of episodes; valid is False")
+        self.ends = np.zeros((self.buffer_size, self.n_envs), bool)
+
+    def add(
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Add one step of every environment."""
+        if self.size():  # a new call of `learn` resets environments in the middle of an episode
+            previous = self.next_observations[self.pos - 1]
+            goes_on = (previous == np.asarray(obs).reshape(previous.shape)).reshape(self.n_envs, -1).all(1)
+            self.ends[self.pos - 1] |= ~goes_on
+        self.ends[self.pos] = done
+        super().add(obs, next_obs, action, reward, done, infos)
+
+    def sample_windows(self, num_windows: int, window_length: int, env: VecNormalize | None = None) -> WindowBatch:
+        """Draw windows (see `draw_windows`). Actions are in [-1, 1], as `ReplayBuffer` stores them.
+
+        Args:
+            num_windows, window_length: B and T.
+            env: normalises observations and rewards.
+        """
+        index = draw_windows(self.ends, self.pos if self.full else 0, self.size(), num_windows, window_length)
+        normalize = (
+            {} if env is None else {"normalize_observations": env.normalize_obs, "normalize_rewards": env.normalize_reward}
+        )
+        return gather_windows(
+            index,
+            self.observations,
+            self.next_observations,
+            self.actions,
+            self.rewards,
+            self.dones * (1 - self.timeouts),
+            self.device,
+            **normalize,
+        )
+
+
+class LearnedTD3(TD3):
+    """TD3 whose actor descends a learned objective instead of -Q. Everything else is `stable_baselines3.TD3`.
+
+    The critics learn from batches of single steps, the actor from windows. Both come from the same replay buffer.
+
+    Args:
+        policy: as in TD3, but without Dict observations.
+        env: as in TD3.
+        objective: the name of a pretrained one (`list_pretrained`), a `.safetensors` file, or an objective.
+        num_windows, window_length: windows of an actor update; by default those of the objective's meta-training.
+        max_grad_norm: largest norm of the actor's gradient; by default that of the objective's meta-training.
+        td3_kwargs: arguments of TD3.
+
+    Raises:
+        ValueError: if there is no such objective, a number is not positive, or an argument of TD3 does not work with windows.
+    """
+
+    replay_buffer: WindowReplayBuffer
+
+    def __init__(
+        self,
+        policy: str | type[TD3Policy],
+        env: GymEnv | str | None,
+        objective: Objective | Path | str = "light",
+        num_windows: int | None = None,
+        window_length: int | None = None,
+        max_grad_norm: float | None = None,
+        **td3_kwargs: Any,
+    ) -> None:
+        _check(td3_kwargs)
+        self.objective = find_objective(objective)  # on the CPU, so that it can be saved on one device and loaded on another
+        card = meta_trained_with(self.objective)
+        self.num_windows = card.num_windows if num_windows is None else num_windows
+        self.window_length = card.window_length if window_length is None else window_length
+        self.max_grad_norm = card.max_grad_norm if max_grad_norm is None else max_grad_norm
+        for name in ("num_windows", "window_length", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: valid is a positive number")
+        super().__init__(policy, env, **{"replay_buffer_class": WindowReplayBuffer, **td3_kwargs})  # type: ignore[arg-type]
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._device_objective = copy.deepcopy(self.objective).to(self.device)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Update the critics as TD3 does, and after every `policy_delay` updates the actor and the targets."""
+        losses = []
+        for _ in range(gradient_steps):
+            self._update_critics(batch_size)
+            if self._n_updates % self.policy_delay == 0:
+                losses.append(self._update_actor())
+        if losses:
+            self.logger.record("train/actor_loss", np.mean(losses))
+
+    def _update_critics(self, batch_size: int) -> None:
+        """One update of TD3, with a delay that keeps it from updating its actor."""
+        delay, self.policy_delay = self.policy_delay, self._n_updates + 2
+        try:
+            super().train(1, batch_size)
+        finally:
+            self.policy_delay = delay
+
+    def _update_actor(self) -> float:
+        windows = self.replay_buffer.sample_windows(self.num_windows, self.window_length, env=self._vec_normalize_env)
+        loss = actor_loss(self._device_objective, self.actor, self._critics(), windows)
+        self.actor.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.actor.parameters(), self.max_grad_norm)
+        self.actor.optimizer.step()
+        for fast, slow, rate in (
+            (self.critic.parameters(), self.critic_target.parameters(), self.tau),
+            (self.actor.parameters(), self.actor_target.parameters(), self.tau),
+            (self.critic_batch_norm_stats, self.critic_batch_norm_stats_target, 1.0),
+            (self.actor_batch_norm_stats, self.actor_batch_norm_stats_target, 1.0),
+        ):
+            polyak_update(fast, slow, rate)
+        return loss.item()
+
+    def _critics(self) -> list[Any]:
+        """The critics as functions of observations and actions. Only the first one where the objective uses no other."""
+        first = self.critic.q1_forward
+        if self.objective.critic_gradient_of == "first":
+            return [first]
+        return [
+            first,
+            *(lambda states, action, i=i: self.critic(states, action)[i] for i in range(1, len(self.critic.q_networks))),
+        ]
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "LearnedTD3",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """As in TD3."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_device_objective"]
+
+
+def _check(arguments: Mapping[str, Any]) -> None:
+    buffer = arguments.get("replay_buffer_class") or WindowReplayBuffer
+    if not issubclass(buffer, WindowReplayBuffer):
+        raise ValueError(
+            f"replay_buffer_class={buffer.__name__}: valid is WindowReplayBuffer or a subclass, since actors need windows"
+        )
+    if arguments.get("n_steps", 1) != 1:
+        raise ValueError(f"n_steps={arguments['n_steps']}: valid is 1, since windows have single rewards")

@@ -1,0 +1,65 @@
+"""Objectives that come with this package: their names, files and cards."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_FOLDER = Path(__file__).parents[1] / "pretrained"
+
+
+class Pretrained(NamedTuple):
+    """An objective that comes with this package.
+
+    Args:
+        name: for `ParametricObjective.pretrained` and `objective.name`.
+        training_environments: of its meta-training.
+        scores: of fresh agents by environment, at the end of their training: random actions 0, DDPG/TD3 1.
+    """
+
+    name: str
+    training_environments: tuple[str, ...]
+    scores: Mapping[str, float]
+
+    def __str__(self) -> str:
+        trained = ", ".join(self.training_environments)
+        scores = ", ".join(f"{name} {score:.2f}" for name, score in self.scores.items() if name not in self.training_environments)
+        return f"{self.name}: meta-trained on {trained}; scores in unseen environments: {scores}"
+
+
+def list_pretrained() -> list[Pretrained]:
+    """All objectives that come with this package, by name."""
+    return [_read_card(path) for path in sorted(_FOLDER.glob("*.json"))]
+
+
+def pretrained_path(name: str) -> Path:
+    """The file of an objective that comes with this package. Its card lies in the same folder.
+
+    Raises:
+        ValueError: if there is no file with this name.
+    """
+    names = sorted(file.stem for file in _FOLDER.glob("*.safetensors"))
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"there is no pretrained objective {name!r}; {hint}valid: {', '.join(names)}")
+    return _FOLDER / f"{name}.safetensors"
+
+
+def describe_card(card: Mapping[str, Any]) -> list[str]:
+    """The parts of a card that its user needs: where it was meta-trained, for how long, and with which windows."""
+    parts = []
+    if environments := card.get("training_environments"):
+        parts.append(f"meta-trained on {', '.join(environments)}")
+    if env_steps := card.get("env_steps"):
+        parts.append(f"{env_steps:,} env steps of each of {card.get('num_agents', 'its')} agents")
+    if length := card.get("window_length"):
+        parts.append(f"{card.get('settings', {}).get('agent.num_windows', 'some')} windows of {length} steps")
+    return parts
+
+
+def _read_card(path: Path) -> Pretrained:
+    card = json.loads(path.read_text())
+    scores = {name: score["normalised"] for name, score in card["scores"].items()}
+    return Pretrained(path.stem, tuple(card["training_environments"]), scores)

@@ -1,0 +1,117 @@
+"""The actor's loss for policies and critics of other people, against this project's own policy update."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from objectives_inputs import small, small_mixture
+from random_population import random_windows, small_population
+from torch import Tensor
+
+from metagenrl_pl.integrations import WindowBatch, actor_loss, find_objective, meta_trained_with
+from metagenrl_pl.learning.policy_update import policy_gradients
+from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
+
+SIZES, SEEDS = [(3, 2)], [11]
+LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 5.0])
+MIDDLE, HALF = (HIGH + LOW) / 2, (HIGH - LOW) / 2
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("has_bounds", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        small,
+        partial(small, use_value=False),
+        partial(small, use_critic_gradient=True),
+        partial(small_mixture, critic_gradient_of="both"),
+        CriticObjective,
+        partial(CriticObjective, "both"),
+        Reinforce,
+    ],
+)
+def test_its_gradient_is_that_of_the_learners_policy_update(make: Callable[[], Objective], has_bounds: bool) -> None:
+    """On windows of 1 to 4 steps, some of which end in a terminal. With bounds, policy and critics speak the environment's units."""
+    objective, population = make(), small_population(SIZES, SEEDS)
+    windows = random_windows(6, sizes=SIZES, seeds=SEEDS)
+    networks, critics = population.networks, population.critics
+    expected = policy_gradients(networks, objective, objective.stacked_parameters(1), population.policy, critics, windows)
+    middle, half = (MIDDLE, HALF) if has_bounds else (torch.zeros(2), torch.ones(2))
+    mine = {name: p.clone().requires_grad_() for name, p in population.policy.items()}
+    theirs = {name: p.clone().requires_grad_() for name, p in critics.items()}
+
+    def policy(states: Tensor) -> Tensor:
+        return networks.action(mine, states[None])[0] * half.to(states) + middle.to(states)
+
+    def critic(twin: int, states: Tensor, action: Tensor) -> Tensor:
+        scaled = (action - middle.to(action)) / half.to(action)
+        return networks.q({name: p[:, twin] for name, p in theirs.items()}, states[None], scaled[None])[0][:, None]
+
+    states, action, *rest = (x[0] for x in windows)
+    batch = WindowBatch(states, action * half.to(action) + middle.to(action), *rest)
+    twins = [lambda s, a, twin=twin: critic(twin, s, a) for twin in range(2)]
+    bounds = {"action_low": LOW, "action_high": HIGH} if has_bounds else {}
+    actor_loss(objective, policy, twins, batch, **bounds).backward()
+    for name, p in mine.items():
+        torch.testing.assert_close(p.grad, expected[name])
+        assert p.grad is not None and p.grad.any()
+    assert all(p.grad is None for p in theirs.values()) and all(p.grad is None for p in objective.parameters())
+
+
+def test_the_mean_is_over_valid_steps() -> None:
+    objective, valid = small(), torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    inputs = [
+        torch.zeros(2, 3, 1),
+        torch.ones(2, 3, 1),
+        torch.arange(6.0).view(2, 3),
+        torch.arange(8.0).view(2, 4),
+        valid * 0,
+        valid,
+    ]
+    steps = objective(*inputs)
+    torch.testing.assert_close(objective(*inputs, reduction="mean"), steps[valid > 0].mean())
+    with pytest.raises(ValueError, match="reduction='sum': valid is 'none' or 'mean'"):
+        objective(*inputs, reduction="sum")
+
+
+def test_probable_mistakes_are_warned_of_once(recwarn: pytest.WarningsRecorder) -> None:
+    def call(objective: Objective, scale: float = 1, valid: list[float] | None = None, num_windows: int = 16) -> list[str]:
+        action, zeros = torch.full((num_windows, 10, 1), scale), torch.zeros(num_windows, 10)
+        marks = torch.ones(num_windows, 10) if valid is None else torch.tensor(valid).expand(num_windows, 10)
+        for _ in range(2):
+            objective(action, action, zeros, torch.zeros(num_windows, 11), zeros, marks, action)
+        messages = [str(warning.message) for warning in recwarn]
+        recwarn.clear()
+        return messages
+
+    light = ParametricObjective.pretrained
+    assert call(light()) == []
+    (message,) = call(light(), scale=2)
+    assert message.startswith("actions reach 2; an objective expects them in [-1, 1]")
+    (message,) = call(light(), valid=[0.0] + [1.0] * 9)
+    assert message.startswith("valid has ones after a zero")
+    (message,) = call(light(), num_windows=3)
+    assert message == "3 windows of 10 steps are far from the 16 of 10 of this objective's meta-training"
+
+
+def test_an_objective_is_found_by_name_file_or_itself(tmp_path: Path) -> None:
+    light = find_objective("light")
+    assert isinstance(light, ParametricObjective) and meta_trained_with(light) == (16, 10, 1.0)
+    light.save(path := tmp_path / "mine.safetensors")
+    assert find_objective(path).state_dict().keys() == light.state_dict().keys() and find_objective(light) is light
+    assert meta_trained_with(CriticObjective()) == (16, 10, 1.0)
+    with pytest.raises(
+        ValueError, match=r"^there is no pretrained objective 'Light'; did you mean 'light'\? valid: falling, light"
+    ):
+        find_objective("Light")
+    with pytest.raises(ValueError, match=r"^nowhere.safetensors: no such file"):
+        find_objective("nowhere.safetensors")
