@@ -14,7 +14,7 @@ from metagenrl_pl.agents.lifetimes import Lifetimes
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.launch.assembly import agent_seeds, build_trainer, choose_resources, describe_device
-from metagenrl_pl.launch.checks import check_objective, check_population, prepare_config, unlike_meta_training
+from metagenrl_pl.launch.checks import check_objective, check_population, prepare_config, probe_environments, unlike_meta_training
 from metagenrl_pl.launch.command_line import hydra_entry
 from metagenrl_pl.launch.endings import fit
 from metagenrl_pl.launch.resume import allow_new_keys, with_run_dir
@@ -49,6 +49,8 @@ def main(config: DictConfig) -> int:
     meta = MetaLearning(inner, judge, build(config.meta)) if config.meta else None
     trainer = build_trainer(config, population.size)
     notify = rank_zero_only(partial(print, flush=True))
+    for warning in probe_environments(config, specs) if trainer.is_global_zero else ():
+        warnings.warn(warning, stacklevel=1)
     try:
         eager_seconds = estimated_seconds(agent, population.size, config.env_steps, is_meta_training=meta is not None)
         config.compile, choice = choose_compile(config.compile, eager_seconds)

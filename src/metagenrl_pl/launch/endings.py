@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE, STOPPED
 from metagenrl_pl.common.messages import choice_message, one_line
 from metagenrl_pl.config.schema import ConfigError
-from metagenrl_pl.environments.environment import EnvironmentFailure
+from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.training.checkpoint_io import CheckpointError, newest_checkpoint
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL

@@ -11,7 +11,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metagenrl_pl.common.files import atomic_write
-from metagenrl_pl.common.machine import keep_freed_memory
+from metagenrl_pl.common.machine import keep_freed_memory, seed_global_generators
+from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError, resolved_yaml
 from metagenrl_pl.learning.compiling import keep_compiled_in
 from metagenrl_pl.results.provenance import add_provenance
@@ -39,12 +40,15 @@ def _process_start() -> str:
 
 
 def prepare_process(config: DictConfig) -> None:
-    """Set threads, memory, precision and cache. Call it before anything is computed.
+    """Set threads, memory, precision, cache and global generators. Call it before anything is computed.
 
     Raises:
         ConfigError: if the number of threads is not positive.
     """
     keep_freed_memory()
+    seed_global_generators(
+        derive_seed(config.seed, "global generators", os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    )
     torch.set_num_threads(choose_num_threads(config.num_threads))
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
     keep_compiled_in(Path(config.compile_cache))
