@@ -140,13 +140,13 @@ def stop_requested(trainer: pl.Trainer) -> bool:
 
 
 class ObjectiveExport(pl.Callback):
-    """Writes `<run_dir>/objective.safetensors` with its card at a fixed interval and at the end.
+    """Writes `<run_dir>/objective.safetensors` with its card at a fixed interval, with every checkpoint, and when the run ends or stops.
 
     A frozen objective is written once, with its original card. So the folder of a test shows which objective was tested.
 
     Args:
         run_dir: the run's folder.
-        every_env_steps: env steps between two files; null for a file at the end only.
+        every_env_steps: env steps between two files; null for those with a checkpoint and at the end only.
         keep_stages: whether to keep each stage as `<run_dir>/objectives/env_steps_<n>.safetensors`, too.
 
     Raises:
@@ -156,6 +156,7 @@ class ObjectiveExport(pl.Callback):
     def __init__(self, run_dir: str, every_env_steps: int | None = None, keep_stages: bool = False) -> None:
         check_interval("every_env_steps", every_env_steps)
         self._run_dir, self._every, self._keep_stages = Path(run_dir), every_env_steps, keep_stages
+        self._exported_at: int | None = None  # env steps of the newest file
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a frozen objective."""
@@ -167,17 +168,30 @@ class ObjectiveExport(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Write a meta-learned objective after the interval and at the end."""
+        if is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
+            self._export(trainer, self._keep_stages)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the objective of this checkpoint, whichever callback saves it."""
+        self._export(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the objective of a run that was stopped without a checkpoint."""
+        self._export(trainer)
+
+    def _export(self, trainer: pl.Trainer, keep_stage: bool = False) -> None:
         learner, env_steps = agents_of(trainer).learner, env_steps_of(trainer)
         objective = learner.objective
-        if learner.meta is None or not isinstance(objective, ParametricObjective):
+        if not trainer.is_global_zero or learner.meta is None or not isinstance(objective, ParametricObjective):
             return
-        if trainer.is_global_zero and (is_due(self._every, env_steps, batch) or is_last(trainer)):
-            card = self._card(trainer)
+        card = self._card(trainer)
+        if self._exported_at != env_steps:
             objective.save(self._run_dir / "objective.safetensors", card)
-            if self._keep_stages:
-                folder = self._run_dir / "objectives"
-                folder.mkdir(exist_ok=True)
-                objective.save(folder / f"env_steps_{env_steps:09d}.safetensors", card)
+            self._exported_at = env_steps
+        if keep_stage:
+            folder = self._run_dir / "objectives"
+            folder.mkdir(exist_ok=True)
+            objective.save(folder / f"env_steps_{env_steps:09d}.safetensors", card)
 
     @staticmethod
     def _card(trainer: pl.Trainer) -> Mapping[str, Any]:
