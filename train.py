@@ -1,11 +1,17 @@
 """Meta-train, meta-test or run a baseline: `python train.py [group=choice] [key=value] ...`; see `python train.py --help`."""
 
+import os
+import signal
 import sys
 import warnings
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+
+if __name__ == "__main__":  # the imports take seconds, in which Ctrl-C would print a traceback
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: (print("Stopped", file=sys.stderr, flush=True), os._exit(130)))
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
@@ -61,9 +67,7 @@ def main(config: DictConfig) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     module = MetaGenRL(agents, cast(dict[str, Any], OmegaConf.to_container(config)))
-    with closing(agents), launching(config.run_dir):
-        if trainer.is_global_zero:
-            open_run_folder(config, describe_device(trainer))
+    with closing(agents), launching(config.run_dir), open_run_folder(config, describe_device(trainer), trainer.is_global_zero):
         notify(f"Run folder: {config.run_dir} (replay: up to {agents.replay.num_bytes / 1e9:.2f} GB), {choice}")
         return fit(trainer, module, datamodule, config)
 

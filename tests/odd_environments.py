@@ -290,5 +290,5 @@ class Hangs(Sliding):
 
 
 KINDS = {kind.__name__: kind for kind in list(globals().values()) if isinstance(kind, type) and issubclass(kind, Sliding)}
-for name, kind in KINDS.items():
+for name in KINDS:
     gym.register(f"{name}-v0", entry_point=f"{__name__}:{name}")

@@ -22,7 +22,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from toy_environments import Counting  # which registers them all
 
-import train
 from metagenrl_pl.common.exit_codes import INTERRUPTED, STOPPED
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import build
@@ -111,24 +110,6 @@ def debug(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr and "deprecated" not in done.stderr
     (run_dir,) = (folder / "runs").iterdir()
     return run_dir, done.stdout
-
-
-@pytest.fixture
-def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
-    """Runs train.py in this process, in a folder of its own: the exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        code = 0
-        try:
-            train.run_command_line()
-        except SystemExit as exit:
-            assert isinstance(exit.code, int)
-            code = exit.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def env_steps_of(run_dir: Path) -> list[int]:
@@ -344,6 +325,7 @@ def test_a_sweep_gives_every_job_a_folder(in_process: Train) -> None:
     assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
     for job in ("0", "1"):
         assert sorted(path.name for path in (sweep / job).iterdir()) == [
+            ".lock",
             "config.yaml",
             "metrics.csv",
             "objective.json",
@@ -698,7 +680,7 @@ def test_an_environment_that_exits_does_not_pass_for_a_stop(in_process: Train) -
     code, printed, errors = in_process("experiment=debug", *arguments)
     assert code == 2 and "To go on" not in printed and "Traceback" not in errors
     assert re.fullmatch(
-        r"error: environment Quitting-v0: in step 21 of an episode sys.exit\(5\) was called \(test_train.py, line \d+\); no checkpoint was .*",
+        r"error: environment Quitting-v0: in step 21 of an episode sys.exit\(5\) was called \(test_train.py, line \d+\); no check.*",
         errors.splitlines()[-1],
     )
 

@@ -39,8 +39,8 @@ NOT_ENDED = "the previous step has not ended"
 # 3. The search path is exactly the parent's, so that `module:Id` finds the same module.
 START = """
 import signal, sys
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda *_: None)
+for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+    signal.signal(getattr(signal, name), lambda *_: None)
 num_numbers = int(sys.argv[1])
 numbers, sys.path[:] = sys.argv[2 : 2 + num_numbers], sys.argv[2 + num_numbers :]
 from metagenrl_pl.environments.worker import work

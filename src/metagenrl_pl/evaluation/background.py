@@ -9,7 +9,6 @@ A test draws from random streams of its own only, so its results are the same bi
 import multiprocessing
 import os
 import pickle
-import signal
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
@@ -19,6 +18,7 @@ from multiprocessing.synchronize import Event
 import torch
 
 from metagenrl_pl.common.machine import draw_seed, keep_freed_memory, num_cores, seed_global_generators
+from metagenrl_pl.common.signals import install_handler
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
 from metagenrl_pl.learning.compiling import ignore
 from metagenrl_pl.learning.cycle import Resources
@@ -92,8 +92,7 @@ def _prepare(stop: Event, done: "Synchronized[int]", num_threads: int, seed: int
     """What the other process does first."""
     global _stop, _done
     _stop, _done = stop, done
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the parent answers them, and ends this process
+    install_handler(lambda *_: None)  # the parent answers signals, and ends this process
     torch.set_num_threads(num_threads)
     seed_global_generators(seed)
     keep_freed_memory()

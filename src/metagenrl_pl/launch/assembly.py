@@ -20,7 +20,13 @@ from metagenrl_pl.launch.endings import FirstBatch
 from metagenrl_pl.learning.compiling import Notify
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
-from metagenrl_pl.training.processes import check_accelerator, check_trainer, check_world_size, make_strategy
+from metagenrl_pl.training.processes import (
+    check_accelerator,
+    check_trainer,
+    check_world_size,
+    keep_signal_handlers,
+    make_strategy,
+)
 
 
 def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
@@ -40,6 +46,7 @@ def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # otherwise Lightning adds its own
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
+    keep_signal_handlers(trainer)
     check_accelerator(trainer)
     check_world_size(trainer.world_size, num_agents)
     return trainer
