@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -13,6 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.schedule import agents_of, check_interval, datamodule_of, env_steps_of, is_due, is_last, module_of
+from metagenrl_pl.common.signals import ignore_in_command, install_handler, restore_handlers
 from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.origin import meta_training_settings
 from metagenrl_pl.results.provenance import commit
@@ -24,9 +24,9 @@ from metagenrl_pl.training.datamodule import MacroBatch
 class RunCheckpoint(Checkpoint):
     """Saves `<run_dir>/checkpoints/env_steps_<n>.ckpt` at a fixed interval, at the end of the run, and when the run is stopped.
 
-    (Lightning's ModelCheckpoint would miss multiples of the interval that lie inside a macro batch.) After SIGINT (Ctrl-C) or
-    SIGTERM (from a cluster) the run finishes its macro batch, saves and stops. A meta-test that is running is abandoned, and
-    repeated when the run resumes. A second signal stops at once. Another callback can save and stop the run by
+    (Lightning's ModelCheckpoint would miss multiples of the interval that lie inside a macro batch.) After SIGINT (Ctrl-C), SIGTERM,
+    SIGHUP or SIGUSR1 the run finishes its macro batch, saves and stops. A meta-test that is running is abandoned, and repeated when
+    the run resumes. A second Ctrl-C stops at once; other signals may come twice. Another callback can save and stop the run by
     `trainer.should_stop = True`.
 
     Args:
@@ -44,7 +44,7 @@ class RunCheckpoint(Checkpoint):
         check_interval("keep", keep, ", or null for all")
         self._folder = Path(run_dir) / "checkpoints"
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
-        self.stop_requested = self._any_signal = self._is_complete = False
+        self.stop_requested = self._any_signal = self._is_complete = self._is_saved = False
         self._former_handlers: dict[int, Any] = {}
 
     @property
@@ -55,18 +55,18 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install signal handlers. After a resume, also remove metrics from after the checkpoint, since they are logged again."""
         self._is_complete = is_last(trainer)  # a resume at the end of the run: only meta-tests are left
-        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers in the main thread only
-
-            def stop(number: int, frame: FrameType | None) -> None:
-                if self.stop_requested or self._is_complete:
-                    raise KeyboardInterrupt
-                self.stop_requested = True
-
-            self._former_handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._former_handlers = install_handler(self._stop)
         if env_steps := env_steps_of(trainer):
             for logger in trainer.loggers:
                 if isinstance(logger, RunCSVLogger):
                     logger.keep_until(env_steps)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._is_saved:  # the run is ending; a signal that came later does not change how
+            return
+        if self._is_complete or (self.stop_requested and number == signal.SIGINT):
+            raise KeyboardInterrupt
+        self.stop_requested = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
@@ -81,6 +81,7 @@ class RunCheckpoint(Checkpoint):
             self._is_complete = is_last(trainer)
             if stop:
                 trainer.should_stop = True
+                self._is_saved = self.stopped_by_signal
                 rank_zero_only(print)(
                     f"Stopping after {env_steps_of(trainer):,} env steps. To go on: python train.py ckpt_path={path}", flush=True
                 )
@@ -93,9 +94,10 @@ class RunCheckpoint(Checkpoint):
         self._restore_handlers()
 
     def _restore_handlers(self) -> None:
-        for number, handler in self._former_handlers.items():
-            signal.signal(number, handler)
+        restore_handlers(self._former_handlers)
         self._former_handlers = {}
+        if self._is_saved:
+            ignore_in_command()
 
     def save(self, trainer: pl.Trainer) -> Path:
         """Save now.
@@ -140,13 +142,13 @@ def stop_requested(trainer: pl.Trainer) -> bool:
 
 
 class ObjectiveExport(pl.Callback):
-    """Writes `<run_dir>/objective.safetensors` with its card at a fixed interval and at the end.
+    """Writes `<run_dir>/objective.safetensors` with its card at a fixed interval, with every checkpoint, and when the run ends or stops.
 
     A frozen objective is written once, with its original card. So the folder of a test shows which objective was tested.
 
     Args:
         run_dir: the run's folder.
-        every_env_steps: env steps between two files; null for a file at the end only.
+        every_env_steps: env steps between two files; null for those with a checkpoint and at the end only.
         keep_stages: whether to keep each stage as `<run_dir>/objectives/env_steps_<n>.safetensors`, too.
 
     Raises:
@@ -156,6 +158,7 @@ class ObjectiveExport(pl.Callback):
     def __init__(self, run_dir: str, every_env_steps: int | None = None, keep_stages: bool = False) -> None:
         check_interval("every_env_steps", every_env_steps)
         self._run_dir, self._every, self._keep_stages = Path(run_dir), every_env_steps, keep_stages
+        self._exported_at: int | None = None  # env steps of the newest file
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a frozen objective."""
@@ -167,17 +170,30 @@ class ObjectiveExport(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Write a meta-learned objective after the interval and at the end."""
+        if is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
+            self._export(trainer, self._keep_stages)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the objective of this checkpoint, whichever callback saves it."""
+        self._export(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the objective of a run that was stopped without a checkpoint."""
+        self._export(trainer)
+
+    def _export(self, trainer: pl.Trainer, keep_stage: bool = False) -> None:
         learner, env_steps = agents_of(trainer).learner, env_steps_of(trainer)
         objective = learner.objective
-        if not learner.is_meta_training or not isinstance(objective, ParametricObjective):
+        if not trainer.is_global_zero or not learner.is_meta_training or not isinstance(objective, ParametricObjective):
             return
-        if trainer.is_global_zero and (is_due(self._every, env_steps, batch) or is_last(trainer)):
-            card = self._card(trainer)
+        card = self._card(trainer)
+        if self._exported_at != env_steps:
             objective.save(self._run_dir / "objective.safetensors", card)
-            if self._keep_stages:
-                folder = self._run_dir / "objectives"
-                folder.mkdir(exist_ok=True)
-                objective.save(folder / f"env_steps_{env_steps:09d}.safetensors", card)
+            self._exported_at = env_steps
+        if keep_stage:
+            folder = self._run_dir / "objectives"
+            folder.mkdir(exist_ok=True)
+            objective.save(folder / f"env_steps_{env_steps:09d}.safetensors", card)
 
     @staticmethod
     def _card(trainer: pl.Trainer) -> Mapping[str, Any]:

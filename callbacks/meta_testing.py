@@ -19,6 +19,7 @@ from callbacks.schedule import (
     gather_from_agents,
     is_due,
     is_last,
+    is_logged,
     log_metrics,
     module_of,
 )
@@ -41,7 +42,7 @@ from metagenrl_pl.experience.replay import check_memory, memory_bytes
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.results.methods import METHODS, check_method, find_method
-from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows_after, read_rows
+from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
 _BUILT_IN = [name for name, method in METHODS.items() if method.is_built_in]
@@ -136,7 +137,7 @@ class MetaTest(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the tests that do not depend on meta-training. After a resume, remove the results of later objectives first."""
         if trainer.is_global_zero and agents_of(trainer).learner.is_meta_training and (env_steps := env_steps_of(trainer)):
-            drop_rows_after(self._path, meta_training_env_steps=env_steps)
+            drop_rows(self._path, lambda row: row.method == "learned" and (row.meta_training_env_steps or 0) > env_steps)
         tests = {
             method: objective
             for method, objective, stage in self._comparisons(trainer)
@@ -189,8 +190,7 @@ class MetaTest(pl.Callback):
         objective = agents_of(trainer).objective
         learned = [("learned", objective, _stage(trainer, objective))] if isinstance(objective, ParametricObjective) else []
         for method, test_objective, stage in [*learned, *self._comparisons(trainer)]:
-            if not trainer.strategy.broadcast(self._is_done(method, self._env_steps, stage)):
-                self._test(trainer, method, test_objective, stage)
+            self._test(trainer, method, test_objective, stage)
         if trainer.is_global_zero and self._random and not self._is_done("random", 0, None):
             append_rows(self._path, random_returns(self._specs, self._seeds, self._num_episodes))
 
@@ -234,20 +234,29 @@ class MetaTest(pl.Callback):
         stage: int | None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Test an objective, write its results and log them, each unless an earlier run of this folder has done it."""
         if not self._specs:
             return
-        rows = self._wait_for(method)
-        if rows is None:
-            with progress_of(trainer).task(f"meta-test, {find_method(method).label}", self._env_steps) as report:
-                rows = meta_test(method, objective, self._plan(trainer), agents_of(trainer).resources, report, should_stop)
-        if trainer.is_global_zero:
-            append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
-        final = [row for row in rows if row.env_steps == self._env_steps]
-        metrics = {}
-        for spec in self._specs:
-            returns = [row.episode_return for row in final if row.environment == spec.name]
-            metrics[f"meta_test/{spec.name}/{method}"] = sum(returns) / len(returns)
-        log_metrics(trainer, metrics, is_in_batch=not is_last(trainer))
+        if not trainer.strategy.broadcast(self._is_done(method, self._env_steps, stage)):
+            rows = self._wait_for(method)
+            if rows is None:
+                with progress_of(trainer).task(f"meta-test, {find_method(method).label}", self._env_steps) as report:
+                    rows = meta_test(method, objective, self._plan(trainer), agents_of(trainer).resources, report, should_stop)
+            if trainer.is_global_zero:
+                append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
+        # A run may have been stopped here, after writing and before logging.
+        metrics = trainer.strategy.broadcast(self._final_returns(method, stage) if trainer.is_global_zero else {})
+        if not trainer.strategy.broadcast(is_logged(trainer, metrics)):
+            log_metrics(trainer, metrics, is_in_batch=not is_last(trainer))
+
+    def _final_returns(self, method: str, stage: int | None) -> dict[str, float]:
+        """The final return in each environment, the mean over seeds, as named in `metrics.csv`."""
+        rows = [row for row in read_rows(self._path) if row.method == method and row.meta_training_env_steps == stage]
+        final = {(row.environment, row.seed): row.episode_return for row in rows if row.env_steps == self._env_steps}
+        return {
+            f"meta_test/{spec.name}/{method}": sum(final[spec.name, seed] for seed in self._seeds) / len(self._seeds)
+            for spec in self._specs
+        }
 
     def _wait_for(self, method: str) -> list[MetaTestRow] | None:
         """The results of a test in the other process; None if there is none."""
@@ -315,7 +324,16 @@ class PolicyEvaluation(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a resume, remove later returns, since they are measured again."""
         if trainer.is_global_zero and self._method is not None and (env_steps := env_steps_of(trainer)):
-            drop_rows_after(self._path, env_steps=env_steps)
+            own = {(spec.name, number) for spec, number in self._agents(trainer)}
+            drop_rows(
+                self._path,
+                lambda row: (
+                    row.method == self._method
+                    and (row.environment, row.seed) in own
+                    and row.meta_training_env_steps == self._stage(trainer)
+                    and row.env_steps > env_steps
+                ),
+            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
@@ -335,14 +353,22 @@ class PolicyEvaluation(pl.Callback):
             trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
         )
         if trainer.is_global_zero and self._method is not None:
-            objective = agents.objective
-            stage = int(objective.card.get("env_steps", 0)) if isinstance(objective, ParametricObjective) else None
-            numbers = agent_numbers(agents.specs, module_of(trainer).run_config.get("seed", 0))
             rows = [
-                MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), stage)
-                for spec, number, value in zip(agents.specs, numbers, returns, strict=True)
+                MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), self._stage(trainer))
+                for (spec, number), value in zip(self._agents(trainer), returns, strict=True)
             ]
             append_rows(self._path, rows)
+
+    @staticmethod
+    def _agents(trainer: pl.Trainer) -> list[tuple[EnvironmentSpec, int]]:
+        """Environment and number of each agent of all processes."""
+        specs = agents_of(trainer).specs
+        return list(zip(specs, agent_numbers(specs, module_of(trainer).run_config.get("seed", 0)), strict=True))
+
+    @staticmethod
+    def _stage(trainer: pl.Trainer) -> int | None:
+        objective = agents_of(trainer).objective
+        return int(objective.card.get("env_steps", 0)) if isinstance(objective, ParametricObjective) else None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._evaluator is not None:

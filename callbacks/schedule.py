@@ -3,12 +3,13 @@
 Intervals are in env steps. A callback acts after the macro batch that contains a multiple of its interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import pytorch_lightning as pl
 
 from metagenrl_pl.learning.cycle import Agents
+from metagenrl_pl.training.csv_logger import RunCSVLogger
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
 
@@ -57,6 +58,12 @@ def is_last(trainer: pl.Trainer) -> bool:
 def agent_names(trainer: pl.Trainer) -> list[str]:
     """`<environment>/agent_<i>` for each agent of all processes, as used in metric names."""
     return [f"{spec.name}/agent_{i}" for i, spec in enumerate(agents_of(trainer).specs)]
+
+
+def is_logged(trainer: pl.Trainer, metrics: Iterable[str]) -> bool:
+    """Whether `metrics.csv` has all of these metrics at the current env steps. False if the run does not write one."""
+    files = [logger for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]
+    return bool(files) and all(file.has(metrics, env_steps_of(trainer)) for file in files)
 
 
 def log_metrics(trainer: pl.Trainer, metrics: dict[str, float], is_in_batch: bool = True) -> None:

@@ -312,6 +312,30 @@ def test_without_an_interval_the_objective_is_written_at_the_end(tmp_path: Path)
     assert LearnedObjective.load(tmp_path / "objective.safetensors").card["env_steps"] == 40
 
 
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_stopped_run_leaves_its_newest_objective(saves: bool, tmp_path: Path) -> None:
+    class Stops(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            trainer.should_stop = env_steps_of(trainer) >= 30
+
+    saving = [RunCheckpoint(str(tmp_path), 20)] if saves else []
+    trainer = tiny_run(callbacks=[ObjectiveExport(str(tmp_path)), Stops(), *saving], env_steps=60)
+    newest, module = LearnedObjective.load(tmp_path / "objective.safetensors"), cast(MetaGenRL, trainer.lightning_module)
+    assert newest.card["env_steps"] == env_steps_of(trainer) == 30
+    assert all(torch.equal(p, newest.get_parameter(name)) for name, p in module.objective.named_parameters())
+
+
+def test_the_objective_of_a_checkpoint_is_written_before_an_interval_ends(tmp_path: Path) -> None:
+    class Kill(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if env_steps_of(trainer) == 30:
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tiny_run(callbacks=[ObjectiveExport(str(tmp_path), 1000), Kill(), RunCheckpoint(str(tmp_path), 20)])
+    assert LearnedObjective.load(tmp_path / "objective.safetensors").card["env_steps"] == 20
+
+
 def test_a_hand_made_objective_is_not_written(tmp_path: Path) -> None:
     tiny_run(callbacks=[ObjectiveExport(str(tmp_path), 10, keep_stages=True)], objective=CriticObjective())
     assert list(tmp_path.iterdir()) == []

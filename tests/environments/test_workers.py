@@ -19,7 +19,8 @@ import toy_environments  # noqa: F401  (registers them)
 
 from metagenrl_pl.common import machine
 from metagenrl_pl.environments import workers as env_workers
-from metagenrl_pl.environments.environment import EnvironmentFailure, EnvironmentSpec
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup
 from metagenrl_pl.environments.workers import WorkerGroup, assign_to_workers, choose_num_workers, make_group
 

@@ -20,8 +20,8 @@ from callbacks.training_log import EpisodeReturns
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.objectives import CriticObjective
-from metagenrl_pl.results.rows import read_rows
-from metagenrl_pl.training.checkpoint_io import CheckpointError
+from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, read_rows
+from metagenrl_pl.training.checkpoint_io import CheckpointError, newest_checkpoint
 
 MID_EPISODE = [EnvironmentSpec("Pendulum-v1"), EnvironmentSpec("InvertedPendulum-v5")]
 TIMED = [EnvironmentSpec("Counting-v0", {}, 8)]
@@ -403,4 +403,34 @@ def test_a_baseline_keeps_its_results_up_to_the_checkpoint(tmp_path: Path) -> No
     straight = run("straight")
     with pytest.raises(InterruptedError):
         run("stopped", Kill(50))
-    assert run("stopped", ckpt_path=checkpoint_of(tmp_path / "stopped", 30)) == straight
+    others = [
+        MetaTestRow("Counting-v0", "learned", 0, 50, 1.5, 500),  # another objective
+        MetaTestRow("Counting-v0", "learned", 77, 50, 1.5, None),  # another agent
+        MetaTestRow("Counting-v0", "critic", 0, 50, 1.5, None),  # another method
+    ]
+    path = tmp_path / "stopped" / "meta_test.csv"
+    append_rows(path, others)
+    run("stopped", ckpt_path=checkpoint_of(tmp_path / "stopped", 30))
+    assert [row for row in read_rows(path) if row in others] == others
+    drop_rows(path, others.__contains__)
+    assert path.read_bytes() == straight
+
+
+@pytest.mark.parametrize("every", [None, 40])
+def test_a_result_that_was_written_and_not_logged_is_logged_on_a_resume(
+    every: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: str, ckpt_path: Path | None = None) -> list[bytes]:
+        environments = [{"id": "Counting-v0", "max_episode_steps": 5}]
+        meta_test = MetaTest(str(tmp_path / folder), environments, [0, 1], 12, 6, 1, every_env_steps=every)
+        saving_run(tmp_path / folder, 60, every=20, callbacks=[meta_test], ckpt_path=ckpt_path)
+        return [(tmp_path / folder / name).read_bytes() for name in ("metrics.csv", "meta_test.csv")]
+
+    straight = run("straight")
+    with monkeypatch.context() as patch:
+        patch.setattr("callbacks.meta_testing.append_rows", lambda *arguments: (append_rows(*arguments), 1 / 0))
+        for _ in range(2):  # killed after each of the first two tests
+            with pytest.raises(ZeroDivisionError):
+                newest = newest_checkpoint(tmp_path / "stopped")
+                run("stopped", newest)
+    assert run("stopped", newest_checkpoint(tmp_path / "stopped")) == straight

@@ -28,7 +28,6 @@ from metagenrl_pl.config.schema import build
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
 from metagenrl_pl.launch.checks import unlike_meta_training
-from metagenrl_pl.launch.entry import run_command_line
 from metagenrl_pl.launch.resume import with_run_dir
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.pretrained import pretrained_path
@@ -56,7 +55,7 @@ class Quitting(Counting):
     """An environment that takes what has ended for the program."""
 
     def step(self, action: Any) -> Any:
-        sys.exit(5)
+        return sys.exit(5) if self._num_steps == 20 else super().step(action)
 
 
 gym.register("Quitting-v0", entry_point=Quitting)
@@ -112,24 +111,6 @@ def debug(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr and "deprecated" not in done.stderr
     (run_dir,) = (folder / "runs").iterdir()
     return run_dir, done.stdout
-
-
-@pytest.fixture
-def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
-    """Runs train.py in this process, in a folder of its own: the exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        code = 0
-        try:
-            run_command_line(ROOT / "conf")
-        except SystemExit as exit:
-            assert isinstance(exit.code, int)
-            code = exit.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def env_steps_of(run_dir: Path) -> list[int]:
@@ -345,6 +326,7 @@ def test_a_sweep_gives_every_job_a_folder(in_process: Train) -> None:
     assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
     for job in ("0", "1"):
         assert sorted(path.name for path in (sweep / job).iterdir()) == [
+            ".lock",
             "config.yaml",
             "metrics.csv",
             "objective.json",
@@ -681,9 +663,9 @@ def test_a_damaged_provenance_is_named(debug: tuple[Path, str], in_process: Trai
     [
         (
             "{observation: [0.0, 0.0], reward: nan}",
-            "in step 1 of an episode the reward is nan; no checkpoint was saved before it",
+            "in step 1 of an episode the reward is nan",
         ),
-        ("{observation: [0.0]}", "at a reset the observation has 1 numbers, 2 in its space; no checkpoint was saved before it"),
+        ("{observation: [0.0]}", "at a reset the observation has 1 numbers, 2 in its space"),
     ],
 )
 def test_an_environment_that_fails_is_named(kwargs: str, told: str, in_process: Train) -> None:
@@ -699,7 +681,7 @@ def test_an_environment_that_exits_does_not_pass_for_a_stop(in_process: Train) -
     code, printed, errors = in_process("experiment=debug", *arguments)
     assert code == 2 and "To go on" not in printed and "Traceback" not in errors
     assert re.fullmatch(
-        r"error: sys.exit\(5\) was called in the run \(test_train.py, line \d+\); no checkpoint was saved before it",
+        r"error: environment Quitting-v0: in step 21 of an episode sys.exit\(5\) was called \(test_train.py, line \d+\); no check.*",
         errors.splitlines()[-1],
     )
 

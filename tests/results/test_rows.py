@@ -7,7 +7,7 @@ import pytest
 from metagenrl_pl.results.rows import (
     MetaTestRow,
     append_rows,
-    drop_rows_after,
+    drop_rows,
     newest_stage,
     read_rows,
 )
@@ -53,26 +53,18 @@ def test_a_row_made_twice_counts_once_and_the_later_one_wins(tmp_path: Path) -> 
     assert read_rows(path) == [again, *LEARNED]
 
 
-def test_a_resume_drops_later_stages_alone(tmp_path: Path) -> None:
+def test_rows_that_are_made_again_are_dropped_alone(tmp_path: Path) -> None:
     path = tmp_path / "meta_test.csv"
-    drop_rows_after(path, 1000)
+    drop_rows(path, lambda row: True)
     assert not path.exists()
     append_rows(path, UNTRAINED + LEARNED + BASELINE)
 
-    drop_rows_after(path, 2000)
+    drop_rows(path, lambda row: (row.meta_training_env_steps or 0) > 2000)
     assert read_rows(path) == UNTRAINED + LEARNED + BASELINE
-    drop_rows_after(path, 1999)
+    drop_rows(path, lambda row: (row.meta_training_env_steps or 0) > 1999)
     assert read_rows(path) == UNTRAINED + LEARNED[:2] + BASELINE
     append_rows(path, LEARNED[2:])
     assert sorted(read_rows(path), key=str) == sorted(UNTRAINED + LEARNED + BASELINE, key=str)
-
-
-def test_a_resumed_test_run_drops_its_own_later_rows(tmp_path: Path) -> None:
-    path = tmp_path / "meta_test.csv"
-    rows = [row._replace(env_steps=env_steps) for env_steps in (100, 200, 300) for row in UNTRAINED + LEARNED + BASELINE]
-    append_rows(path, rows)
-    drop_rows_after(path, env_steps=200)
-    assert read_rows(path) == [row for row in rows if row.env_steps <= 200]
 
 
 def test_refuses_a_file_with_other_columns(tmp_path: Path) -> None:

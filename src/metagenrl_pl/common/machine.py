@@ -1,9 +1,12 @@
-"""What this machine has, and how its memory is used."""
+"""What this machine has, how its memory is used, and the global generators of its processes."""
 
 import ctypes
 import os
+import random
 import sys
 from pathlib import Path
+
+import numpy as np
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the container: microseconds of processor time, of so many
 
@@ -16,6 +19,17 @@ def num_cores() -> int:
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no container, or "max": no limit
         return cores
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed Python's and numpy's global generators of this process. Nothing here draws from them, but environments of users do."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def draw_seed() -> int:
+    """A seed for the global generators of another process, which depends on this one's."""
+    return random.getrandbits(31)
 
 
 def keep_freed_memory() -> None:

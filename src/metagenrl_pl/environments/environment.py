@@ -2,20 +2,18 @@
 
 import contextlib
 import difflib
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from metagenrl_pl.common.messages import one_line
-
-_LARGEST = float(np.finfo(np.float32).max)  # rewards are stored in 32 bits
+from metagenrl_pl.environments.failures import EnvironmentFailure, Unusable, describe_error, describe_unpacking
+from metagenrl_pl.environments.observations import LARGEST, flatten, is_flattenable, outside
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,11 @@ class EnvironmentSets:
         return [specs[i % len(specs)] for i in range(num_agents)]
 
 
-class EnvironmentFailure(RuntimeError):
-    """An environment failed, and the run cannot continue. The message is one line that names the environment."""
-
-
 class Environment:
     """One environment.
 
-    An exception in a reset or a step is raised as an `EnvironmentFailure`. So is an observation or a reward that is not finite.
+    An exception in a reset or a step is raised as an `EnvironmentFailure`. So is an observation or a reward that is not finite, and
+    anything else that cannot be learned from (see `observations`).
 
     Args:
         spec: which environment to make.
@@ -130,7 +125,7 @@ class Environment:
             raise ValueError(f"environment {spec.name}: its actions are unbounded, {action_space}; valid is a bounded Box")
         if not (action_space.low < action_space.high).all():
             raise ValueError(f"environment {spec.name}: low is not below high in its actions, {action_space}")
-        if not _is_flattenable(observation_space):
+        if not is_flattenable(observation_space):
             raise ValueError(
                 f"environment {spec.name}: its observations are {observation_space}; valid is a Box or boxes in a Dict or Tuple"
             )
@@ -150,9 +145,10 @@ class Environment:
         self._num_steps = 0
         try:
             observation, _ = self._env.reset(seed=seed)
-            return self._flatten(observation)
-        except Exception as error:
-            raise self._failure(error) from error
+            self._newest = observation
+            return flatten(self._observation_space, observation)
+        except (Exception, SystemExit) as error:
+            self._fail(error)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         """Take an action in [-1, 1], [A]; return the next observation [O], reward, terminated, truncated.
@@ -167,12 +163,23 @@ class Environment:
         is_finite = bool(np.isfinite(scaled).all())  # a policy that has diverged gives NaN; then the environment is not at fault
         try:
             observation, reward, terminated, truncated, _ = self._env.step(scaled)
-            flat, reward = self._flatten(observation, is_finite), float(reward)
-            if is_finite and not abs(reward) <= _LARGEST:  # also true for NaN
-                raise _Unusable(f"the reward is {reward}")
-        except Exception as error:
-            raise self._failure(error) from error
-        return flat, reward, bool(terminated), bool(truncated)
+            self._newest = observation
+            flat = flatten(self._observation_space, observation, is_finite)
+            reward = _to_number(reward)
+            if is_finite and not abs(reward) <= LARGEST:  # also true for NaN
+                raise Unusable(f"the reward is {reward}")
+            return flat, reward, _to_flag("terminated", terminated), _to_flag("truncated", truncated)
+        except (Exception, SystemExit) as error:
+            self._fail(error)
+
+    def outside_of_space(self) -> str | None:
+        """The first number of the newest observation that its space excludes, in words; None if there is none."""
+        return outside(self._observation_space, self._newest)
+
+    @property
+    def time_limit(self) -> int | None:
+        """Env steps after which every episode ends; None if Gymnasium knows of none. Then episodes may go on for ever."""
+        return self._env.spec.max_episode_steps if self._env.spec else None
 
     @property
     def cameras(self) -> list[str]:
@@ -205,45 +212,51 @@ class Environment:
         """Release the environment's resources, such as windows and simulators."""
         self._env.close()
 
-    def _flatten(self, observation: Any, must_be_finite: bool = True) -> np.ndarray:
-        flat = np.asarray(spaces.flatten(self._observation_space, observation), dtype=np.float32)
-        if flat.shape != (self.observation_size,):
-            raise _Unusable(f"the observation has {flat.size} numbers, {self.observation_size} in its space")
-        if must_be_finite and not np.isfinite(flat).all():
-            raise _Unusable(f"the observation has a number that is {flat[~np.isfinite(flat)][0]}")
-        return flat
-
-    def _failure(self, error: Exception) -> EnvironmentFailure:
-        when = f"in step {self._num_steps} of an episode" if self._num_steps else "at a reset"
-        if isinstance(error, _Unusable):
-            return EnvironmentFailure(f"environment {self.spec.name}: {when} {error}")
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(frame.filename).name}, line {frame.lineno}"
-        return EnvironmentFailure(f"environment {self.spec.name}: {when} {type(error).__name__}: {one_line(error)} ({place})")
+    def _fail(self, error: BaseException) -> NoReturn:
+        method, when = ("step", f"in step {self._num_steps} of an episode") if self._num_steps else ("reset", "at a reset")
+        what = str(error) if isinstance(error, Unusable) else describe_unpacking(error, method, self._env.unwrapped)
+        raise EnvironmentFailure(f"environment {self.spec.name}: {when} {what or describe_error(error)}") from error
 
 
-class _Unusable(ValueError):
-    """An observation or a reward of an environment is not usable for learning."""
+def _to_number(reward: Any) -> float:
+    """A reward as a number: also an array of one number, which careless arithmetic gives."""
+    try:
+        return float(np.asarray(reward).item())
+    except (TypeError, ValueError) as error:
+        raise Unusable(f"the reward is {_in_brief(reward)}; valid is one number") from error
 
 
-def _is_flattenable(space: gym.Space) -> bool:
-    if isinstance(space, spaces.Dict):
-        return all(_is_flattenable(part) for part in space.spaces.values())
-    if isinstance(space, spaces.Tuple):
-        return all(_is_flattenable(part) for part in space.spaces)
-    return isinstance(space, spaces.Box)
+def _to_flag(name: str, flag: Any) -> bool:
+    """Whether an episode is over. A text or an array of several flags would count as true whatever it says."""
+    array = np.asarray(flag)
+    if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
+        raise Unusable(f"{name} is {_in_brief(flag)}; valid is true or false")
+    return bool(array.item())
+
+
+def _in_brief(value: Any) -> str:
+    array = np.asarray(value)
+    return (
+        f"an array of {array.size} numbers" if array.ndim and array.dtype.kind in "biuf" else " ".join(repr(value).split())[:80]
+    )
 
 
 def _make(spec: EnvironmentSpec) -> gym.Env:
     try:
         with _without_mujoco_deprecation():
             return gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **spec.kwargs)
-    except Exception as error:  # a constructor may raise anything for bad arguments, also AssertionError
-        message = (str(error) or type(error).__name__).splitlines()[0].split(" Did you mean")[0].rstrip(".")
+    except (Exception, SystemExit) as error:  # a constructor may raise anything
         name = spec.id.rpartition(":")[2]
         near = [] if name in gym.registry else difflib.get_close_matches(name, list(gym.registry), n=1)
         hint = f"; did you mean '{spec.id.removesuffix(name)}{near[0]}'?" if near else ""
-        raise ValueError(f"environment {spec.name}: {message}{hint}") from error
+        raise ValueError(f"environment {spec.name}: {_explain(error)}{hint}") from error
+
+
+def _explain(error: BaseException) -> str:
+    """Why an environment could not be made. Gymnasium's own errors name the cause, others also need their type and place."""
+    if isinstance(error, gym.error.Error | ModuleNotFoundError):
+        return one_line(error).split(" Did you mean")[0].rstrip(".")
+    return describe_error(error)
 
 
 @contextlib.contextmanager

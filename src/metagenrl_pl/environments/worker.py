@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metagenrl_pl.common.machine import seed_global_generators
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.group import RepeatedEpisode, Steps, repeat_episode, step_into
 
@@ -65,15 +66,17 @@ class Failure(NamedTuple):
     error: Exception
 
 
-def work(request_file: int, answer_file: int, memory_file: int, *shape: int) -> None:
+def work(request_file: int, answer_file: int, memory_file: int, seed: int, *shape: int) -> None:
     """Answer requests until the parent closes its end of the request pipe. The system closes it too if the parent dies.
 
     Args:
         request_file: file descriptor that requests are read from.
         answer_file: file descriptor that answers are written to.
         memory_file: file descriptor of the table's shared memory.
+        seed: of the process's global generators.
         shape: of the table: E, O, A.
     """
+    seed_global_generators(seed)
     for file in (request_file, answer_file):
         os.set_inheritable(file, False)  # so that programs that an environment starts do not keep the pipes open
     faulthandler.enable()  # prints a traceback after a crash

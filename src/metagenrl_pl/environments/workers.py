@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from metagenrl_pl.common.machine import num_cores
-from metagenrl_pl.environments.environment import EnvironmentFailure, EnvironmentSpec
+from metagenrl_pl.common.machine import draw_seed, num_cores
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.group import EnvironmentGroup, RepeatedEpisode, SerialGroup, Steps, sizes_of
 from metagenrl_pl.environments.worker import DONE, PICKLE, STEP, Failure, Table
 
@@ -38,8 +39,8 @@ NOT_ENDED = "the previous step has not ended"
 # 3. The search path is exactly the parent's, so that `module:Id` finds the same module.
 START = """
 import signal, sys
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda *_: None)
+for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+    signal.signal(getattr(signal, name), lambda *_: None)
 num_numbers = int(sys.argv[1])
 numbers, sys.path[:] = sys.argv[2 : 2 + num_numbers], sys.argv[2 + num_numbers :]
 from metagenrl_pl.environments.worker import work
@@ -187,7 +188,7 @@ class _Worker:
         worker_requests, self._requests = Pipe(duplex=False)
         self._answers, worker_answers = Pipe(duplex=False)
         files = worker_requests.fileno(), worker_answers.fileno(), memory_file
-        numbers = (*files, *shape)
+        numbers = (*files, draw_seed(), *shape)
         warning_options = [f"-W{option}" for option in sys.warnoptions]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         with worker_requests, worker_answers:  # close the parent's copies, or reading would wait forever if the worker dies

@@ -9,7 +9,6 @@ A test draws from random streams of its own only, so its results are the same bi
 import multiprocessing
 import os
 import pickle
-import signal
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
@@ -18,7 +17,8 @@ from multiprocessing.synchronize import Event
 
 import torch
 
-from metagenrl_pl.common.machine import keep_freed_memory, num_cores
+from metagenrl_pl.common.machine import draw_seed, keep_freed_memory, num_cores, seed_global_generators
+from metagenrl_pl.common.signals import install_handler
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
 from metagenrl_pl.learning.compiling import ignore
 from metagenrl_pl.learning.cycle import Resources
@@ -49,7 +49,7 @@ class BackgroundTests:
         # A fresh interpreter: a fork would copy the threads' locks of this process.
         context = multiprocessing.get_context("spawn")
         self._stop, self._done = context.Event(), context.Value("q", 0)
-        self._executor = ProcessPoolExecutor(1, context, _prepare, (self._stop, self._done, torch.get_num_threads()))
+        self._executor = ProcessPoolExecutor(1, context, _prepare, (self._stop, self._done, torch.get_num_threads(), draw_seed()))
         resources = replace(resources, notify=ignore)  # two processes would write over each other's lines
         # Pickled here: the pool's own pickler would hand tensors over as shared memory, which needs both processes to be alive.
         self._results: dict[str, Future[list[MetaTestRow]]] = {
@@ -88,13 +88,13 @@ _stop: Event
 _done: "Synchronized[int]"
 
 
-def _prepare(stop: Event, done: "Synchronized[int]", num_threads: int) -> None:
+def _prepare(stop: Event, done: "Synchronized[int]", num_threads: int, seed: int) -> None:
     """What the other process does first."""
     global _stop, _done
     _stop, _done = stop, done
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the parent answers them, and ends this process
+    install_handler(lambda *_: None)  # the parent answers signals, and ends this process
     torch.set_num_threads(num_threads)
+    seed_global_generators(seed)
     keep_freed_memory()
 
 

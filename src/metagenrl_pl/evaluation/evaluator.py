@@ -9,6 +9,7 @@ from torch import Tensor
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import SerialGroup
+from metagenrl_pl.environments.probing import episode_limit
 from metagenrl_pl.learning.cycle import MakeGroup
 
 Act = Callable[[Tensor], Tensor]
@@ -16,6 +17,8 @@ Act = Callable[[Tensor], Tensor]
 
 class Evaluator:
     """Measures noise-free returns. Every evaluation uses the same initial states.
+
+    An episode of an environment without a time limit ends after `MAX_EPISODE_STEPS` env steps.
 
     Args:
         specs: environment of each agent.
@@ -42,6 +45,8 @@ class Evaluator:
         self._seeds = [derive_seed(seed, "evaluation", episode) % 2**31 for seed in seeds for episode in range(num_episodes)]
         self.environments = make_group([spec for spec in specs for _ in range(num_episodes)])
         self._observation_size = observation_size or self.environments.observation_size
+        limits = {spec.name: episode_limit(spec) for spec in {spec.name: spec for spec in specs}.values()}
+        self._limits = np.array([limits[spec.name] for spec in specs for _ in range(num_episodes)])
         self._action_sizes = np.array([action_size for _, action_size in self.environments.sizes])
 
     def __call__(self, act: Act) -> np.ndarray:
@@ -52,7 +57,7 @@ class Evaluator:
         """
         environments, size = self.environments, self.environments.observation_size
         observation = np.zeros((len(environments), self._observation_size), np.float32)
-        returns, is_open = np.zeros(len(environments)), np.ones(len(environments), bool)
+        returns, is_open, num_steps = np.zeros(len(environments)), np.ones(len(environments), bool), 0
         for index, seed in enumerate(self._seeds):
             first = environments.reset(index, seed)
             observation[index, : len(first)] = first
@@ -65,7 +70,8 @@ class Evaluator:
             steps = environments.end_step()
             observation[is_open, :size] = steps.observation[is_open]
             returns[is_open] += steps.reward[is_open]
-            is_open = is_open & ~steps.ended
+            num_steps += 1
+            is_open = is_open & ~steps.ended & (num_steps < self._limits)
         return returns.reshape(self._shape).mean(1)
 
     def close(self) -> None:

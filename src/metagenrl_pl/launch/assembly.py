@@ -25,7 +25,13 @@ from metagenrl_pl.learning.inner_step import InnerStep
 from metagenrl_pl.learning.judges import Judge
 from metagenrl_pl.learning.settings import MetaLearning
 from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
-from metagenrl_pl.training.processes import check_accelerator, check_trainer, check_world_size, make_strategy
+from metagenrl_pl.training.processes import (
+    check_accelerator,
+    check_trainer,
+    check_world_size,
+    keep_signal_handlers,
+    make_strategy,
+)
 
 
 def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
@@ -45,6 +51,7 @@ def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # otherwise Lightning adds its own
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
+    keep_signal_handlers(trainer)
     check_accelerator(trainer)
     check_world_size(trainer.world_size, num_agents)
     return trainer

@@ -1,5 +1,6 @@
 """Checks before a run begins: reject settings that do not fit together, with one line that names the key."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,7 +10,9 @@ from pytorch_lightning.callbacks import EarlyStopping
 from metagenrl_pl.agents.population import PopulationSettings
 from metagenrl_pl.common.messages import format_value
 from metagenrl_pl.config.schema import ConfigError, build
-from metagenrl_pl.environments.environment import EnvironmentSets
+from metagenrl_pl.environments.environment import EnvironmentSets, EnvironmentSpec
+from metagenrl_pl.environments.failures import EnvironmentFailure
+from metagenrl_pl.environments.probing import probe
 from metagenrl_pl.launch.resume import resume_config
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
@@ -76,6 +79,27 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
         raise ConfigError(
             f"population.lifetime_env_steps={population.lifetime_env_steps} is for meta-training only; valid is null with meta=frozen"
         )
+
+
+def probe_environments(config: DictConfig, specs: Sequence[EnvironmentSpec]) -> list[str]:
+    """Warnings about the environments of a run, from the first steps of an episode (see `probe`).
+
+    Args:
+        config: of the run.
+        specs: environments of its agents.
+
+    Raises:
+        ConfigError: if an environment fails there.
+    """
+    tested = OmegaConf.select(config, "callbacks.meta_test.environments") or []
+    evaluated = {spec.name: spec for spec in map(EnvironmentSpec.parse, tested)}
+    if OmegaConf.select(config, "callbacks.evaluation"):
+        evaluated |= {spec.name: spec for spec in specs}
+    try:
+        kinds = {spec.name: spec for spec in specs} | evaluated
+        return [warning for name, spec in kinds.items() for warning in probe(spec, is_evaluated=name in evaluated)]
+    except (EnvironmentFailure, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def unlike_meta_training(config: DictConfig, objective: Objective) -> list[str]:

@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE
 from metagenrl_pl.common.messages import choice_message, key_message, one_line
+from metagenrl_pl.common.signals import interrupting
 from metagenrl_pl.config.former import removed_choice_message, removed_key_message
 from metagenrl_pl.config.schema import ConfigError, explanation, import_target, names_of, parameters_of, validate
 
@@ -80,7 +81,8 @@ def hydra_entry(
             log.debug("the mistake was found here", exc_info=True)
 
     try:
-        hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
+        with interrupting():
+            hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
     except KeyboardInterrupt:  # before or after training; during training `endings.fit` handles it
         print("Stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)

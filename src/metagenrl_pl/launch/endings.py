@@ -13,16 +13,15 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE, STOPPED
 from metagenrl_pl.common.messages import choice_message, one_line
 from metagenrl_pl.config.schema import ConfigError
-from metagenrl_pl.environments.environment import EnvironmentFailure
+from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.training.checkpoint_io import CheckpointError, newest_checkpoint
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
-from metagenrl_pl.training.processes import reported_by_another
+from metagenrl_pl.training.processes import name_dead, reported_by_another
 
 
 class FirstBatch(pl.Callback):
@@ -54,9 +53,6 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         if not trainer.is_global_zero:
             sys.exit(0)  # with another code Lightning would kill the first process before it has reported the error
         raise ConfigError(f"{error}{saved_before(config)}" if isinstance(error, FloatingPointError) else str(error)) from error
-    except SIGTERMException:  # without callbacks.checkpoint, only Lightning handles signals
-        message = "error: stopped by a signal; nothing was saved, since callbacks.checkpoint=null"
-        sys.exit(message if trainer.is_global_zero else 0)
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             end_failed(trainer, error, config)
@@ -118,11 +114,13 @@ def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictC
         SystemExit: if another process has already reported the error.
         Exception: `error` itself if it is a bug.
     """
-    is_reported = reported_by_another(trainer)
+    is_reported, dead = reported_by_another(trainer), name_dead(trainer)
     if trainer.strategy.launcher is not None:
         trainer.strategy.launcher.kill(signal.SIGKILL)  # the other processes may be waiting for this one
     if is_reported:
         sys.exit(MISTAKE)
+    if dead is not None:
+        raise ConfigError(f"{dead}{saved_before(config)}") from error
     if isinstance(error, EnvironmentFailure):
         raise ConfigError(f"{error}{saved_before(config)}") from error
     if isinstance(error, SystemExit):  # an environment or a callback called sys.exit

@@ -5,6 +5,7 @@ the functions that need it, after the first line is on the screen.
 """
 
 import os
+import signal
 import sys
 import warnings
 from datetime import datetime
@@ -25,6 +26,8 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 def start(conf: Path) -> None:
     """Run `run_command_line` as the program of this process, which prints a warning in one line, like an error."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the imports take seconds, in which Ctrl-C would print a traceback
+        signal.signal(number, lambda *_: (print("Stopped", file=sys.stderr, flush=True), os._exit(130)))
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     run_command_line(conf)

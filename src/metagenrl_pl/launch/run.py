@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from metagenrl_pl.agents.lifetimes import Lifetimes
 from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.launch.assembly import agent_seeds, build_meta, build_trainer, choose_resources, describe_device
-from metagenrl_pl.launch.checks import check_objective, check_population, unlike_meta_training
+from metagenrl_pl.launch.checks import check_objective, check_population, probe_environments, unlike_meta_training
 from metagenrl_pl.launch.endings import fit
 from metagenrl_pl.launch.resume import with_run_dir
 from metagenrl_pl.launch.run_folder import open_run_folder, prepare_process
@@ -39,6 +39,8 @@ def train(config: DictConfig) -> int:
         rank_zero_only(warnings.warn)(f"the objective was meta-trained with other agents: {', '.join(differences)}")
     trainer = build_trainer(config, population.size)
     notify = rank_zero_only(partial(print, flush=True))
+    for warning in probe_environments(config, specs) if trainer.is_global_zero else ():
+        warnings.warn(warning, stacklevel=1)
     try:
         eager_seconds = estimated_seconds(agent, population.size, config.env_steps, is_meta_training=config.meta is not None)
         config.compile, choice = choose_compile(config.compile, eager_seconds)
@@ -50,8 +52,6 @@ def train(config: DictConfig) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     module = MetaGenRL(agents, cast(dict[str, Any], OmegaConf.to_container(config)))
-    with closing(agents), launching(config.run_dir):
-        if trainer.is_global_zero:
-            open_run_folder(config, describe_device(trainer))
+    with closing(agents), launching(config.run_dir), open_run_folder(config, describe_device(trainer), trainer.is_global_zero):
         notify(f"Run folder: {config.run_dir} (replay: up to {agents.replay.num_bytes / 1e9:.2f} GB), {choice}")
         return fit(trainer, module, datamodule, config)

@@ -1,25 +1,43 @@
 """Prepare a run's folder, and the threads, memory and cache of its process."""
 
+import contextlib
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 import torch
 from omegaconf import DictConfig
 
 from metagenrl_pl.common.files import atomic_write
-from metagenrl_pl.common.machine import keep_freed_memory
-from metagenrl_pl.config.schema import ConfigError, resolved_yaml
+from metagenrl_pl.common.machine import keep_freed_memory, seed_global_generators
+from metagenrl_pl.common.streams import derive_seed
+from metagenrl_pl.config.schema import ConfigError, load_config, resolved_yaml
 from metagenrl_pl.learning.compiling import keep_compiled_in
 from metagenrl_pl.results.provenance import add_provenance
 from metagenrl_pl.training.checkpoint_io import newest_checkpoint
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_RESULTS = ("metrics.csv", "meta_test.csv", "objectives/*", "checkpoints/*.ckpt")
+
 
 def prepare_process(config: DictConfig) -> None:
-    """Set threads, memory, precision and cache. Call it before anything is computed.
+    """Set threads, memory, precision, cache and global generators. Call it before anything is computed.
 
     Raises:
         ConfigError: if the number of threads is not positive.
     """
     keep_freed_memory()
+    seed_global_generators(
+        derive_seed(config.seed, "global generators", os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    )
     torch.set_num_threads(choose_num_threads(config.num_threads))
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
     keep_compiled_in(Path(config.compile_cache))
@@ -38,37 +56,84 @@ def choose_num_threads(num_threads: int | None) -> int:
     return num_threads
 
 
-def open_run_folder(config: DictConfig, device: str) -> None:
-    """Make the run's folder and write its configuration and its provenance (versions, commit, device).
+@contextlib.contextmanager
+def open_run_folder(config: DictConfig, device: str, is_first: bool = True) -> Iterator[None]:
+    """Make the run's folder, lock it during the body, and write its configuration and its provenance (versions, commit, device).
 
     Args:
         config: of the run.
         device: of the run, in words.
+        is_first: whether this is the first process of the run. The others do nothing.
 
     Raises:
-        ConfigError: if the folder has another run, or cannot be made or written.
+        ConfigError: if the folder has another run, another process runs in it, or it cannot be made or written.
     """
+    if not is_first:
+        yield
+        return
     folder = Path(config.run_dir)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run_dir={folder} is not a folder; valid is a new one")
-    file = folder / "config.yaml"
-    if config.ckpt_path is None and file.exists():
-        newest = newest_checkpoint(folder)
-        other = f"or ckpt_path={newest} to go on" if newest else "or to delete it first, since it has saved no checkpoint"
-        raise ConfigError(
-            f"run_dir={folder} already has a run; valid is a new folder (in a sweep one for each job, run_dir={folder}/'${{seed}}'), "
-            f"{other}"
-        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if config.ckpt_path is None:
-            file.touch(exist_ok=False)  # if two runs start at the same time, this fails for one of them
-        with atomic_write(file) as output:
-            output.write(resolved_yaml(config).encode())
-        add_provenance(folder, device=device)
-    except FileExistsError as error:
-        raise ConfigError(f"run_dir={folder}: another run is starting there; valid is a new folder") from error
-    except ValueError as error:
-        raise ConfigError(f"run_dir={folder}: {error}") from error
+        lock = _lock(folder)
     except OSError as error:
         raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from error
+    with lock:
+        if config.ckpt_path is None and has_run(folder):
+            newest = newest_checkpoint(folder)
+            other = f"or ckpt_path={newest} to go on" if newest else "or to delete it first, since it has saved no checkpoint"
+            raise ConfigError(
+                f"run_dir={folder} already has a run; valid is a new folder (in a sweep one for each job, "
+                f"run_dir={folder}/'${{seed}}'), {other}"
+            )
+        try:
+            _name_owner(lock)
+            with atomic_write(folder / "config.yaml") as output:
+                output.write(resolved_yaml(config).encode())
+            add_provenance(folder, device=device)
+        except ValueError as error:
+            raise ConfigError(f"run_dir={folder}: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from error
+        yield
+
+
+def has_run(folder: Path) -> bool:
+    """Whether a folder has results of a run. One with a configuration alone is of a run that was stopped before it began."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        return False
+    if any(next(folder.glob(pattern), None) for pattern in _RESULTS):
+        return True
+    try:
+        is_meta_trained = load_config(file).get("meta") is not None
+    except ConfigError:
+        return True  # not by this version; leave it alone
+    return is_meta_trained and (folder / "objective.safetensors").exists()  # a frozen one is a copy, written at the start
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Lock a folder until the file is closed or this process ends in whatever way.
+
+    Raises:
+        ConfigError: if another process has locked it. It is named.
+    """
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(f"run_dir={folder}: {owner} runs there now; valid is a new folder, or to wait for its end") from error
+    except (OSError, AttributeError):  # a filesystem or a system without it
+        warnings.warn(f"run_dir={folder}: its filesystem has no locks, so nothing prevents a second run there", stacklevel=2)
+    return file
+
+
+def _name_owner(lock: IO[str]) -> None:
+    """Write who holds the lock into its file."""
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+    lock.flush()

@@ -23,8 +23,10 @@ from metagenrl_pl.common.files import atomic_write
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.former import update_config
 from metagenrl_pl.config.schema import build
-from metagenrl_pl.environments.environment import Environment, EnvironmentFailure, EnvironmentSpec
+from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
+from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.environments.probing import MAX_EPISODE_STEPS
 from metagenrl_pl.training.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError, newest_checkpoint
 
 FORMATS = ("gif", "mp4")
@@ -60,7 +62,7 @@ def record_episode(
     height: int = 240,
     seconds: float = math.inf,
 ) -> tuple[np.ndarray, float, float]:
-    """One episode, played to its end.
+    """One episode, played to its end. Without a time limit it ends after `MAX_EPISODE_STEPS` env steps.
 
     Args:
         spec: of an environment that can be drawn.
@@ -80,6 +82,7 @@ def record_episode(
     try:
         per_second = environment.frames_per_second
         every, most = math.ceil(per_second / _FRAMES_PER_SECOND), seconds * per_second
+        limit = environment.time_limit or MAX_EPISODE_STEPS
         observation, frames, episode_return, ended, num_steps = environment.reset(seed), [], 0.0, False, 0
         while True:
             if num_steps <= most and (num_steps % every == 0 or ended):
@@ -87,7 +90,8 @@ def record_episode(
             if ended:
                 return np.stack(frames), per_second / every, episode_return
             observation, reward, terminated, truncated = environment.step(act(observation))
-            episode_return, num_steps, ended = episode_return + reward, num_steps + 1, terminated or truncated
+            episode_return, num_steps = episode_return + reward, num_steps + 1
+            ended = terminated or truncated or num_steps >= limit
     finally:
         environment.close()
 

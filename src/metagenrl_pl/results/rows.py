@@ -1,7 +1,7 @@
 """Results of meta-testing: the rows of `meta_test.csv`."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,20 +71,10 @@ def read_rows(path: Path) -> list[MetaTestRow]:
     return list({row._replace(episode_return=0.0): row for row in rows}.values())
 
 
-def drop_rows_after(path: Path, meta_training_env_steps: float = math.inf, env_steps: float = math.inf) -> None:
-    """Drop what a resumed run is going to make again. The file is replaced as a whole.
-
-    Args:
-        path: of `meta_test.csv`; there may be none.
-        meta_training_env_steps: where meta-training goes on: later stages go. Rows of that very stage, of earlier ones and of methods
-            without a learned objective stay.
-        env_steps: where the tested agents themselves go on: their later rows go.
-    """
+def drop_rows(path: Path, is_made_again: Callable[[MetaTestRow], bool]) -> None:
+    """Drop the rows that a resumed run makes again. The file is replaced as a whole; nothing happens if there is none."""
     if path.exists():
-        rows = read_rows(path)
-        kept = [
-            row for row in rows if (row.meta_training_env_steps or 0) <= meta_training_env_steps and row.env_steps <= env_steps
-        ]
+        kept = [row for row in read_rows(path) if not is_made_again(row)]
         write_csv(path, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in kept))
 
 

@@ -2,7 +2,7 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,12 @@ class RunCSVLogger(Logger):
             self._columns = columns
         else:
             append_csv(self.path, columns, [row])
+
+    def has(self, metrics: Iterable[str], step: int) -> bool:
+        """Whether every one of these metrics has a value in some line of `step`."""
+        rows = read_csv(self.path)[1] if self.path.exists() else []
+        found = {name for row in rows if row.get(STEP_COLUMN) == str(step) for name, cell in row.items() if cell}
+        return found.issuperset(metrics)
 
     @rank_zero_only
     def keep_until(self, env_steps: int) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -118,6 +119,12 @@ def check_accelerator(trainer: pl.Trainer) -> None:
         )
 
 
+def keep_signal_handlers(trainer: pl.Trainer) -> None:
+    """Keep Lightning from handling signals. Its handler for SIGTERM talks to other processes, whatever they are doing, and may wait
+    for ever; its handlers under SLURM save to the working folder."""
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
 def check_world_size(world_size: int, num_agents: int) -> None:
     """Reject more processes than agents, since a process without an agent has nothing to do.
 
@@ -143,6 +150,16 @@ def reported_by_another(trainer: pl.Trainer) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, until - time.monotonic()))
     return any(process.returncode == MISTAKE for process in processes)
+
+
+def name_dead(trainer: pl.Trainer) -> str | None:
+    """The process that a signal has ended, of those that this one started, in words. Call it after `reported_by_another`."""
+    for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", []), start=1):
+        if process.returncode is not None and process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
+            return f"process {rank} of this run (pid {process.pid}) was ended by {name}{hint}"
+    return None
 
 
 def agree_on_run_dir(run_dir: str) -> str:

@@ -1,0 +1,52 @@
+"""Signals that stop a run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from metagenrl_pl.common.signals import STOP_SIGNALS, ignore_in_command, install_handler, interrupting, restore_handlers
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_command_is_interrupted_by_each(number: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), interrupting():
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+    assert signal.getsignal(number) is before
+
+
+def test_a_command_that_ends_is_not_ended_otherwise() -> None:
+    with pytest.raises(SystemExit), interrupting():
+        sys.exit(3)
+    for number in STOP_SIGNALS:
+        os.kill(os.getpid(), number)
+
+
+def test_outside_of_a_command_nothing_is_ignored() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    ignore_in_command()
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_a_closed_terminal_does_not_stop_a_run_under_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    former = install_handler(lambda *_: None)
+    assert signal.SIGHUP not in former and signal.SIGINT in former
+    restore_handlers(former)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_ctrl_c_during_the_imports_is_one_line() -> None:
+    process = subprocess.Popen([sys.executable, "train.py"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    status = Path(f"/proc/{process.pid}/status")
+    while not int(status.read_text().partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1:  # Linux: handled so far
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (130, "", "Stopped\n")
