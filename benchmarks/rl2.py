@@ -14,7 +14,8 @@ Overrides are those of `train.py experiment=protocol`; meta-training takes `--en
 import argparse
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def meta_train(settings: Any, seed: int, env_steps: int, trial_env_steps: int, s
 
     specs = [EnvironmentSpec.parse(entry) for entry in settings.env.train]
     seeds = [derive_seed(seed, "rl2", spec.name) for spec in specs]
-    trials = [lambda s=s, n=n: Trial(s, n, sizes, trial_env_steps) for s, n in zip(specs, seeds, strict=True)]
+    trials: list[Callable[[], gym.Env]] = [
+        partial(Trial, s, n, sizes, trial_env_steps) for s, n in zip(specs, seeds, strict=True)
+    ]
     environment = VecNormalize(DummyVecEnv(trials), gamma=settings.agent.discount)
     units = settings.agent.hidden_units
     model = RecurrentPPO(

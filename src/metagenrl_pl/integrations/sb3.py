@@ -66,7 +66,7 @@ class WindowReplayBuffer(ReplayBuffer):
             env: normalises observations and rewards.
         """
         index = draw_windows(self.ends, self.pos if self.full else 0, self.size(), num_windows, window_length)
-        normalize = (
+        normalize: dict[str, Any] = (
             {} if env is None else {"normalize_observations": env.normalize_obs, "normalize_rewards": env.normalize_reward}
         )
         return gather_windows(
