@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.results.methods import METHODS, check_method, find_method
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
+
+Tested = Objective | Mapping[int, Objective]
+"""What `meta_test` takes: an objective, or one for each seed."""
 
 _BUILT_IN = [name for name, method in METHODS.items() if method.is_built_in]
 """Methods that a meta-test tests by itself. No baseline may have their names."""
@@ -205,12 +209,13 @@ class MetaTest(pl.Callback):
             self._background.close()
             self._background = None
 
-    def _comparisons(self, trainer: pl.Trainer) -> list[tuple[str, Objective, int | None]]:
-        """Method, objective and stage of the tests that do not depend on meta-training."""
+    def _comparisons(self, trainer: pl.Trainer) -> list[tuple[str, Tested, int | None]]:
+        """Method, objective and stage of the tests that do not depend on meta-training. Every seed has its own untrained objective."""
         objective = agents_of(trainer).objective
-        tests: list[tuple[str, Objective, int | None]] = []
+        tests: list[tuple[str, Tested, int | None]] = []
         if isinstance(objective, ParametricObjective) and self._untrained:
-            fresh = type(objective)(**objective.architecture, seed=derive_seed(0, "untrained objective"))
+            make = partial(type(objective), **objective.architecture)
+            fresh = {seed: make(seed=derive_seed(seed, "untrained objective")) for seed in self._seeds}
             tests.append(("untrained", fresh, 0))
         return tests + [(method, baseline, None) for method, baseline in self._baselines.items()]
 
@@ -230,7 +235,7 @@ class MetaTest(pl.Callback):
         self,
         trainer: pl.Trainer,
         method: str,
-        objective: Objective,
+        objective: Tested,
         stage: int | None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:

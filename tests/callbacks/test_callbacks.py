@@ -231,7 +231,10 @@ def test_fresh_agents_keep_their_experience_as_the_run_does(tmp_path: Path, monk
         pass
 
     def asked(method: str, objective: Any, plan: Any, resources: Resources, *rest: Any) -> None:
-        assert (resources.replay_capacity, torch.device(str(resources.replay_device))) == (500, torch.device("cpu"))
+        assert (resources.replay_capacity, torch.device(resources.replay_device or resources.device)) == (
+            500,
+            torch.device("cpu"),
+        )
         raise Asked
 
     monkeypatch.setattr("callbacks.meta_testing.meta_test", asked)

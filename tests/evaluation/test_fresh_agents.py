@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,3 +216,17 @@ def test_random_actions_are_uniform_and_the_same_each_time(monkeypatch: pytest.M
     assert abs(drawn).max() <= 1
     assert abs(drawn.mean()) < 0.05 and abs((drawn**2).mean() - 1 / 3) < 0.03  # standard errors 0.014 and 0.007
     assert random_returns([APPROACH, FIVE_STEPS], [0, 1], 100) == rows
+
+
+def test_every_seed_may_have_an_objective_of_its_own() -> None:
+    """Bit for bit as if each were tested alone."""
+    objectives = {seed: tiny_objective(seed=seed) for seed in (4, 7)}
+    settings = tiny_settings(warmup_env_steps=5)
+    specs = [EnvironmentSpec("Approach-v0"), EnvironmentSpec("Pendulum-v1")]
+
+    def rows_of(objective: Any, seeds: list[int]) -> set[Any]:
+        return set(meta_test("untrained", objective, MetaTestPlan(specs, seeds, settings, 20, 10, 1)))
+
+    together = rows_of(objectives, [4, 7])
+    assert together == rows_of(objectives[4], [4]) | rows_of(objectives[7], [7])
+    assert together != rows_of(objectives[4], [4, 7])

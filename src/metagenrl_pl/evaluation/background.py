@@ -39,12 +39,14 @@ class BackgroundTests:
     """Tests of some objectives, one after the other, in a process that starts at once.
 
     Args:
-        tests: objectives by the name of their method.
+        tests: objectives by the name of their method, as for `meta_test`.
         plan: what is tested.
         resources: where; on the CPU of this machine.
     """
 
-    def __init__(self, tests: Mapping[str, Objective], plan: MetaTestPlan, resources: Resources) -> None:
+    def __init__(
+        self, tests: Mapping[str, Objective | Mapping[int, Objective]], plan: MetaTestPlan, resources: Resources
+    ) -> None:
         self.num_env_steps = len(tests) * plan.env_steps
         # A fresh interpreter: a fork would copy the threads' locks of this process.
         context = multiprocessing.get_context("spawn")

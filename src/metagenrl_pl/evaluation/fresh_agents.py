@@ -1,6 +1,6 @@
 """The meta-test in plain functions: a frozen objective trains fresh agents in given environments."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 
@@ -69,7 +69,7 @@ def fresh_seeds(specs: Sequence[EnvironmentSpec], seeds: Sequence[int]) -> tuple
 
 def meta_test(
     method: str,
-    objective: Objective,
+    objective: Objective | Mapping[int, Objective],
     plan: MetaTestPlan,
     resources: Resources = Resources(),  # noqa: B008 (frozen)
     report: Callable[[int], None] = lambda env_steps: None,
@@ -82,7 +82,7 @@ def meta_test(
 
     Args:
         method: name of the method in the rows.
-        objective: frozen; it does not change.
+        objective: frozen; it does not change. Or one of the same kind for each of the plan's seeds.
         plan: which agents are trained and for how long.
         resources: devices, memory and processes. A replay has at most `replay_capacity` slots.
         report: called after each env step with the number of env steps so far.
@@ -101,7 +101,11 @@ def meta_test(
     with ExitStack() as stack:
         if local_specs:  # there may be more processes than fresh agents
             resources = replace(resources, replay_capacity=plan.replay_capacity(resources.replay_capacity))
-            agents = stack.enter_context(closing(Agents(specs, seeds, plan.agent, objective, resources=resources)))
+            of_seeds = objective if isinstance(objective, Mapping) else dict.fromkeys(numbers, objective)
+            first = of_seeds[local_numbers[0]]
+            agents = stack.enter_context(closing(Agents(specs, seeds, plan.agent, first, resources=resources)))
+            if isinstance(objective, Mapping):
+                agents.learner.give_objectives([of_seeds[number] for number in local_numbers])
             width = agents.population.observation_size
             evaluator = Evaluator(local_specs, placement.local(seeds), plan.num_episodes, resources.make_group, width)
             stack.enter_context(closing(evaluator))

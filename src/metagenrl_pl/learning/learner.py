@@ -70,7 +70,7 @@ class Learner:
         self.policy_optimizer = _adam(population.rows["policy"], settings.policy_learning_rate)
         self.objective_optimizer = _adam(objective.parameters(), learning.settings.learning_rate) if learning else None
         self._generation = 0
-        self._perturbed: Parameters | None = None  # of this generation
+        self._own_alpha: Parameters | None = None  # where agents have objectives of their own, [P, ...]
 
     @property
     def is_meta_training(self) -> bool:
@@ -79,18 +79,24 @@ class Learner:
 
     @property
     def alpha(self) -> Parameters:
-        """The objective's parameters of each agent, [P, ...]; the same for all, except under evolution."""
-        if self.evolution is None:
+        """The objective's parameters of each agent, [P, ...]; the same for all, unless they have objectives of their own."""
+        if self._own_alpha is None and self.evolution is not None:
+            self._own_alpha = self.evolution.perturbed(self.objective, self._generation)
+        if self._own_alpha is None:
             return self.objective.stacked_parameters(self.population.num_agents)
-        if self._perturbed is None:
-            self._perturbed = self.evolution.perturbed(self.objective, self._generation)
-        return self._perturbed
+        return self._own_alpha
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """By name: critics, policy and, in meta-training, objective."""
         optimizers: dict[str, torch.optim.Optimizer] = {"critics": self.critic_optimizer, "policy": self.policy_optimizer}
         return optimizers if self.objective_optimizer is None else {**optimizers, "objective": self.objective_optimizer}
+
+    def give_objectives(self, objectives: Sequence[Objective]) -> None:
+        """Let every agent of this process descend an objective of its own, frozen. All are of the kind of `objective`."""
+        of_agents = [dict(objective.named_parameters()) for objective in objectives]
+        device = self.population.device
+        self._own_alpha = {name: torch.stack([p[name].detach() for p in of_agents]).to(device) for name in of_agents[0]}
 
     def update(self, draw: Draw, env_steps: int, critic_step: Callable[[], Any] | None = None) -> None:
         """One update cycle.
@@ -188,7 +194,7 @@ class Learner:
         for name, p in self.objective.named_parameters():
             p.grad = gradient[name]
         self.objective_optimizer.step()
-        self._generation, self._perturbed = self._generation + 1, None
+        self._generation, self._own_alpha = self._generation + 1, None
 
     def _objective_share(self, env_steps: int) -> Tensor | None:
         """The objective's share p during annealing (paper section 3.3), a scalar.
@@ -295,7 +301,7 @@ class Learner:
                 for kind, parameters in state["population"].items()
             }
         )
-        self.num_updates, self._generation, self._perturbed = state["num_updates"], state["generation"], None
+        self.num_updates, self._generation, self._own_alpha = state["num_updates"], state["generation"], None
         self._streams.load_state_dict(self.placement.local(state["streams"]))
 
 
