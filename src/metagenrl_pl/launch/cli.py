@@ -87,9 +87,8 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
 
 def with_objective(arguments: Sequence[str]) -> list[str]:
     """The overrides of `metagenrl test`. An argument that is no override is the objective: a name, a file or a run folder."""
-    overrides, objectives = [], []
-    for argument in arguments:
-        (overrides if "=" in argument or argument[:1] in "-+~" else objectives).append(argument)
+    objectives = [argument for argument in arguments if "=" not in argument and not argument.startswith(("-", "+", "~"))]
+    overrides = [argument for argument in arguments if argument not in objectives]
     for objective in objectives:
         path = Path(objective) / "objective.safetensors" if Path(objective).is_dir() else Path(objective)
         is_file = path.suffix == ".safetensors"
