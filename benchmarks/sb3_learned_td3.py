@@ -143,7 +143,7 @@ def measure_speed(options: argparse.Namespace) -> None:
     for method in (TD3, *options.objectives):
         model = make_model(method, options.envs[0], 0)
         model.learn(1000)  # random actions fill the replay
-        model.set_logger(Logger(None, []))  # type: ignore[arg-type]
+        model.set_logger(Logger(None, []))
         trains[method] = partial(model.train, batch_size=model.batch_size)
     seconds = defaultdict(list)
     for _ in range(NUM_TURNS):

@@ -14,19 +14,7 @@ def test_agents_are_trained_once_drawn_and_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> str:
-        common = [
-            "--envs",
-            "Pendulum-v1",
-            "Reacher-v5",
-            "--env-steps",
-            "30",
-            "--episodes",
-            "1",
-            "--updates",
-            "2",
-            "--out",
-            str(tmp_path),
-        ]
+        common = ["--envs", "Pendulum-v1", "--env-steps", "20", "--episodes", "1", "--updates", "2", "--out", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", ["sb3_learned_td3.py", *common, *arguments])
         sb3_learned_td3.main()
         return capsys.readouterr().out
