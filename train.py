@@ -1,8 +1,9 @@
 """Meta-train, meta-test or run a baseline: `python train.py [group=choice] [key=value] ...`; see `python train.py --help`."""
 
+import sys
 from pathlib import Path
 
-from metagenrl_pl.launch.entry import start
+from metagenrl_pl.launch.cli import run
 
 if __name__ == "__main__":
-    start(Path(__file__).parent / "conf")
+    run("train", sys.argv[1:], Path(__file__).parent)

@@ -1,6 +1,6 @@
 """TD3 through this project against TD3 of Stable-Baselines3: gradient updates per second, sampling included, on the CPU.
 
-    pip install -e ".[baselines]"
+    pip install -e ".[train,sb3]"
     python benchmarks/against_sb3.py [--no-compile] [--env HalfCheetah-v5] [--quick] [--seed 0] [--out FILE]
 
 Both sides train two layers of 256 units on batches of 256 transitions, with twin critics and a policy update after every second critic
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parsed(parser)
     if importlib.util.find_spec("stable_baselines3") is None:
-        sys.exit('error: stable-baselines3 is not installed; pip install -e ".[baselines]"')
+        sys.exit('error: stable-baselines3 is not installed; pip install -e ".[train,sb3]"')
     prepare(options.threads)
     if options.side:
         return work(options.side, options)

@@ -1,6 +1,6 @@
 """RL2 (Duan et al. 2016; Wang et al. 2016) under the protocol's conditions, by sb3-contrib's PPO with an LSTM.
 
-    pip install -e ".[baselines]"
+    pip install -e ".[train,baselines]"
     python benchmarks/rl2.py [--seeds 0 1 2] [--env-steps 2000000] [--out DIR] [OVERRIDE ...]
 
 A recurrent policy is meta-trained on the protocol's training environments. Its inputs are observations, padded with zeros to the widest
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="such as env.train=[Pendulum-v1]")
     options = parser.parse_args()
     if importlib.util.find_spec("sb3_contrib") is None:
-        sys.exit('error: sb3-contrib is not installed; pip install -e ".[baselines]"')
+        sys.exit('error: sb3-contrib is not installed; pip install -e ".[train,baselines]"')
     torch.set_num_threads(1)
     try:
         settings: Any = OmegaConf.create(compose_yaml(["experiment=protocol", *options.overrides]))

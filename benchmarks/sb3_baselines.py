@@ -1,6 +1,6 @@
 """Agents of Stable-Baselines3 under the protocol's conditions: the same environments, env steps, episodes and evaluations.
 
-    pip install -e ".[baselines]"
+    pip install -e ".[train,baselines]"
     python benchmarks/sb3_baselines.py [--methods ppo td3 on_policy_reinforce] [--seeds 0 1 ...] [--jobs 2] [--out DIR] [OVERRIDE ...]
 
 Writes a `meta_test.csv` for each method, which the report reads beside those of other runs. Networks have the width and depth of the
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="such as callbacks.meta_test.env_steps=8000")
     options = parser.parse_args()
     if importlib.util.find_spec("stable_baselines3") is None:
-        sys.exit('error: stable-baselines3 is not installed; pip install -e ".[baselines]"')
+        sys.exit('error: stable-baselines3 is not installed; pip install -e ".[train,sb3]"')
     try:
         settings: Any = OmegaConf.create(compose_yaml(["experiment=protocol", *options.overrides]))
         for method in options.methods:

@@ -1,6 +1,7 @@
 """The rooms of the package, in their order: each imports only from itself and from rooms above it."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,3 +65,29 @@ def test_an_import_against_the_order_is_found_with_file_and_line(tmp_path: Path)
         "agents/one.py, line 3: metagenrl_pl.launch.resume.resume_config is in a later room than agents",
         "launch/two.py, line 2: metagenrl_pl.agents.one._private is private",
     ]
+
+
+def third_party(module: str, seen: set[str]) -> set[str]:
+    """Packages that a module of this package imports when it is imported, also through others. Adds to `seen`."""
+    file = PACKAGE.joinpath(*module.split(".")[1:])
+    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+    if module in seen or not file.is_file():
+        return set()
+    seen.add(module)
+    found = third_party(module.rpartition(".")[0], seen)
+    nodes = ast.parse(file.read_text()).body
+    for node in nodes:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            is_own = name.split(".")[0] == "metagenrl_pl"
+            found |= third_party(name, seen) if is_own else {name.split(".")[0]} - sys.stdlib_module_names
+    return found
+
+
+def test_objectives_and_integrations_need_torch_numpy_and_safetensors_alone() -> None:
+    core = {"torch", "numpy", "safetensors"}
+    for module in ("objectives", "integrations", "learning.learner"):
+        assert third_party(f"metagenrl_pl.{module}", seen := set()) <= core, sorted(seen)
+    assert third_party("metagenrl_pl.launch.run", set()) > core

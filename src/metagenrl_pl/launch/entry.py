@@ -4,6 +4,7 @@ It answers `--help`, `--cfg job` and mistyped keys without importing PyTorch, wh
 the functions that need it, after the first line is on the screen.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -18,19 +19,38 @@ from omegaconf import DictConfig, OmegaConf
 
 import metagenrl_pl
 from metagenrl_pl.config.run_config import RunConfig
+from metagenrl_pl.launch.cli import default_folder
 from metagenrl_pl.launch.command_line import allow_new_keys, hydra_entry
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Environment variables of launchers that number the processes of a run."""
 
 
-def start(conf: Path) -> None:
-    """Run `run_command_line` as the program of this process, which prints a warning in one line, like an error."""
+def start(folder: Path) -> None:
+    """Run `run_command_line` as the program of this process, which prints a warning in one line, like an error.
+
+    Args:
+        folder: of `conf` and `callbacks`.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # the imports take seconds, in which Ctrl-C would print a traceback
         signal.signal(number, lambda *_: (print("Stopped", file=sys.stderr, flush=True), os._exit(130)))
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    run_command_line(conf)
+    make_importable(folder)
+    run_command_line(folder / "conf")
+
+
+def make_importable(folder: Path) -> None:
+    """Make the module `callbacks`, which the configuration names, that of `folder`, and find modules of the current folder.
+
+    In a wheel it is the package `metagenrl_pl.callbacks`, so that no module named `callbacks` is installed.
+    """
+    if folder == Path(metagenrl_pl.__file__).parent:
+        sys.modules["callbacks"] = importlib.import_module("metagenrl_pl.callbacks")
+    elif str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
 
 
 def run_command_line(conf: Path) -> None:
@@ -87,3 +107,7 @@ def _process_start() -> str:
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+
+if __name__ == "__main__":  # a process that Lightning has launched for `metagenrl train`
+    sys.path.pop(0)  # this folder, whose modules are not meant to be found without their package
+    start(default_folder())

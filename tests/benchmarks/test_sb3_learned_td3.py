@@ -1,0 +1,30 @@
+"""The benchmark of LearnedTD3 against TD3, on a budget of a few steps."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import sb3_learned_td3
+from metagenrl_pl.common.files import read_csv
+
+
+@pytest.mark.slow
+def test_agents_are_trained_once_drawn_and_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> str:
+        common = ["--envs", "Pendulum-v1", "--env-steps", "20", "--episodes", "1", "--updates", "2", "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["sb3_learned_td3.py", *common, *arguments])
+        sb3_learned_td3.main()
+        return capsys.readouterr().out
+
+    assert "Pendulum-v1, light, seed 3: -" in run("--seeds", "3") and (tmp_path / "learning_curves.png").is_file()
+    rows = sb3_learned_td3.read_returns(tmp_path / "returns.csv")
+    assert len(rows) == 2 * 10 and {row.method for row in rows} == {"td3", "light"}
+    assert [row.env_steps for row in rows[:10]] == [*range(2, 21, 2)] and all(row.mean_return < 0 for row in rows)
+    speeds = read_csv(tmp_path / "speed.csv")[1]
+    assert [row["method"] for row in speeds] == ["td3", "light"] and speeds[0]["ratio"] == "1.00"
+    assert "seed 3" not in run("--seeds", "3")  # nothing is left to train
+    with pytest.raises(SystemExit, match="^error: there is no pretrained objective 'lihgt'; did you mean 'light'"):
+        run("--objectives", "lihgt")
