@@ -88,6 +88,7 @@ class PopulationDisplay(ProgressBar):
 
     def _stop(self) -> None:
         if self._live is not None:
+            self._tested.clear()  # the final table tells them
             self._redraw(force=True)
             self._live.stop()
             self._live = None

@@ -29,6 +29,7 @@ class MetaTestProgress:
         self._display, self._env_steps, self._warmup = progress_of(trainer), env_steps, settings.warmup_env_steps
         self._cost = seconds_per_cycle(settings, num_agents, is_meta_training=False)
         self._reports: dict[str, Report] = {}
+        self._background: BackgroundTests | None = None
         self._report_background: Report = lambda env_steps: None
 
     def announce(self, method: str, num_tests: int = 1) -> None:
@@ -39,22 +40,28 @@ class MetaTestProgress:
     def announce_background(self, tests: BackgroundTests) -> None:
         """Announce the tests that another process makes meanwhile."""
         stage = Stage("meta-test of other methods", tests.num_env_steps, self._cost, self._warmup, is_beside=True)
-        self._report_background = self._display.add_stage(stage)
+        self._background, self._report_background = tests, self._display.add_stage(stage)
 
     def begin(self, method: str) -> Report:
         """What to call with the env steps of a test that begins. A later test of the same method goes on in its stage."""
         if method not in self._reports:
             self.announce(method)
-        report = self._reports[method]
-        self._reports[method] = lambda env_steps: report(self._env_steps + env_steps)
+        of_stage = self._reports[method]
+        self._reports[method] = lambda env_steps: of_stage(self._env_steps + env_steps)
+
+        def report(env_steps: int) -> None:
+            self.show_background()
+            of_stage(env_steps)
+
         return report
 
     def show(self, rows: Sequence[MetaTestRow]) -> None:
         """Show the newest evaluation of a method."""
         self._display.show_returns(rows[0].method, rows[0].env_steps, mean_returns(rows))
 
-    def show_background(self, tests: BackgroundTests) -> None:
+    def show_background(self) -> None:
         """Show how far the other process is, and its newest returns."""
-        self._report_background(tests.env_steps)
-        for method, (env_steps, returns) in tests.newest().items():
-            self._display.show_returns(method, env_steps, returns)
+        if self._background is not None:
+            self._report_background(self._background.env_steps)
+            for method, (env_steps, returns) in self._background.newest().items():
+                self._display.show_returns(method, env_steps, returns)

@@ -178,8 +178,8 @@ class MetaTest(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Test the objective after each interval."""
-        if self._background is not None:
-            self._progress.show_background(self._background)
+        if self._specs:
+            self._progress.show_background()
         if is_due(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
             self._test_so_far(trainer)
 
@@ -270,7 +270,7 @@ class MetaTest(pl.Callback):
             while True:
                 with contextlib.suppress(TimeoutError):
                     return self._background.result(method, seconds=0.2)
-                self._progress.show_background(self._background)
+                self._progress.show_background()
         except BrokenProcessPool:
             rank_zero_warn("The process that made meta-tests has died; this one makes them again.")
             self._close()

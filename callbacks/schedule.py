@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 
+from callbacks.timeline import machine_pace
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.learning.compiling import estimated_seconds
 from metagenrl_pl.learning.cycle import Agents
@@ -79,5 +80,5 @@ def log_metrics(trainer: pl.Trainer, metrics: dict[str, float], is_in_batch: boo
 
 
 def seconds_per_cycle(settings: AgentSettings, num_agents: int, is_meta_training: bool) -> float:
-    """Expected seconds of an update cycle, on no machine in particular: what stages of a run are weighed by."""
-    return estimated_seconds(settings, num_agents, settings.warmup_env_steps + 1, is_meta_training)
+    """Expected seconds of an eager update cycle on this machine."""
+    return estimated_seconds(settings, num_agents, settings.warmup_env_steps + 1, is_meta_training) * machine_pace()

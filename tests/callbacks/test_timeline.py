@@ -1,8 +1,9 @@
 """How long a run still takes, with a clock that the test turns."""
 
 import pytest
+import torch
 
-from callbacks.timeline import Stage, Timeline
+from callbacks.timeline import Stage, Timeline, machine_pace
 
 
 class Clock:
@@ -86,3 +87,10 @@ def test_the_share_never_falls() -> None:
     before = timeline.share()
     _run(clock, timeline, training, 60, 10.0)  # suddenly slow
     assert timeline.share() == before == pytest.approx(0.5) and timeline.seconds_left() > 100
+
+
+def test_the_pace_of_the_machine_is_a_time_and_draws_no_random_number() -> None:
+    before = torch.get_rng_state()
+    machine_pace.cache_clear()
+    assert 0.01 < machine_pace() < 1000
+    assert torch.equal(torch.get_rng_state(), before)
