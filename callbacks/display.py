@@ -1,31 +1,35 @@
-"""Terminal output: a progress bar with an ETA, a live table of the population, and the results of the meta-test."""
+"""Terminal output: one bar with an ETA over all stages of a run, a live table of the population, one of the meta-test's returns."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar as Bar
 from rich.table import Table
 from rich.text import Text
 
-from callbacks.schedule import agents_of, datamodule_of, env_steps_of, gather_from_agents, module_of
-from metagenrl_pl.reporting.final_table import final_table
+from callbacks.schedule import agents_of, datamodule_of, env_steps_of, gather_from_agents, is_last, module_of, seconds_per_cycle
+from callbacks.timeline import Stage, Timeline
+from metagenrl_pl.reporting.final_table import final_tables, returns_so_far
 from metagenrl_pl.reporting.plots import learning_curves
 from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
 _MAX_ROWS = 20
+Report = Callable[[int], None]
+"""Called with the env steps that a stage has done."""
 
 
 class PopulationDisplay(ProgressBar):
-    """Shows a progress bar with an ETA and a table of the agents. If the output is not a terminal, prints plain lines instead.
+    """Shows one bar with an ETA over all stages of the run, a table of the agents, and the returns of the meta-test as they come in.
+
+    If the output is not a terminal, prints plain lines instead.
 
     Args:
         refresh_per_second: refresh rate of the live display, in 1 / s.
@@ -39,15 +43,15 @@ class PopulationDisplay(ProgressBar):
         if not refresh_per_second > 0:
             raise ValueError(f"refresh_per_second must be positive, got {refresh_per_second}")
         self._console = Console()
-        name = TextColumn("{task.description}", markup=False)
-        times = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
-        self._progress = Progress(name, BarColumn(), MofNCompleteColumn(), *times, console=self._console)
+        self._timeline = Timeline()
         self._live: Live | None = None
         self._rate = refresh_per_second
         self._run_trainer: pl.Trainer | None = None
-        self._report: Callable[[int], None] | None = None
+        self._training: Stage | None = None
+        self._report: Report | None = None
         self._last_redraw = 0.0
         self._recent_returns: list[float | None] = []  # of each agent, also in other processes
+        self._tested: dict[str, tuple[int, Mapping[str, float]]] = {}  # method -> env steps, environment -> return
 
     def disable(self) -> None:
         """Show nothing. Lightning calls this in every process except the first, which shows all agents."""
@@ -57,14 +61,15 @@ class PopulationDisplay(ProgressBar):
         self._console.quiet = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._run_trainer = trainer
+        self._run_trainer, self._timeline = trainer, Timeline()
         if self._console.is_terminal and not self._console.quiet:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        what = "meta-training" if agents_of(trainer).learner.is_meta_training else "training"
-        self._report = self._add_bar(
-            what, datamodule_of(trainer).env_steps, env_steps_of(trainer), lines_in_all=20, note=self._returns_text
-        )
+        agents, is_meta_training = agents_of(trainer), agents_of(trainer).learner.is_meta_training
+        cost = seconds_per_cycle(agents.settings, len(agents.specs), is_meta_training)
+        name, total = "meta-training" if is_meta_training else "training", datamodule_of(trainer).env_steps
+        self._training = Stage(name, total, cost, agents.settings.warmup_env_steps)
+        self._report = self._add(self._training, env_steps_of(trainer), lines_in_all=20, note=self._returns_text)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
@@ -83,33 +88,36 @@ class PopulationDisplay(ProgressBar):
 
     def _stop(self) -> None:
         if self._live is not None:
+            self._tested.clear()  # the final table tells them
             self._redraw(force=True)
             self._live.stop()
             self._live = None
 
-    @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Add a progress bar for a task other than training, such as a meta-test. Call the result with the env steps so far."""
-        yield self._add_bar(description, total, 0, lines_in_all=2, note=lambda: "")
+    def add_stage(self, stage: Stage) -> Report:
+        """Announce a part of the run other than training, such as a meta-test. Call the result with the env steps so far."""
+        return self._add(stage, 0, lines_in_all=2, note=lambda: "")
 
-    def _add_bar(
-        self, description: str, total: int, first: int, lines_in_all: int, note: Callable[[], str]
-    ) -> Callable[[int], None]:
-        """Add a progress bar. Without a terminal, it prints `lines_in_all` lines instead, each with a note."""
-        bar = self._progress.add_task(description, total=total, completed=first)
-        start, lines = time.monotonic(), first * lines_in_all // total
+    def show_returns(self, method: str, env_steps: int, returns: Mapping[str, float]) -> None:
+        """Show a method's newest evaluation in a meta-test: the mean return in each environment."""
+        self._tested[method] = env_steps, returns
+        self._redraw()
+
+    def _add(self, stage: Stage, first: int, lines_in_all: int, note: Callable[[], str]) -> Report:
+        """Without a terminal, a stage prints `lines_in_all` lines, each with a note."""
+        self._timeline.add(stage)
+        stage.done = first
+        lines = first * lines_in_all // stage.total
 
         def report(done: int) -> None:
             nonlocal lines
-            self._progress.update(bar, completed=done)
+            self._timeline.advance(stage, done)
             if self._live is not None:
-                self._redraw(force=done >= total)
-            elif done * lines_in_all // total > lines:
-                lines = done * lines_in_all // total
-                seconds = time.monotonic() - start
-                eta = seconds / max(done - first, 1) * (total - done)
+                self._redraw(force=done >= stage.total)
+            elif done * lines_in_all // stage.total > lines:
+                lines = done * lines_in_all // stage.total
                 self._console.print(
-                    f"{description}: {done:,}/{total:,} env steps, {format_seconds(seconds)} elapsed, ETA {format_seconds(eta)}{note()}",
+                    f"{stage.name}: {done:,}/{stage.total:,} env steps, {format_seconds(self._timeline.elapsed)} elapsed, "
+                    f"ETA {format_seconds(self._timeline.seconds_left())}{note()}",
                     highlight=False,
                     markup=False,  # names of environments have brackets
                     soft_wrap=True,
@@ -120,7 +128,27 @@ class PopulationDisplay(ProgressBar):
     def _redraw(self, force: bool = False) -> None:
         if self._live is not None and (force or time.monotonic() - self._last_redraw > 1 / self._rate):
             self._last_redraw = time.monotonic()
-            self._live.update(Group(self._progress, self._table()), refresh=True)
+            self._live.update(Group(*self._parts()), refresh=True)
+
+    def _parts(self) -> list[RenderableType]:
+        """What the terminal shows: the bar, the population while it trains, and the meta-test once it has results."""
+        parts: list[RenderableType] = [self._bar(), *self._stage_lines()]
+        if self._training is not None and self._timeline.active in (self._training, None):
+            parts.append(self._table())
+        if self._tested:
+            parts.append(returns_so_far(self._tested))
+        return parts
+
+    def _bar(self) -> Table:
+        left, share = self._timeline.seconds_left(), self._timeline.share()
+        grid = Table.grid(padding=(0, 1), expand=False)
+        times = f"{share:4.0%}  {format_seconds(self._timeline.elapsed)} elapsed, ETA {format_seconds(left)}"
+        grid.add_row("total", Bar(total=1.0, completed=share, width=30), times)
+        return grid
+
+    def _stage_lines(self) -> list[Text]:
+        stages = [stage for stage in self._timeline.stages if stage is self._timeline.active or (stage.is_beside and stage.done)]
+        return [Text(f"{stage.name}: {stage.done:,}/{stage.total:,} env steps", style="dim") for stage in stages]
 
     def _returns_text(self) -> str:
         """For each environment, the mean over agents of the returns of their last episodes."""
@@ -132,17 +160,18 @@ class PopulationDisplay(ProgressBar):
         return "".join(f", {name} {fmean(values):.1f}" for name, values in by_environment.items())
 
     def _table(self) -> Table:
-        """The table of the first `_MAX_ROWS` agents: environment, recent returns and newest metrics."""
+        """The table of the first `_MAX_ROWS` agents: environment, recent returns and newest losses."""
         assert self._run_trainer is not None
         specs, metrics = agents_of(self._run_trainer).specs, module_of(self._run_trainer).metrics
+        losses = {name: values for name, values in metrics.items() if name.endswith("_loss")}
         table = Table(title="population")
         table.add_column("agent", justify="right")
-        table.add_column("environment")
+        table.add_column("environment", overflow="fold")  # the whole name, if need be in two lines
         table.add_column("return, last 10", justify="right")
-        for metric in metrics:
-            table.add_column(metric.replace("_", " "), justify="right")
+        for name in losses:
+            table.add_column(name.replace("_", " "), justify="right")
         for agent, value in enumerate(self._recent_returns[:_MAX_ROWS]):
-            values = [f"{float(values[agent]):.3g}" for values in metrics.values()]
+            values = [f"{float(values[agent]):.3g}" for values in losses.values()]
             table.add_row(str(agent), Text(specs[agent].name), "-" if value is None else f"{value:.1f}", *values)
         if len(specs) > _MAX_ROWS:
             table.caption = f"and {len(specs) - _MAX_ROWS} more agents"
@@ -150,7 +179,7 @@ class PopulationDisplay(ProgressBar):
 
 
 class FinalReport(pl.Callback):
-    """Draws `<run_dir>/learning_curves.png` and prints the table of meta-test returns when a run ends.
+    """Draws `<run_dir>/learning_curves.png`, prints the table of meta-test returns, and says what to type next, when a run ends.
 
     Args:
         run_dir: the run's folder.
@@ -165,18 +194,32 @@ class FinalReport(pl.Callback):
             return
         picture, rows = learning_curves(self._run_dir), read_rows(self._run_dir / "meta_test.csv")
         console = Console()
-        if rows:
-            console.print(final_table(rows))
-        if picture is not None:
-            console.print(f"Learning curves: {picture}", soft_wrap=True, highlight=False, markup=False)
+        for table in final_tables(rows, console.width) if rows else []:
+            console.print(table)
+        lines = [f"Learning curves: {picture}"] if picture is not None else []
+        if rows and is_last(trainer):
+            lines += self._next_lines()
+        for line in lines:
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def _next_lines(self) -> list[str]:
+        """Where the objective is, and the next two commands."""
+        objective = self._run_dir / "objective.safetensors"
+        report = f"  python -m metagenrl_pl.reporting.report {self._run_dir}"
+        if not objective.exists():
+            return ["Next:", report, f"  python -m metagenrl_pl.reporting.film {self._run_dir}"]
+        test = f"  python train.py experiment=meta_test objective.path={objective} env.train=[Hopper-v5]"
+        return [f"Objective: {objective}", "Next:", test, report]
 
 
 class _Silent:
     """Replaces the display if it is switched off."""
 
-    @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        yield lambda done: None
+    def add_stage(self, stage: Stage) -> Report:
+        return lambda done: None
+
+    def show_returns(self, method: str, env_steps: int, returns: Mapping[str, float]) -> None:
+        """Show nothing."""
 
 
 def progress_of(trainer: pl.Trainer) -> PopulationDisplay | _Silent:

@@ -1,4 +1,4 @@
-"""Meta-tests during and after meta-training, and noise-free evaluation of the population's policies."""
+"""Meta-tests during and after meta-training."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,47 +10,41 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 
+from callbacks.baselines import check_baseline
 from callbacks.checkpointing import stop_requested
-from callbacks.display import progress_of
+from callbacks.meta_test_progress import MetaTestProgress
 from callbacks.schedule import (
-    agent_names,
     agents_of,
     check_interval,
+    datamodule_of,
     env_steps_of,
-    gather_from_agents,
     is_due,
     is_last,
     is_logged,
     log_metrics,
     module_of,
 )
-from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.evaluation.background import BackgroundTests, can_run_in_background
-from metagenrl_pl.evaluation.evaluator import Evaluator
 from metagenrl_pl.evaluation.fresh_agents import (
     MetaTestPlan,
     MetaTestStopped,
     agent_numbers,
     fresh_seeds,
+    mean_returns,
     meta_test,
     random_returns,
 )
 from metagenrl_pl.experience.replay import check_memory, memory_bytes
 from metagenrl_pl.objectives import Objective, ParametricObjective
-from metagenrl_pl.objectives.contract import check_loss
-from metagenrl_pl.results.methods import METHODS, check_method, find_method
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
 Tested = Objective | Mapping[int, Objective]
 """What `meta_test` takes: an objective, or one for each seed."""
-
-_BUILT_IN = [name for name, method in METHODS.items() if method.is_built_in]
-"""Methods that a meta-test tests by itself. No baseline may have their names."""
 
 
 class MetaTest(pl.Callback):
@@ -63,7 +57,8 @@ class MetaTest(pl.Callback):
     Args:
         run_dir: the run's folder; results are appended to its `meta_test.csv`.
         environments: in which fresh agents are trained: ids or mappings, as in `env.test`. Empty for no meta-test.
-        seeds: of the fresh agents in each environment.
+        seeds: of the fresh agents in each environment; null for those of the run's own agents. Such a run trains fresh agents itself,
+            so its own objective is not tested again.
         env_steps: of each fresh agent.
         evaluate_every_env_steps: env steps of the fresh agents between two noise-free evaluations.
         num_episodes: per evaluation.
@@ -81,7 +76,7 @@ class MetaTest(pl.Callback):
         self,
         run_dir: str,
         environments: Sequence[str | Mapping[str, Any]],
-        seeds: Sequence[int],
+        seeds: Sequence[int] | None,
         env_steps: int,
         evaluate_every_env_steps: int,
         num_episodes: int = 10,
@@ -97,12 +92,12 @@ class MetaTest(pl.Callback):
         ):
             check_interval(name, value, "")
         check_interval("every_env_steps", every_env_steps)
-        if not seeds:
-            raise ValueError("seeds must name at least one seed, got []")
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must differ, got {list(seeds)}")
+        if seeds is not None and not seeds:
+            raise ValueError("seeds must name at least one seed, or be null for those of the run's agents, got []")
+        if len(set(seeds or ())) < len(seeds or ()):
+            raise ValueError(f"seeds must differ, got {list(seeds or ())}")
         for method, baseline in (baselines or {}).items():
-            _check_baseline(method, baseline)
+            check_baseline(method, baseline)
         self._path = Path(run_dir) / "meta_test.csv"
         self._specs = [EnvironmentSpec.parse(entry) for entry in environments]
         names = [spec.name for spec in self._specs]
@@ -110,13 +105,14 @@ class MetaTest(pl.Callback):
             raise ValueError(f"environments must differ, got {', '.join(names)}")
         for spec in self._specs:  # report an unusable environment now, not after hours of training
             Environment(spec).close()
-        self._seeds, self._env_steps, self._evaluate_every = list(seeds), env_steps, evaluate_every_env_steps
+        self._seeds, self._env_steps, self._evaluate_every = list(seeds or ()), env_steps, evaluate_every_env_steps
+        self._is_beside_fresh_agents = seeds is None
         self._num_episodes, self._every = num_episodes, every_env_steps
         self._untrained, self._random = untrained, random
         self._baselines = {method: baseline for method, baseline in (baselines or {}).items() if baseline is not None}
         self._is_given_up = False
         self._background: BackgroundTests | None = None
-        self._report_background: Callable[[int], None] = lambda env_steps: None
+        self._progress: MetaTestProgress  # made when training starts
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check now that the fresh agents' replay fits into memory together with the training's.
@@ -124,6 +120,10 @@ class MetaTest(pl.Callback):
         Raises:
             ConfigError: names the needed and the available memory.
         """
+        if self._is_beside_fresh_agents:
+            specs = agents_of(trainer).specs
+            numbers = agent_numbers(specs, module_of(trainer).run_config.get("seed", 0))
+            self._seeds = [number for spec, number in zip(specs, numbers, strict=True) if spec.name == specs[0].name]
         resources, plan = agents_of(trainer).resources, self._plan(trainer)
         specs, _, seeds = fresh_seeds(self._specs, self._seeds)
         sizes = resources.placement(len(seeds)).local(sizes_of(specs)) if seeds else []
@@ -147,11 +147,23 @@ class MetaTest(pl.Callback):
             for method, objective, stage in self._comparisons(trainer)
             if not self._is_done(method, self._env_steps, stage)
         }
+        if not self._specs:
+            return
+        self._progress = MetaTestProgress(trainer, len(self._specs) * len(self._seeds), self._env_steps)
+        if self._tests_own_objective(trainer):
+            now, end = env_steps_of(trainer), datamodule_of(trainer).env_steps
+            num_tests = 1 + (max((end - 1) // self._every - now // self._every, 0) if self._every else 0)
+            self._progress.announce("learned", num_tests)
         resources = agents_of(trainer).resources
-        if self._specs and can_run_in_background(resources, len(tests) * self._env_steps):
+        if can_run_in_background(resources, len(tests) * self._env_steps):
             self._background = BackgroundTests(tests, self._plan(trainer), resources)
-            with progress_of(trainer).task("meta-tests beside it", self._background.num_env_steps) as self._report_background:
-                pass  # the bar stays
+            self._progress.announce_background(self._background)
+        else:
+            for method in tests:
+                self._progress.announce(method)
+
+    def _tests_own_objective(self, trainer: pl.Trainer) -> bool:
+        return isinstance(agents_of(trainer).objective, ParametricObjective) and not self._is_beside_fresh_agents
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MacroBatch, batch_idx: int) -> None:
         """After a resume, repeat the meta-test that was given up. At this hook all signal handlers are installed."""
@@ -171,15 +183,15 @@ class MetaTest(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
         """Test the objective after each interval."""
-        if self._background is not None:
-            self._report_background(self._background.env_steps)
+        if self._specs:
+            self._progress.show_background()
         if is_due(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
             self._test_so_far(trainer)
 
     def _test_so_far(self, trainer: pl.Trainer) -> None:
         """Test the objective in the middle of meta-training; a signal ends the test early."""
         objective = agents_of(trainer).objective
-        if not isinstance(objective, ParametricObjective):
+        if not (isinstance(objective, ParametricObjective) and self._tests_own_objective(trainer)):
             return
         try:
             self._test(trainer, "learned", objective, _stage(trainer, objective), lambda: stop_requested(trainer))
@@ -192,11 +204,15 @@ class MetaTest(pl.Callback):
         if not is_last(trainer) or trainer.should_stop or not self._specs:
             return
         objective = agents_of(trainer).objective
-        learned = [("learned", objective, _stage(trainer, objective))] if isinstance(objective, ParametricObjective) else []
-        for method, test_objective, stage in [*learned, *self._comparisons(trainer)]:
+        own: list[tuple[str, Tested, int | None]] = []
+        if isinstance(objective, ParametricObjective) and self._tests_own_objective(trainer):
+            own.append(("learned", objective, _stage(trainer, objective)))
+        for method, test_objective, stage in [*own, *self._comparisons(trainer)]:
             self._test(trainer, method, test_objective, stage)
         if trainer.is_global_zero and self._random and not self._is_done("random", 0, None):
-            append_rows(self._path, random_returns(self._specs, self._seeds, self._num_episodes))
+            rows = random_returns(self._specs, self._seeds, self._num_episodes)
+            append_rows(self._path, rows)
+            self._progress.show(rows)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._close()
@@ -245,8 +261,8 @@ class MetaTest(pl.Callback):
         if not trainer.strategy.broadcast(self._is_done(method, self._env_steps, stage)):
             rows = self._wait_for(method)
             if rows is None:
-                with progress_of(trainer).task(f"meta-test, {find_method(method).label}", self._env_steps) as report:
-                    rows = meta_test(method, objective, self._plan(trainer), agents_of(trainer).resources, report, should_stop)
+                resources, report = agents_of(trainer).resources, self._progress.begin(method)
+                rows = meta_test(method, objective, self._plan(trainer), resources, report, should_stop, self._progress.show)
             if trainer.is_global_zero:
                 append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
         # A run may have been stopped here, after writing and before logging.
@@ -257,11 +273,8 @@ class MetaTest(pl.Callback):
     def _final_returns(self, method: str, stage: int | None) -> dict[str, float]:
         """The final return in each environment, the mean over seeds, as named in `metrics.csv`."""
         rows = [row for row in read_rows(self._path) if row.method == method and row.meta_training_env_steps == stage]
-        final = {(row.environment, row.seed): row.episode_return for row in rows if row.env_steps == self._env_steps}
-        return {
-            f"meta_test/{spec.name}/{method}": sum(final[spec.name, seed] for seed in self._seeds) / len(self._seeds)
-            for spec in self._specs
-        }
+        final = mean_returns([row for row in rows if row.env_steps == self._env_steps and row.seed in self._seeds])
+        return {f"meta_test/{spec.name}/{method}": final[spec.name] for spec in self._specs}
 
     def _wait_for(self, method: str) -> list[MetaTestRow] | None:
         """The results of a test in the other process; None if there is none."""
@@ -271,110 +284,13 @@ class MetaTest(pl.Callback):
             while True:
                 with contextlib.suppress(TimeoutError):
                     return self._background.result(method, seconds=0.2)
-                self._report_background(self._background.env_steps)
+                self._progress.show_background()
         except BrokenProcessPool:
             rank_zero_warn("The process that made meta-tests has died; this one makes them again.")
             self._close()
             return None
 
 
-def _check_baseline(method: str, baseline: Objective | None) -> None:
-    """Reject a baseline that has the name of another method or a loss that cannot train policies.
-
-    Raises:
-        ValueError: names its key below `callbacks.meta_test`, and what is valid.
-    """
-    if method in _BUILT_IN:
-        raise ValueError(
-            f"baselines.{method}: a baseline cannot be called {', '.join(_BUILT_IN[:-1])} or {_BUILT_IN[-1]}, since a meta-test "
-            "already tests these; valid is a name of your own"
-        )
-    if baseline is None:
-        return
-    if not isinstance(baseline, Objective):
-        raise ValueError(f"baselines.{method} must be an objective, or null for none, got {baseline!r}")
-    setting = f"baselines.{method}={type(baseline).__module__}.{type(baseline).__qualname__}"
-    try:
-        check_method(method, baseline)
-        check_loss(baseline)
-    except ValueError as error:
-        raise ValueError(f"{setting}: {one_line(error)}") from error
-
-
 def _stage(trainer: pl.Trainer, objective: ParametricObjective) -> int:
     """Env steps for which the objective was meta-trained: in this run, or according to its card."""
     return env_steps_of(trainer) if agents_of(trainer).learner.is_meta_training else int(objective.card.get("env_steps", 0))
-
-
-class PolicyEvaluation(pl.Callback):
-    """Measures noise-free returns of the population's policies, at a fixed interval and at the end.
-
-    Args:
-        run_dir: the run's folder.
-        every_env_steps: env steps between two evaluations.
-        num_episodes: per evaluation and agent.
-        method: the method's name in `meta_test.csv` if this run is itself a meta-test or a baseline; null writes no such file.
-
-    Raises:
-        ValueError: if a number is not positive.
-    """
-
-    def __init__(self, run_dir: str, every_env_steps: int, num_episodes: int = 10, method: str | None = None) -> None:
-        check_interval("every_env_steps", every_env_steps)
-        check_interval("num_episodes", num_episodes)
-        self._path = Path(run_dir) / "meta_test.csv"
-        self._every, self._num_episodes, self._method = every_env_steps, num_episodes, method
-        self._evaluator: Evaluator | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a resume, remove later returns, since they are measured again."""
-        if trainer.is_global_zero and self._method is not None and (env_steps := env_steps_of(trainer)):
-            own = {(spec.name, number) for spec, number in self._agents(trainer)}
-            drop_rows(
-                self._path,
-                lambda row: (
-                    row.method == self._method
-                    and (row.environment, row.seed) in own
-                    and row.meta_training_env_steps == self._stage(trainer)
-                    and row.env_steps > env_steps
-                ),
-            )
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
-    ) -> None:
-        """Evaluate after each interval and at the end."""
-        if not (is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer)):
-            return
-        agents = agents_of(trainer)
-        placement, population = agents.placement, agents.population
-        if self._evaluator is None:
-            specs, seeds = placement.local(agents.specs), placement.local(agents.seeds)
-            self._evaluator = Evaluator(
-                specs, seeds, self._num_episodes, agents.resources.make_group, population.observation_size
-            )
-        returns = gather_from_agents(trainer, self._evaluator(population.act).tolist())
-        log_metrics(
-            trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
-        )
-        if trainer.is_global_zero and self._method is not None:
-            rows = [
-                MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), self._stage(trainer))
-                for (spec, number), value in zip(self._agents(trainer), returns, strict=True)
-            ]
-            append_rows(self._path, rows)
-
-    @staticmethod
-    def _agents(trainer: pl.Trainer) -> list[tuple[EnvironmentSpec, int]]:
-        """Environment and number of each agent of all processes."""
-        specs = agents_of(trainer).specs
-        return list(zip(specs, agent_numbers(specs, module_of(trainer).run_config.get("seed", 0)), strict=True))
-
-    @staticmethod
-    def _stage(trainer: pl.Trainer) -> int | None:
-        objective = agents_of(trainer).objective
-        return int(objective.card.get("env_steps", 0)) if isinstance(objective, ParametricObjective) else None
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._evaluator is not None:
-            self._evaluator.close()

@@ -8,6 +8,9 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 
+from callbacks.timeline import machine_pace
+from metagenrl_pl.agents.population import AgentSettings
+from metagenrl_pl.learning.compiling import estimated_seconds
 from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.training.csv_logger import RunCSVLogger
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
@@ -81,3 +84,8 @@ def log_metrics(trainer: pl.Trainer, metrics: dict[str, float], is_in_batch: boo
         logger.log_metrics(metrics, step=env_steps_of(trainer))
     if is_in_batch:
         module_of(trainer).log_dict(metrics, logger=False)
+
+
+def seconds_per_cycle(settings: AgentSettings, num_agents: int, is_meta_training: bool) -> float:
+    """Expected seconds of an eager update cycle on this machine."""
+    return estimated_seconds(settings, num_agents, settings.warmup_env_steps + 1, is_meta_training) * machine_pace()

@@ -18,8 +18,10 @@ import callbacks.display
 import callbacks.meta_testing
 from callbacks.checkpointing import ObjectiveExport, RunCheckpoint
 from callbacks.display import FinalReport, PopulationDisplay, format_seconds, progress_of
-from callbacks.meta_testing import MetaTest, PolicyEvaluation
+from callbacks.meta_testing import MetaTest
+from callbacks.policy_evaluation import PolicyEvaluation
 from callbacks.schedule import agents_of, check_interval, env_steps_of, is_due
+from callbacks.timeline import Stage
 from callbacks.training_log import Diagnostics, EpisodeReturns, Throughput
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import ConfigError, build
@@ -383,15 +385,16 @@ SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
 def test_a_terminal_shows_a_table_of_the_population_and_a_bar_with_an_eta(terminal: io.StringIO) -> None:
     tiny_run(callbacks=[PopulationDisplay(1000)])
-    last = plain(terminal).rpartition("meta-training")[2]  # the last that is drawn
-    header = ("agent", "environment", "return, last 10", "critic loss", "policy gradient norm", "meta loss", "meta gradient norm")
-    for text in (*header, "population", "40/40", "ETA"):
+    last = plain(terminal).rpartition("total")[2]  # the last that is drawn
+    header = ("agent", "environment", "return, last 10", "critic loss", "meta loss")
+    for text in (*header, "population", "meta-training: 40/40", "ETA 0:00", "100%"):
         assert text in last, text
+    assert "norm" not in last
     for agent, (spec, returned) in enumerate(zip(TOYS, ("55.0", "15.0", "28.0"), strict=True)):
         (line,) = [line for line in last.splitlines() if f" {spec.name} " in line]
         cells = [cell.strip() for cell in line.strip("│").split("│")]
         assert cells[:3] == [str(agent), spec.name, returned]
-        assert all(re.fullmatch(r"-?[\d.]+(e[+-]\d+)?", cell) for cell in cells[3:]) and len(cells) == 7
+        assert all(re.fullmatch(r"-?[\d.]+(e[+-]\d+)?", cell) for cell in cells[3:]) and len(cells) == 5
     assert terminal.getvalue().count(HIDE_CURSOR) == 1 and terminal.getvalue().rindex(SHOW_CURSOR) > terminal.getvalue().rindex(
         "ETA"
     )
@@ -443,8 +446,49 @@ def test_a_baseline_is_not_called_meta_training(no_terminal: io.StringIO) -> Non
     assert no_terminal.getvalue().startswith("training: ")
 
 
+def test_whole_names_of_environments_fit_into_80_columns(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks.display, "Console", lambda: Console(file=terminal, force_terminal=True, width=80, height=60))
+    name = "Counting-v0[ends_after=10,max_episode_steps=44]"
+    tiny_run([EnvironmentSpec("Counting-v0", {"ends_after": 10}, 44)] * 3, callbacks=[PopulationDisplay(1000)])
+    last = plain(terminal).rpartition("total")[2]
+    column = [line.split("│")[2].strip() for line in last.splitlines() if line.count("│") == 6]
+    assert "".join(column) == 3 * name and max(map(len, last.splitlines())) <= 80
+
+
+def test_the_meta_test_shows_returns_by_method_as_they_come_in(terminal: io.StringIO, tmp_path: Path) -> None:
+    test = meta_test(run_dir=str(tmp_path), baselines={"critic": CriticObjective()})
+    tiny_run(callbacks=[PopulationDisplay(1000), test])
+    *frames, final = plain(terminal).split("total")
+    assert "meta-test so far" not in final  # the table of the final report replaces it
+    last = [frame for frame in frames if "meta-test so far" in frame][-1]
+    assert "population" not in last  # it trains no more
+    (header,) = [line for line in last.splitlines() if "environment" in line]
+    assert [cell.strip() for cell in header.strip("┃").split("┃")] == [
+        "environment",
+        "learned",
+        "untrained",
+        "DDPG/TD3",
+        "random",
+    ]
+    cells = {line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:-1]] for line in last.splitlines() if "│" in line}
+    assert cells["after env steps"] == ["20", "20", "20", "0"]
+    final = {row.method: [] for row in read_rows(tmp_path / "meta_test.csv")}  # type: dict[str, list[float]]
+    for row in read_rows(tmp_path / "meta_test.csv"):
+        if row.env_steps in (0, 20):
+            final[row.method].append(row.episode_return)
+    shown = dict(zip(("learned", "untrained", "critic", "random"), map(float, cells["Approach-v0"]), strict=True))
+    assert shown == {method: pytest.approx(sum(values) / 2, abs=0.06) for method, values in final.items()}
+
+
+def test_the_eta_counts_the_meta_test_from_the_start(no_terminal: io.StringIO, tmp_path: Path) -> None:
+    tiny_run(callbacks=[PopulationDisplay(), meta_test(run_dir=str(tmp_path), env_steps=900)], env_steps=20)
+    training, *tests = no_terminal.getvalue().splitlines()
+    assert training.startswith("meta-training: 10/20") and "ETA 0:00" not in training
+    assert tests[-1].startswith("meta-test, untrained objective: 900/900") and "ETA 0:00" in tests[-1]
+
+
 @pytest.mark.parametrize("shown_on", ["terminal", "no_terminal"])
-def test_a_meta_test_has_a_bar_of_its_own(shown_on: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_meta_test_is_a_stage_of_the_run(shown_on: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     sent: io.StringIO = request.getfixturevalue(shown_on)
     tiny_run(callbacks=[PopulationDisplay(1000), meta_test(run_dir=str(tmp_path), baselines={"critic": CriticObjective()})])
     for method in ("learned", "untrained", "critic"):
@@ -454,8 +498,8 @@ def test_a_meta_test_has_a_bar_of_its_own(shown_on: str, request: pytest.Fixture
 def test_without_a_display_progress_goes_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = tiny_run()
     assert env_steps_of(trainer) == 40
-    with progress_of(trainer).task("something", 10) as report:
-        report(10)
+    progress_of(trainer).add_stage(Stage("something", 10, 1.0))(10)
+    progress_of(trainer).show_returns("learned", 10, {"A": 1.0})
     assert capsys.readouterr().out == ""
 
 
@@ -467,7 +511,9 @@ def test_the_final_report_prints_the_table_and_draws(tmp_path: Path, no_terminal
         assert text in printed, text
     for method in ("learned", "untrained", "critic", "random"):
         assert METHODS[method].label in printed
-    assert printed.endswith(f"Learning curves: {tmp_path}/learning_curves.png\n")
+    lines = printed.splitlines()[-4:]  # no objective was saved: ObjectiveExport does that
+    assert lines[0] == f"Learning curves: {tmp_path}/learning_curves.png" and lines[1] == "Next:"
+    assert lines[2:] == [f"  python -m metagenrl_pl.reporting.{name} {tmp_path}" for name in ("report", "film")]
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -17,7 +17,7 @@ from callbacks.meta_testing import MetaTest
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation import background
 from metagenrl_pl.evaluation.background import BackgroundTests, can_run_in_background
-from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, mean_returns, meta_test
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import CriticObjective, Reinforce
 
@@ -48,6 +48,8 @@ def test_the_rows_are_those_of_this_process(started: Any) -> None:
     for method, objective in TESTS.items():
         assert tests.result(method) == meta_test(method, objective, plan())
     assert tests.env_steps == 60
+    final = {method: [row for row in tests.result(method) if row.env_steps == 30] for method in TESTS}
+    assert tests.newest() == {method: (30, mean_returns(rows)) for method, rows in final.items()}
 
 
 def test_it_ends_soon_when_it_is_closed(started: Any) -> None:

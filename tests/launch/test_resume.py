@@ -14,7 +14,8 @@ from tiny_runs import TOYS, differences, everything, tiny_objective, tiny_run
 from toy_environments import Signalling
 
 from callbacks.checkpointing import RunCheckpoint
-from callbacks.meta_testing import MetaTest, PolicyEvaluation
+from callbacks.meta_testing import MetaTest
+from callbacks.policy_evaluation import PolicyEvaluation
 from callbacks.schedule import agents_of, env_steps_of
 from callbacks.training_log import EpisodeReturns
 from metagenrl_pl.common.files import read_csv

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from metagenrl_pl.reporting.final_table import final_table
+from metagenrl_pl.reporting.final_table import final_tables, returns_so_far
 from metagenrl_pl.results.methods import METHODS, Method
 from metagenrl_pl.results.rows import MetaTestRow
 
@@ -17,7 +17,7 @@ BASELINE = [MetaTestRow("Hopper-v5", "critic", 0, 500, -2.5)]
 
 def _cells(rows: list[MetaTestRow]) -> tuple[list[str], list[list[str]], set[str], str]:
     """Header, rows of cells, the texts in bold, caption."""
-    table = final_table(rows)
+    (table,) = final_tables(rows, width=200)
     columns = [list(column.cells) for column in table.columns]
     bold = {str(cell) for column in columns for cell in column if isinstance(cell, Text) and cell.style == "bold"}
     header = [str(column.header) for column in table.columns]
@@ -73,8 +73,8 @@ def test_final_table_survives_a_diverged_agent_and_odd_names() -> None:
 
 def test_final_table_prints() -> None:
     console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(final_table(LEARNED))
-    console.print(final_table([]))
+    for table in [*final_tables(LEARNED, 100), *final_tables([], 100)]:
+        console.print(table)
     words = console.export_text().split()
     assert "learned" in words
     assert "results" in words  # the caption of the empty table: no results yet
@@ -85,3 +85,23 @@ def test_a_method_is_known_by_its_description(monkeypatch: pytest.MonkeyPatch) -
     assert [row[0] for row in _cells(rows)[1]] == ["learned objective", "sac"]
     monkeypatch.setitem(METHODS, "sac", Method("sac", "SAC (own)", "SAC", "#123456"))
     assert [row[0] for row in _cells(rows)[1]] == ["learned objective", "SAC (own)"]
+
+
+def test_names_of_environments_are_whole_at_80_columns() -> None:
+    names = ["HalfCheetah-v5", "InvertedDoublePendulum-v5", "InvertedPendulum-v5", "Reacher-v5"]
+    methods = ("learned", "untrained", "reinforce", "critic", "random")
+    rows = [MetaTestRow(name, method, seed, 9, 1234.5 + seed) for name in names for method in methods for seed in (0, 1)]
+    console = Console(width=80, file=io.StringIO(), record=True)
+    tables = final_tables(rows, 80)
+    for table in tables:
+        console.print(table)
+    text = console.export_text()
+    assert len(tables) == 2 and all(name in text for name in names)  # two environments side by side where they fit
+    assert text.count("1,235 ± 6") == len(names) * len(methods) and text.count("over 2 seeds") == 1
+
+
+def test_returns_so_far() -> None:
+    table = returns_so_far({"critic": (200, {"A": 12.0, "B": -1.0}), "learned": (100, {"A": math.nan})})
+    cells = [[str(cell) for cell in row] for row in zip(*(column.cells for column in table.columns), strict=True)]
+    assert [str(column.header) for column in table.columns] == ["environment", "learned", "DDPG/TD3"]
+    assert cells == [["A", "-", "12.0"], ["B", "-", "-1.00"], ["after env steps", "100", "200"]]

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 from tiny_runs import TOYS, differences, everything, tiny_objective, tiny_run, tiny_settings
 
-from callbacks.meta_testing import MetaTest, PolicyEvaluation
+from callbacks.meta_testing import MetaTest
+from callbacks.policy_evaluation import PolicyEvaluation
 from callbacks.schedule import env_steps_of, module_of
 from callbacks.training_log import Diagnostics, EpisodeReturns, Throughput
 from metagenrl_pl.agents.windows import Windows

@@ -9,17 +9,17 @@ A test draws from random streams of its own only, so its results are the same bi
 import multiprocessing
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
 from multiprocessing.synchronize import Event
 
 import torch
 
 from metagenrl_pl.common.machine import draw_seed, keep_freed_memory, num_cores, seed_global_generators
 from metagenrl_pl.common.signals import install_handler
-from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, mean_returns, meta_test
 from metagenrl_pl.learning.compiling import ignore
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import Objective
@@ -51,18 +51,34 @@ class BackgroundTests:
         # A fresh interpreter: a fork would copy the threads' locks of this process.
         context = multiprocessing.get_context("spawn")
         self._stop, self._done = context.Event(), context.Value("q", 0)
-        self._executor = ProcessPoolExecutor(1, context, _prepare, (self._stop, self._done, torch.get_num_threads(), draw_seed()))
+        self._methods, self._environments = list(tests), [spec.name for spec in plan.specs]
+        # For each method the env steps of its newest evaluation, then the mean return in each environment. Shared memory, not a queue:
+        # a full queue would stop the other process, also from ending.
+        self._newest = context.Array("d", len(tests) * (1 + len(self._environments)))
+        shared = (self._stop, self._done, self._newest, torch.get_num_threads(), draw_seed())
+        self._executor = ProcessPoolExecutor(1, context, _prepare, shared)
         resources = replace(resources, notify=ignore)  # two processes would write over each other's lines
         # Pickled here: the pool's own pickler would hand tensors over as shared memory, which needs both processes to be alive.
         self._results: dict[str, Future[list[MetaTestRow]]] = {
-            method: self._executor.submit(_test, pickle.dumps((method, objective, plan, resources)))
-            for method, objective in tests.items()
+            method: self._executor.submit(_test, pickle.dumps((index, method, objective, plan, resources)))
+            for index, (method, objective) in enumerate(tests.items())
         }
 
     @property
     def env_steps(self) -> int:
         """Env steps of all tests that are done, of `num_env_steps`."""
         return self._done.value
+
+    def newest(self) -> dict[str, tuple[int, dict[str, float]]]:
+        """Of each method that has been evaluated: env steps of its newest evaluation, and the mean return in each environment."""
+        width = 1 + len(self._environments)
+        values = self._newest[:]
+        cells = {method: values[index * width : (index + 1) * width] for index, method in enumerate(self._methods)}
+        return {
+            method: (int(env_steps), dict(zip(self._environments, returns, strict=True)))
+            for method, (env_steps, *returns) in cells.items()
+            if env_steps
+        }
 
     def __contains__(self, method: str) -> bool:
         return method in self._results
@@ -88,12 +104,13 @@ class BackgroundTests:
 
 _stop: Event
 _done: "Synchronized[int]"
+_newest: "SynchronizedArray[float]"
 
 
-def _prepare(stop: Event, done: "Synchronized[int]", num_threads: int, seed: int) -> None:
+def _prepare(stop: Event, done: "Synchronized[int]", newest: "SynchronizedArray[float]", num_threads: int, seed: int) -> None:
     """What the other process does first."""
-    global _stop, _done
-    _stop, _done = stop, done
+    global _stop, _done, _newest
+    _stop, _done, _newest = stop, done, newest
     install_handler(lambda *_: None)  # the parent answers signals, and ends this process
     torch.set_num_threads(num_threads)
     seed_global_generators(seed)
@@ -101,7 +118,7 @@ def _prepare(stop: Event, done: "Synchronized[int]", num_threads: int, seed: int
 
 
 def _test(pickled: bytes) -> list[MetaTestRow]:
-    method, objective, plan, resources = pickle.loads(pickled)
+    index, method, objective, plan, resources = pickle.loads(pickled)
     before, parent = _done.value, os.getppid()
 
     def report(env_steps: int) -> None:
@@ -112,4 +129,9 @@ def _test(pickled: bytes) -> list[MetaTestRow]:
             os._exit(1)
         return _stop.is_set()
 
-    return meta_test(method, objective, plan, resources, report, should_stop)
+    def evaluated(rows: Sequence[MetaTestRow]) -> None:
+        returns = mean_returns(rows)
+        width = 1 + len(plan.specs)
+        _newest[index * width : (index + 1) * width] = [rows[0].env_steps, *(returns[spec.name] for spec in plan.specs)]
+
+    return meta_test(method, objective, plan, resources, report, should_stop, evaluated)

@@ -74,6 +74,7 @@ def meta_test(
     resources: Resources = Resources(),  # noqa: B008 (frozen)
     report: Callable[[int], None] = lambda env_steps: None,
     stop_requested: Callable[[], bool] = lambda: False,
+    evaluated: Callable[[Sequence[MetaTestRow]], None] = lambda rows: None,
 ) -> list[MetaTestRow]:
     """Train fresh agents with a frozen objective, all in one stacked population.
 
@@ -87,6 +88,7 @@ def meta_test(
         resources: devices, memory and processes. A replay has at most `replay_capacity` slots.
         report: called after each env step with the number of env steps so far.
         stop_requested: called regularly. The meta-test stops if it returns true in any process.
+        evaluated: called after each evaluation with the rows of this process's agents.
 
     Returns:
         One row for each evaluation of each agent, without a meta-training stage.
@@ -100,28 +102,42 @@ def meta_test(
     rows: list[MetaTestRow] = []
     with ExitStack() as stack:
         if local_specs:  # there may be more processes than fresh agents
-            resources = replace(resources, replay_capacity=plan.replay_capacity(resources.replay_capacity))
-            of_seeds = objective if isinstance(objective, Mapping) else dict.fromkeys(numbers, objective)
-            first = of_seeds[local_numbers[0]]
-            agents = stack.enter_context(closing(Agents(specs, seeds, plan.agent, first, resources=resources)))
-            if isinstance(objective, Mapping):
-                agents.learner.give_objectives([of_seeds[number] for number in local_numbers])
-            width = agents.population.observation_size
-            evaluator = Evaluator(local_specs, placement.local(seeds), plan.num_episodes, resources.make_group, width)
-            stack.enter_context(closing(evaluator))
+            agents, evaluator = _make(plan, objective, resources, stack)
         for done in range(1, plan.env_steps + 1):
             if local_specs:
                 agents.cycle()
             if local_specs and (done % plan.evaluate_every_env_steps == 0 or done == plan.env_steps):
-                returns = evaluator(agents.population.act)
-                rows += [
-                    MetaTestRow(spec.name, method, number, done, float(value))
-                    for spec, number, value in zip(local_specs, local_numbers, returns, strict=True)
-                ]
+                returns = zip(local_specs, local_numbers, evaluator(agents.population.act), strict=True)
+                newest = [MetaTestRow(spec.name, method, number, done, float(value)) for spec, number, value in returns]
+                rows += newest
+                evaluated(newest)
             report(done)
             if done % _AGREE_EVERY == 0 and any(placement.gather_objects(stop_requested())):
                 raise MetaTestStopped(f"{method}: stopped after {done:,} of {plan.env_steps:,} env steps")
     return sorted((row for part in placement.gather_objects(rows) for row in part), key=lambda row: row.env_steps)
+
+
+def mean_returns(rows: Sequence[MetaTestRow]) -> dict[str, float]:
+    """The mean return of each environment."""
+    returns: dict[str, list[float]] = {}
+    for row in rows:
+        returns.setdefault(row.environment, []).append(row.episode_return)
+    return {environment: sum(values) / len(values) for environment, values in returns.items()}
+
+
+def _make(
+    plan: MetaTestPlan, objective: Objective | Mapping[int, Objective], resources: Resources, stack: ExitStack
+) -> tuple[Agents, Evaluator]:
+    """Fresh agents of this process and what evaluates them, closed with the stack."""
+    specs, numbers, seeds = fresh_seeds(plan.specs, plan.seeds)
+    resources = replace(resources, replay_capacity=plan.replay_capacity(resources.replay_capacity))
+    of_seeds = objective if isinstance(objective, Mapping) else dict.fromkeys(numbers, objective)
+    agents = stack.enter_context(closing(Agents(specs, seeds, plan.agent, of_seeds[numbers[0]], resources=resources)))
+    placement, width = agents.placement, agents.population.observation_size
+    if isinstance(objective, Mapping):
+        agents.learner.give_objectives([objective[number] for number in placement.local(numbers)])
+    evaluator = Evaluator(placement.local(specs), placement.local(seeds), plan.num_episodes, resources.make_group, width)
+    return agents, stack.enter_context(closing(evaluator))
 
 
 def random_returns(specs: Sequence[EnvironmentSpec], seeds: Sequence[int], num_episodes: int = 10) -> list[MetaTestRow]:

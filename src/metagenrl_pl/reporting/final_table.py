@@ -1,4 +1,4 @@
-"""The table that a run prints at its end."""
+"""The tables of a run's meta-test: returns so far while it runs, and final returns at its end."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,19 @@ from metagenrl_pl.results.rows import MetaTestRow, interval_over_seeds, newest_s
 from metagenrl_pl.results.statistics import Interval
 
 
-def final_table(rows: Sequence[MetaTestRow]) -> Table:
+def final_tables(rows: Sequence[MetaTestRow], width: int) -> list[Table]:
     """Method by environment: mean return over seeds at each method's largest `env_steps`, with its 95 % interval.
 
-    The latest stage of the learned objective counts. The best mean of an environment is bold.
+    The latest stage of the learned objective counts. The best mean of an environment is bold. Every table has as many environments as
+    fit beside each other with their whole names.
+
+    Args:
+        rows: of `meta_test.csv`.
+        width: of the terminal, in characters.
     """
     rows = newest_stage(rows)
     environments = sorted({row.environment for row in rows})
+    methods = find_methods(row.method for row in rows)
     final: dict[tuple[str, str], list[MetaTestRow]] = {}
     for row in rows:
         cell = final.setdefault((row.environment, row.method), [])
@@ -26,16 +32,53 @@ def final_table(rows: Sequence[MetaTestRow]) -> Table:
         if not cell or row.env_steps == cell[0].env_steps:
             cell.append(row)
     intervals = {key: interval_over_seeds(cell) for key, cell in final.items()}
+    texts = {name: _column_texts([intervals.get((name, method.name)) for method in methods]) for name in environments}
+    widths = {name: 3 + max(len(name), *map(len, column)) for name, column in texts.items()}
+    left = width - 5 - max((len(method.label) for method in methods), default=6)
+    tables: list[Table] = []
+    for group in _groups(environments, widths, left) or [[]]:
+        table = Table(title="Meta-test: return of fresh agents" if not tables else None)
+        table.add_column("method", no_wrap=True)
+        for environment in group:
+            table.add_column(Text(environment), justify="right", overflow="fold")
+        for index, method in enumerate(methods):
+            table.add_row(Text(method.label), *(texts[environment][index] for environment in group))
+        tables.append(table)
+    tables[-1].caption = _caption(final)
+    return tables
 
-    table = Table(title="Meta-test: return of fresh agents", caption=_caption(final))
-    table.add_column("method")
-    methods = find_methods(row.method for row in rows)
-    columns = []
+
+def _groups(environments: Sequence[str], widths: Mapping[str, int], most: int) -> list[list[str]]:
+    """Environments in order, as many in a group as fit, at least one."""
+    groups: list[list[str]] = []
+    left = 0
     for environment in environments:
-        table.add_column(Text(environment), justify="right")
-        columns.append(_column_texts([intervals.get((environment, method.name)) for method in methods]))
-    for method, *texts in zip(methods, *columns, strict=True):
-        table.add_row(Text(method.label), *texts)
+        if not groups or widths[environment] > left:
+            groups.append([])
+            left = most
+        groups[-1].append(environment)
+        left -= widths[environment]
+    return groups
+
+
+def returns_so_far(tested: Mapping[str, tuple[int, Mapping[str, float]]]) -> Table:
+    """Environment by method, the newest evaluations of a meta-test that goes on.
+
+    Args:
+        tested: by method, the env steps of its fresh agents and their mean return in each environment.
+    """
+    methods = find_methods(tested)
+    table = Table(title="meta-test so far: return of fresh agents")
+    table.add_column("environment", overflow="fold")
+    for method in methods:
+        table.add_column(Text(method.short_label), justify="right")
+    environments = sorted({environment for _, returns in tested.values() for environment in returns})
+    for environment in environments:
+        values = [tested[method.name][1].get(environment, math.nan) for method in methods]
+        largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+        decimals = _decimals(largest)
+        table.add_row(Text(environment), *("-" if math.isnan(value) else f"{value:,.{decimals}f}" for value in values))
+    table.add_row(Text("after env steps"), *(f"{tested[method.name][0]:,}" for method in methods), style="dim")
     return table
 
 
@@ -44,7 +87,7 @@ def _column_texts(intervals: Sequence[Interval | None]) -> list[Text]:
     means = [interval.mean for interval in intervals if interval and not math.isnan(interval.mean)]
     best = max(means, default=math.nan)
     largest = max(map(abs, means), default=0.0)
-    decimals = 0 if largest >= 1000 else 1 if largest >= 10 else 2
+    decimals = _decimals(largest)
     texts = []
     for interval in intervals:
         text = f"{interval.mean:,.{decimals}f}" if interval else "-"
@@ -80,3 +123,8 @@ def _caption(final: Mapping[tuple[str, str], Sequence[MetaTestRow]]) -> Text:
 def _span(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _decimals(largest: float) -> int:
+    """As many as a return of this size needs."""
+    return 0 if largest >= 1000 else 1 if largest >= 10 else 2
