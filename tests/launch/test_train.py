@@ -27,6 +27,7 @@ from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import build
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
+from metagenrl_pl.launch.checks import unlike_meta_training
 from metagenrl_pl.launch.resume import with_run_dir
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.parametric import pretrained_path
@@ -444,14 +445,14 @@ def test_a_resume_is_not_shorter_than_its_checkpoint(debug: tuple[Path, str], in
 def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
     objective = LearnedObjective(hidden_units=8)
     config = OmegaConf.create({"meta": None, "agent": {"window_length": 20, "discount": 0.9, "hidden_units": 64}})
-    assert train.unlike_meta_training(config, objective) == []
+    assert unlike_meta_training(config, objective) == []
     objective.card = {
         "window_length": 10,
         "settings": {"agent.discount": 0.99, "agent.hidden_units": 64, "meta.gradient": "clip"},
     }
-    assert train.unlike_meta_training(config, objective) == ["agent.discount=0.9, not 0.99", "agent.window_length=20, not 10"]
+    assert unlike_meta_training(config, objective) == ["agent.discount=0.9, not 0.99", "agent.window_length=20, not 10"]
     config.meta = {}
-    assert train.unlike_meta_training(config, objective) == []
+    assert unlike_meta_training(config, objective) == []
 
 
 @pytest.mark.parametrize(
