@@ -12,8 +12,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.schedule import agents_of, check_interval, datamodule_of, env_steps_of, is_due, is_last, module_of
-from metagenrl_pl.common.messages import train_command
+from metagenrl_pl.common.commands import resume_command
 from metagenrl_pl.common.signals import ignore_in_command, install_handler, restore_handlers
+from metagenrl_pl.config.trust import untrusted_packages
 from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.origin import meta_training_settings
 from metagenrl_pl.results.provenance import commit
@@ -83,10 +84,8 @@ class RunCheckpoint(Checkpoint):
             if stop:
                 trainer.should_stop = True
                 self._is_saved = self.stopped_by_signal
-                rank_zero_only(print)(
-                    f"Stopping after {env_steps_of(trainer):,} env steps. To go on: {train_command()} ckpt_path={path}",
-                    flush=True,
-                )
+                command = resume_command(path, untrusted_packages(module_of(trainer).run_config))
+                rank_zero_only(print)(f"Stopping after {env_steps_of(trainer):,} env steps. To go on: {command}", flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._restore_handlers()

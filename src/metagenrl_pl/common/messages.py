@@ -2,10 +2,8 @@
 
 import difflib
 import re
-import sys
 import types
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 SPECIAL_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -53,11 +51,6 @@ def format_value(value: Any, quote: str = "'") -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return "a mapping" if isinstance(value, dict) else f"{quote}{value}{quote}" if isinstance(value, str) else str(value)
-
-
-def train_command() -> str:
-    """How the user starts a run: in a clone, or installed."""
-    return "python train.py" if Path(sys.argv[0]).name == "train.py" else "metagenrl train"
 
 
 def join_key(parent: str, name: Any) -> str:

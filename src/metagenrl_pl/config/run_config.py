@@ -27,5 +27,6 @@ class RunConfig:
     num_threads: int | None = None
     env_workers: int | None = None
     ckpt_path: str | None = None
+    trusted_packages: list[str] = field(default_factory=list)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)

@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
+from metagenrl_pl.common.commands import resume_command
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE, STOPPED
-from metagenrl_pl.common.messages import choice_message, one_line, train_command
+from metagenrl_pl.common.messages import choice_message, one_line
 from metagenrl_pl.config.schema import ConfigError
+from metagenrl_pl.config.trust import untrusted_packages
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.training.checkpoint_io import CheckpointError, newest_checkpoint
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
@@ -58,7 +60,8 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
             end_failed(trainer, error, config)
         if trainer.is_global_zero:  # Lightning exits after a KeyboardInterrupt, which a second signal raises within a batch
             if newest := newest_checkpoint(config.run_dir):
-                print(f"Stopped at once. To go on: {train_command()} ckpt_path={newest}", flush=True)
+                trusted = untrusted_packages(OmegaConf.to_container(config))
+                print(f"Stopped at once. To go on: {resume_command(newest, trusted)}", flush=True)
             sys.exit(exit_code_after_stop(config))
         raise
     except Exception as error:

@@ -4,10 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
+from metagenrl_pl.agents.population import AgentSettings, PopulationSettings
 from metagenrl_pl.common.messages import key_message
 from metagenrl_pl.config.schema import ConfigError
+from metagenrl_pl.config.trust import check_foreign
+from metagenrl_pl.environments.environment import EnvironmentSets
+from metagenrl_pl.experience.replay import ReplaySettings
+from metagenrl_pl.learning.inner_step import InnerStep
+from metagenrl_pl.learning.judges import Judge
+from metagenrl_pl.learning.settings import MetaSettings
+from metagenrl_pl.objectives import Objective
 from metagenrl_pl.training.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError, folder_of, newest_checkpoint
 
 OVERRIDABLE = (
@@ -21,10 +31,26 @@ OVERRIDABLE = (
     "env_workers",
     "compile",
     "compile_cache",
+    "trusted_packages",
     "logger",
     "callbacks",
 )
 """Keys that a resume may change: length, hardware, loggers and callbacks. (`compile` changes the rounding of updates.)"""
+
+KINDS = {
+    "env": EnvironmentSets,
+    "agent": AgentSettings,
+    "objective": Objective,
+    "inner": InnerStep,
+    "judge": Judge,
+    "meta": MetaSettings,
+    "population": PopulationSettings,
+    "replay": ReplaySettings,
+    "trainer": pl.Trainer,
+    "callbacks": pl.Callback,
+    "logger": Logger,
+}
+"""What the object at each key of a configuration has to be."""
 
 
 def _newest_in(folder: Path) -> Path | None:
@@ -73,7 +99,7 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         raise ConfigError(f"ckpt_path={path}: was saved without a configuration; valid is a checkpoint that train.py saved")
     if path.absolute().parent.name != "checkpoints":  # the run would continue in a folder that is not its own
         raise ConfigError(f"ckpt_path={path}: is not in a run folder; valid is <run folder>/checkpoints/{path.name}")
-    new_config = with_run_dir(OmegaConf.create(stored_config), str(folder_of(path)))
+    new_config = _foreign_config(stored_config, path, config)
     for key in overridden:
         value, (parent, _, name) = OmegaConf.select(config, key), key.rpartition(".")
         siblings = OmegaConf.select(new_config, parent) if parent else new_config
@@ -88,6 +114,26 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
     return new_config
 
 
+def _foreign_config(stored: Any, path: Path, config: DictConfig) -> DictConfig:
+    """The configuration in a checkpoint, with the run folder in which the checkpoint lies, after `check_foreign`.
+
+    The cache of compiled code and the trusted packages are always those of the command line.
+
+    Raises:
+        ConfigError: if it names what a file may not name.
+    """
+    folder = folder_of(path)
+    try:
+        if not isinstance(stored, dict) or not isinstance(stored.get("run_dir"), str):
+            raise ConfigError("its configuration has no run_dir; valid is a checkpoint that train.py saved")
+        new = _replace_prefix(stored, stored["run_dir"], str(folder))
+        check_foreign(new, KINDS, config.get("trusted_packages") or (), folder)
+    except ConfigError as error:
+        raise ConfigError(f"ckpt_path={path}: {error}") from error
+    here = {key: config[key] for key in ("compile_cache", "trusted_packages") if key in config}
+    return OmegaConf.create({**new, **here})
+
+
 def with_run_dir(config: DictConfig, run_dir: str) -> DictConfig:
     """Replace the run folder by `run_dir` in every value of the configuration."""
     return OmegaConf.create(_replace_prefix(OmegaConf.to_container(config), config.run_dir, run_dir))
@@ -99,6 +145,8 @@ def _replace_prefix(value: Any, old: str, new: str, key: str = "") -> Any:
     if isinstance(value, list):
         return [_replace_prefix(item, old, new) for item in value]
     # A folder may have the same name as a choice (`run_dir=light`). So replace a bare name only in keys that end in `dir`.
+    if isinstance(value, str) and value.startswith(database := f"sqlite:///{old}/"):
+        return f"sqlite:///{new}/{value[len(database) :]}"
     if isinstance(value, str) and (value.startswith(old + "/") or (value == old and key.endswith("dir"))):
         return new + value[len(old) :]
     return value

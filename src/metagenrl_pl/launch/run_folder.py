@@ -12,6 +12,7 @@ from typing import IO
 import torch
 from omegaconf import DictConfig
 
+from metagenrl_pl.common.commands import override
 from metagenrl_pl.common.files import atomic_write
 from metagenrl_pl.common.machine import keep_freed_memory, seed_global_generators
 from metagenrl_pl.common.streams import derive_seed
@@ -82,10 +83,14 @@ def open_run_folder(config: DictConfig, device: str, is_first: bool = True) -> I
     with lock:
         if config.ckpt_path is None and has_run(folder):
             newest = newest_checkpoint(folder)
-            other = f"or ckpt_path={newest} to go on" if newest else "or to delete it first, since it has saved no checkpoint"
+            go_on, delete = (
+                f"or {override('ckpt_path', str(newest))} to go on",
+                "or to delete it first, since it has saved no checkpoint",
+            )
+            other = go_on if newest else delete
             raise ConfigError(
                 f"run_dir={folder} already has a run; valid is a new folder (in a sweep one for each job, "
-                f"run_dir={folder}/'${{seed}}'), {other}"
+                f"{override('run_dir', f'{folder}/')}'${{seed}}'), {other}"
             )
         try:
             _name_owner(lock)

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -18,12 +18,13 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from metagenrl_pl.agents.population import Population
+from metagenrl_pl.agents.population import AgentSettings, Population, PopulationSettings
 from metagenrl_pl.common.files import atomic_write
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.former import update_config
 from metagenrl_pl.config.schema import build
-from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
+from metagenrl_pl.config.trust import check_foreign
+from metagenrl_pl.environments.environment import Environment, EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.environments.probing import MAX_EPISODE_STEPS
@@ -34,21 +35,24 @@ _FOLLOWING = "track"  # the camera of MuJoCo's walking bodies
 _FRAMES_PER_SECOND = 25  # at most: what a GIF can hold and an eye needs
 
 
-def load_agents(checkpoint: Path) -> tuple[list[EnvironmentSpec], Population]:
+def load_agents(checkpoint: Path, trusted: Collection[str] = ()) -> tuple[list[EnvironmentSpec], Population]:
     """The agents of a checkpoint, on the CPU, and the environment of each.
 
     Args:
         checkpoint: a file, or the folder of a run, which stands for its newest one.
+        trusted: packages that its configuration may name, see `check_foreign`.
 
     Raises:
         CheckpointError: if the file is no checkpoint of this project, or the folder holds none.
-        ConfigError: if its environments are not there.
+        ConfigError: if its environments are not there, or of a package that is not trusted.
     """
     try:
         stored = AtomicCheckpointIO().load_checkpoint(_file_of(checkpoint))[PROJECT_KEY]
     except CheckpointError as error:
         raise CheckpointError(str(error).removeprefix("ckpt_path=")) from error  # a key of train.py's, not of a film
-    config = OmegaConf.create(update_config(stored["config"]))
+    plain = update_config(stored["config"])
+    check_foreign(plain, {"env": EnvironmentSets, "agent": AgentSettings, "population": PopulationSettings}, trusted)
+    config = OmegaConf.create(plain)
     specs = build(config.env).assign_round_robin(config.population.size)
     population = Population(sizes_of(specs), [0] * len(specs), build(config.agent))
     population.load_state_dict(stored["learner"]["population"])
@@ -128,6 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=FORMATS, default="gif", help="mp4 needs the extra 'video' (default: gif)")
     parser.add_argument("--height", type=int, default=240, metavar="PIXELS", help="of a film (default: 240)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of a film, at most (default: the whole episode)")
+    parser.add_argument(
+        "--trust", nargs="+", default=[], metavar="PACKAGE", help="with environments that the checkpoint may name"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: 0)")
     options = parser.parse_args(arguments)
     if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
@@ -140,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise ValueError(f"--{name} {value}: valid is a positive number")
         if options.seed < 0:
             raise ValueError(f"--seed {options.seed}: valid is 0 or more")
-        specs, population = load_agents(options.checkpoint)
+        specs, population = load_agents(options.checkpoint, options.trust)
         for agent in options.agents or _first_ones(specs):
             if not 0 <= agent < len(specs):
                 raise ValueError(f"--agents {agent}: valid are 0 to {len(specs) - 1}")

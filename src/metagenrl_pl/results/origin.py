@@ -1,6 +1,7 @@
 """Where a learned objective comes from: the settings that shaped it, as its run's configuration or its card names them."""
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.former import update_card, update_config
 from metagenrl_pl.config.schema import ConfigError, import_target, parameters_of
+from metagenrl_pl.config.trust import TRUSTED
 from metagenrl_pl.environments.environment import EnvironmentSpec
 
 _TARGET_OF_OLDER_CARDS = "metagenrl_pl.objectives.LearnedObjective"
@@ -107,7 +109,8 @@ def read_card(path: Path) -> dict[str, Any]:
 def with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
     """A node with the defaults of its class. A run that is older than one of its keys was made with the key's default."""
     try:
-        parameters = parameters_of(import_target(node["_target_"], "")) if "_target_" in node else None
+        is_trusted = str(node.get("_target_")).partition(".")[0] in (*TRUSTED, *sys.modules)  # a file may not import others
+        parameters = parameters_of(import_target(node["_target_"], "")) if is_trusted else None
     except ConfigError:  # a component that is not here
         parameters = None
     defaults = {name: one.default for name, one in (parameters or {}).items() if one.default is not one.empty}

@@ -1,0 +1,111 @@
+"""Check a configuration that comes from a file before anything in it is imported or built.
+
+A checkpoint may be somebody else's. Its tensors cannot run code, but its configuration names classes. So a class has to be of a
+trusted package and of the kind that its key needs, environments have to be of a trusted module, and paths stay in the run folder.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from metagenrl_pl.common.messages import join_key
+from metagenrl_pl.config.schema import ConfigError, import_target
+
+TRUSTED = ("metagenrl_pl", "callbacks", "torch", "pytorch_lightning")
+"""Packages whose classes a file may name. Users add others by `trusted_packages`."""
+
+_LOADERS = ("load", "pretrained")  # class methods that read an objective
+_GROUPS = ("callbacks", "logger")  # with one object below each key
+_PLACES = ("callbacks", "logger", "trainer")  # groups whose objects write files
+
+
+def check_foreign(config: Any, kinds: Mapping[str, type], trusted: Collection[str] = (), folder: Path | None = None) -> None:
+    """Check the configuration of a file.
+
+    Args:
+        config: plain containers.
+        kinds: the class of the object at a root key, or of each object below it. Only these keys are checked. Nested objects of
+            packages that the user has not named have to be objectives.
+        trusted: packages beside `TRUSTED`.
+        folder: of the run, in which paths have to lie; None if nothing is written.
+
+    Raises:
+        ConfigError: names the key, the value and what is valid.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"its configuration is a {type(config).__name__}; valid is a mapping")
+    for key, package in packages_of({root: config.get(root) for root in kinds}):
+        if package not in {*TRUSTED, *trusted}:
+            raise ConfigError(
+                f"{key} is of the package {package}, which is not trusted in a file; valid are {', '.join(TRUSTED)}, or "
+                f"trusted_packages=[{package}] if you trust the file"
+            )
+    for root, kind in kinds.items():
+        for key, node in _nodes(config.get(root), root):
+            is_nested = key.count(".") > (root in _GROUPS)
+            if not (is_nested and str(node["_target_"]).partition(".")[0] in trusted):
+                _check_target(key, node["_target_"], kinds.get("objective", kind) if is_nested else kind)
+    for key, text in _texts(config, ""):
+        if "${" in text:
+            raise ConfigError(f"{key}={text} is an interpolation, which a file may not hold; valid is its value")
+        if folder is not None and key.split(".")[0] in _PLACES and not _stays_in(folder, key, text):
+            raise ConfigError(f"{key}={text} would write outside of the run folder {folder}; valid is a path in it")
+
+
+def packages_of(config: Any) -> Iterator[tuple[str, str]]:
+    """Key and name of each package that a configuration names: for a class, or for the module that registers an environment."""
+    for key, node in _nodes(config, ""):
+        yield f"{key}._target_", str(node["_target_"]).partition(".")[0]
+    for key, text in _texts(config, ""):
+        is_environment = "env" in key.split(".")[0] or ".environments" in key
+        if is_environment and ":" in text and not key.endswith("_target_") and ".kwargs" not in key:
+            yield key, text.partition(":")[0].partition(".")[0]
+
+
+def untrusted_packages(config: Any) -> list[str]:
+    """Packages of a run's own configuration that its resume has to name as `trusted_packages`."""
+    return sorted({name for _, name in packages_of(config)} - {*TRUSTED})
+
+
+def _check_target(key: str, name: Any, kind: type) -> None:
+    """Raise a ConfigError unless `name` is a class of this kind, or a method that loads one."""
+    target = import_target(name, key)
+    if getattr(target, "__name__", None) in _LOADERS and isinstance(getattr(target, "__self__", None), type):
+        target = target.__self__
+    if not (isinstance(target, type) and issubclass(target, kind)):
+        needed = f"{kind.__module__}.{kind.__qualname__}"
+        raise ConfigError(f"{key}._target_={name} is not what its key needs; valid is {needed} or a subclass")
+
+
+def _nodes(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping with a `_target_`, at any depth."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield key, value
+        for name, item in value.items():
+            yield from _nodes(item, join_key(key, name))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _nodes(item, f"{key}[{index}]")
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, join_key(key, name))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{key}[{index}]")
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _stays_in(folder: Path, key: str, text: str) -> bool:
+    """Whether a text is no path, or one in the run folder."""
+    path = text.removeprefix("sqlite:///")
+    if "://" in path or path.startswith("~"):
+        return False
+    is_path = key.endswith(("dir", "path", "folder", "root")) or path != text
+    if is_path or path.startswith("/") or ".." in Path(path).parts:
+        return Path(path).resolve().is_relative_to(folder.resolve())
+    return True
