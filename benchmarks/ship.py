@@ -1,9 +1,10 @@
 """Put a meta-trained objective into the package, with a card that names its origin and its scores.
 
-    python benchmarks/ship.py results/protocol/protocol --name light
+    python benchmarks/ship.py results/protocol/light results/protocol/more_agents/light results/validation/protocol --name light
 
-The runs below the folder differ in their seed alone. The objective that did best on its own training environments is taken. So nothing is
-chosen by the scores on other environments.
+The runs in and below the folders meta-trained objectives that differ in their seed alone, or tested them. The objective that did best on
+the validation environments is taken, so nothing is chosen by the scores on unseen ones. One that fails in an environment that it was
+meta-trained on is not taken.
 """
 
 import argparse
@@ -20,36 +21,64 @@ from metagenrl_pl.results.variants import variants_of
 PRETRAINED = Path(__file__).parents[1] / "src" / "metagenrl_pl" / "pretrained"
 
 
-def best_on_training_environments(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[Run, list[Score]]:
-    """The run with the highest interquartile mean of final scores there, and all scores of its objective.
+VALIDATION = ("InvertedDoublePendulum-v5", "Walker2d-v5")
+"""The protocol's validation environments (docs/protocol.md)."""
+
+FAILED_BELOW = 0.5
+"""The normalised score (random actions 0, DDPG/TD3 1) below which an agent in a training environment counts as failed."""
+
+
+def best_on_validation(
+    runs: Sequence[Run], others: Sequence[Run] = (), validation: Sequence[str] = VALIDATION
+) -> tuple[Run, list[Score]]:
+    """The run whose objective has the highest interquartile mean of final scores there, and all scores of that objective.
 
     Args:
-        runs: to choose from.
+        runs: meta-trained objectives of several seeds, or tested them.
         others: have what these lack to be normalised by.
+        validation: environments.
 
     Raises:
-        ValueError: if the runs are of several kinds of meta-training, or lack what scores are normalised by.
+        ValueError: if the runs are of several kinds of meta-training, lack what scores are normalised by, or no objective was tested
+            both in a validation environment and in all of its training environments without a failure.
     """
     variants = variants_of(runs)
     if len(variants) != 1:
         titles = "; ".join(variant.title for variant in variants) or "no learned objective"
         raise ValueError(f"valid are runs that differ in their seed alone, these are: {titles}")
     best: tuple[float, Run, list[Score]] | None = None
+    reasons: list[str] = []
+    of_seeds: dict[int, list[Run]] = {}
     for run in variants[0].runs:
         assert run.origin is not None  # or it were in no variant
-        curves, _ = learning_curves([run], [*runs, *others])
-        every, notes = scores_of(curves)
+        of_seeds.setdefault(run.origin.seed, []).append(run)
+    for seed, tests in of_seeds.items():
+        every, notes = scores_of(learning_curves(tests, [*runs, *others])[0])
         scores = [score for score in every if score.method == "learned"]
-        trained_on = [score for score in select_normalised(scores) if score.environment in run.origin.training_environments]
-        value = aggregate(trained_on, "learned", lambda score: score.normalised_final)
-        if value is not None and math.isfinite(value.mean) and (best is None or value.mean > best[0]):  # NaN: an agent diverged
-            best = value.mean, run, scores
+        reasons += notes
+        if problem := _problem_in_training(scores, variants[0].training_environments):
+            reasons.append(f"seed {seed}: {problem}")
+            continue
+        there = [score for score in select_normalised(scores) if score.environment in validation]
+        value = aggregate(there, "learned", lambda score: score.normalised_final)
+        if value is None or not math.isfinite(value.mean):  # not tested, or an agent diverged
+            reasons.append(f"seed {seed}: no result in {', '.join(validation)}")
+        elif best is None or value.mean > best[0]:
+            best = value.mean, next((run for run in tests if run.meta_trains), tests[0]), scores
     if best is None:
-        reasons = "".join(f"; {note}" for note in notes)
-        raise ValueError(
-            f"no run was tested on an environment that it was meta-trained on, without an agent that diverged{reasons}"
-        )
+        raise ValueError("; ".join(dict.fromkeys(["no objective can be taken", *reasons])))
     return best[1:]
+
+
+def _problem_in_training(scores: Sequence[Score], environments: Sequence[str]) -> str | None:
+    """Why an objective is not taken for its scores in its training environments; None if there is no reason."""
+    for environment in environments:
+        finals = [score.normalised_final for score in scores if score.environment == environment]
+        if not finals:
+            return f"not tested in {environment}"
+        if not min(finals) >= FAILED_BELOW:  # NaN as well
+            return f"an agent in {environment}, where it was meta-trained, scored {min(finals):.2f}"
+    return None
 
 
 def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
@@ -71,16 +100,17 @@ def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Choose an objective, copy it and print its scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of the runs")
     parser.add_argument(
         "--baselines", nargs="+", type=Path, default=[], metavar="DIR", help="folders of runs that have the baselines"
     )
+    parser.add_argument("--validation", nargs="+", default=VALIDATION, metavar="ENVIRONMENT", help="those that choose")
     parser.add_argument("--name", required=True, help="what it is called in the package")
     parser.add_argument("--made-by", default="python benchmarks/protocol.py", help="the command that made the runs")
     parser.add_argument("--to", type=Path, default=PRETRAINED, help="folder of the package's objectives")
     options = parser.parse_args()
     try:
-        run, scores = best_on_training_environments(find_runs([options.runs])[0], find_runs(options.baselines)[0])
+        run, scores = best_on_validation(find_runs(options.runs)[0], find_runs(options.baselines)[0], options.validation)
         objective = LearnedObjective.load(run.folder / "objective.safetensors")
     except ValueError as error:
         parser.error(str(error))

@@ -11,7 +11,8 @@ from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.results.origin import Origin
 from metagenrl_pl.results.rows import MetaTestRow, append_rows
 from metagenrl_pl.results.run_folders import Run
-from ship import best_on_training_environments, scores_by_environment
+from metagenrl_pl.results.scores import Score
+from ship import best_on_validation, scores_by_environment
 
 
 def run_of(seed: int, learned: dict[str, list[float]], settings: dict[str, object] | None = None) -> Run:
@@ -26,40 +27,74 @@ def run_of(seed: int, learned: dict[str, list[float]], settings: dict[str, objec
     return Run(Path(f"seed_{seed}"), f"seed_{seed}", rows, Origin(seed, ("A",), settings or {}), True, 10)
 
 
-def test_training_environments_choose() -> None:
-    runs = [run_of(0, {"A": [5.0, 7.0], "B": [30.0]}), run_of(1, {"A": [8.0, 8.0], "B": [1.0]})]
-    best, scores = best_on_training_environments(runs)
-    assert best is runs[1]
+def best(runs: list[Run], others: list[Run] | None = None) -> tuple[Run, list[Score]]:
+    return best_on_validation(runs, others or [], ["B"])
+
+
+def test_validation_environments_choose() -> None:
+    runs = [run_of(0, {"A": [9.0, 9.0], "B": [5.0], "C": [90.0]}), run_of(1, {"A": [8.0, 8.0], "B": [6.0], "C": [1.0]})]
+    chosen, scores = best(runs)
+    assert chosen is runs[1]
     assert scores_by_environment(scores) == {
         "A": {"env_steps": 100, "agents": 2, "return": 8.0, "normalised": 0.8},
-        "B": {"env_steps": 100, "agents": 1, "return": 1.0, "normalised": 0.1},
+        "B": {"env_steps": 100, "agents": 1, "return": 6.0, "normalised": 0.6},
+        "C": {"env_steps": 100, "agents": 1, "return": 1.0, "normalised": 0.1},
     }
+
+
+def test_tests_of_an_objective_count_with_the_run_that_made_it() -> None:
+    made = [run_of(0, {"A": [9.0]}), run_of(1, {"A": [9.0]})]
+    tested = [
+        run_of(seed, {"B": [value]})._replace(folder=Path(f"test_{seed}"), meta_trains=False)
+        for seed, value in ((0, 7.0), (1, 3.0))
+    ]
+    chosen, scores = best([*made, *tested])
+    assert chosen is made[0] and {score.environment for score in scores} == {"A", "B"}
+
+
+def test_what_fails_in_training_is_not_taken() -> None:
+    runs = [run_of(0, {"A": [9.0, 4.0], "B": [20.0]}), run_of(1, {"A": [8.0, 8.0], "B": [1.0]})]
+    assert best(runs)[0] is runs[1]
+    with pytest.raises(
+        ValueError, match=r"no objective can be taken; seed 0: an agent in A, where it was meta-trained, scored 0\.40"
+    ):
+        best(runs[:1])
 
 
 def test_refuses_runs_that_differ_in_more_than_their_seed() -> None:
     runs = [run_of(0, {"A": [5.0]}, {"meta.gradient": "clip"}), run_of(1, {"A": [5.0]}, {"meta.gradient": "normalize"})]
     with pytest.raises(ValueError, match="valid are runs that differ in their seed alone, these are: .*clip.*normalize"):
-        best_on_training_environments(runs)
+        best(runs)
 
 
 def test_baselines_may_lie_elsewhere() -> None:
-    whole = run_of(0, {"A": [5.0]})
+    whole = run_of(0, {"A": [5.0], "B": [5.0]})
     alone = whole._replace(folder=Path("alone"), rows=[row for row in whole.rows if row.method == "learned"])
     with pytest.raises(ValueError, match="no run has random or critic there"):
-        best_on_training_environments([alone])
-    assert best_on_training_environments([alone], [whole])[1][0].normalised_final == 0.5
+        best([alone])
+    assert best([alone], [whole])[1][0].normalised_final == 0.5
 
 
 def test_a_run_that_diverged_is_not_taken() -> None:
-    runs = [run_of(0, {"A": [float("nan"), 9.0]}), run_of(1, {"A": [8.0, 8.0]})]
-    assert best_on_training_environments(runs)[0] is runs[1]
+    runs = [run_of(0, {"A": [9.0], "B": [float("nan"), 9.0]}), run_of(1, {"A": [8.0], "B": [7.0, 8.0]})]
+    assert best(runs)[0] is runs[1]
 
 
 def test_the_card_tells_where_it_comes_from(tmp_path: Path) -> None:
     LearnedObjective(hidden_units=8).save(tmp_path / "objective.safetensors", {"seed": 3, "training_environments": ["A"]})
     append_rows(tmp_path / "meta_test.csv", run_of(3, {"A": [8.0], "B": [2.0]}).rows)
     script = Path(__file__).parents[2] / "benchmarks" / "ship.py"
-    command = [sys.executable, str(script), str(tmp_path), "--name", "mine", "--to", str(tmp_path / "package")]
+    command = [
+        sys.executable,
+        str(script),
+        str(tmp_path),
+        "--name",
+        "mine",
+        "--validation",
+        "B",
+        "--to",
+        str(tmp_path / "package"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1] / "src")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
@@ -68,6 +103,8 @@ def test_the_card_tells_where_it_comes_from(tmp_path: Path) -> None:
     assert card["scores"]["B"] == {"env_steps": 100, "agents": 1, "return": 2.0, "normalised": 0.2}
 
 
-def test_refuses_runs_that_were_not_tested_on_a_training_environment() -> None:
-    with pytest.raises(ValueError, match="no run was tested on an environment that it was meta-trained on, "):
-        best_on_training_environments([run_of(0, {"B": [5.0]})])
+def test_refuses_runs_that_were_not_tested_where_it_counts() -> None:
+    with pytest.raises(ValueError, match="seed 0: not tested in A"):
+        best([run_of(0, {"B": [5.0]})])
+    with pytest.raises(ValueError, match="seed 0: no result in B"):
+        best([run_of(0, {"A": [9.0]})])
