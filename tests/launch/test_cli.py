@@ -1,11 +1,13 @@
 """The command `metagenrl`."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import toy_environments  # noqa: F401  (registers them)
 
-from metagenrl_pl.launch import cli
+from metagenrl_pl.launch import check, cli
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -24,7 +26,22 @@ def test_it_lists_its_commands_and_the_objectives(monkeypatch: pytest.MonkeyPatc
     assert call(monkeypatch, "list") == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["falling", "light", "mixture"]
     assert call(monkeypatch, "tain") == 2
-    assert capsys.readouterr().err.startswith("error: there is no command 'tain'; valid: train, test, report, film, list")
+    assert capsys.readouterr().err.startswith("error: there is no command 'tain'; valid: train, test, report, film, check, list")
+
+
+def test_check_tries_environments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "_SECONDS", 0.02)
+    sets = "env.test=[]", "env.train=[Pendulum-v1,{id: Counting-v0, kwargs: {ends_after: 7}}]"
+    assert call(monkeypatch, "check", *sets) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"Pendulum-v1 +│ 3 +│ 1 +│ 200 +│ [\d,]+ ", printed)
+    assert "warning: environment Counting-v0[ends_after=7]: has no time limit" in printed
+    assert call(monkeypatch, "check", "env.test=[]", "env.train=[CartPole-v1,Pendulum-v1]") == 2
+    printed = capsys.readouterr().out
+    assert "error: environment CartPole-v1: its actions are Discrete(2)" in printed and "│ 200 " in printed
+    assert call(monkeypatch, "check", "env.tain=[x]") == 2
+    assert capsys.readouterr().err.startswith("error: unknown key 'env.tain'; did you mean 'env.train'?")
 
 
 @pytest.mark.parametrize(

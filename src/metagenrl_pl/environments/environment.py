@@ -2,9 +2,9 @@
 
 import contextlib
 import difflib
+import pydoc
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -14,91 +14,9 @@ from gymnasium import spaces
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.environments.failures import EnvironmentFailure, Unusable, describe_error, describe_unpacking
 from metagenrl_pl.environments.observations import LARGEST, flatten, is_flattenable, outside
+from metagenrl_pl.environments.spec import EnvironmentSets, EnvironmentSpec, split_wrapper
 
-
-@dataclass(frozen=True)
-class EnvironmentSpec:
-    """Which environment to make.
-
-    Args:
-        id: a Gymnasium id, or `module:Id`.
-        kwargs: for `gymnasium.make`.
-        max_episode_steps: time limit in env steps; null keeps the environment's own limit.
-
-    Raises:
-        ValueError: if a value has the wrong type, or the time limit is below 1.
-    """
-
-    id: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    max_episode_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.id, str):
-            raise ValueError(f"environment {self.id}: id must be text")
-        if not isinstance(self.kwargs, Mapping):
-            raise ValueError(f"environment {self.id}: kwargs must be a mapping of names to values, got {self.kwargs!r}")
-        limit = self.max_episode_steps
-        if limit is not None and (type(limit) is not int or limit < 1):
-            raise ValueError(f"environment {self.id}: max_episode_steps must be null or a whole number from 1, got {limit!r}")
-
-    @classmethod
-    def parse(cls, entry: "str | Mapping[str, Any] | EnvironmentSpec") -> "EnvironmentSpec":
-        """Make a spec from an id, or from a mapping with `id` and optional `kwargs` and `max_episode_steps`.
-
-        Raises:
-            ValueError: if the mapping has no id, an unknown key or an invalid value.
-        """
-        if isinstance(entry, EnvironmentSpec):
-            return entry
-        if isinstance(entry, str):
-            return cls(entry)
-        valid = ", ".join(cls.__dataclass_fields__)
-        if not isinstance(entry, Mapping) or "id" not in entry:
-            raise ValueError(f"environment {entry}: needs an id; valid is an id or a mapping with the keys {valid}")
-        for key in entry:
-            if key not in cls.__dataclass_fields__:
-                raise ValueError(f"environment {entry['id']}: unknown key {key!r}; valid: {valid}")
-        return cls(**{key: value for key, value in entry.items() if value is not None})
-
-    @property
-    def name(self) -> str:
-        """The name in tables and files: the id and the settings in brackets, such as `Hopper-v5[max_episode_steps=100]`."""
-        changes = [f"{key}={value}" for key, value in self.kwargs.items()]
-        changes += [] if self.max_episode_steps is None else [f"max_episode_steps={self.max_episode_steps}"]
-        return self.id + (f"[{','.join(changes)}]" if changes else "")
-
-
-@dataclass(frozen=True)
-class EnvironmentSets:
-    """Environments for meta-training and for meta-testing.
-
-    Args:
-        train: assigned to the agents round robin.
-        test: environments in which the frozen objective trains fresh agents.
-
-    Raises:
-        ValueError: if `train` is empty, or an entry does not describe an environment.
-    """
-
-    train: Sequence[str | Mapping[str, Any]]
-    test: Sequence[str | Mapping[str, Any]] = ()
-
-    def __post_init__(self) -> None:
-        if not self.train:
-            raise ValueError("train must name at least one environment, got []")
-        for entry in (*self.train, *self.test):
-            EnvironmentSpec.parse(entry)
-
-    @property
-    def train_specs(self) -> list[EnvironmentSpec]:
-        """One spec for each entry of `train`."""
-        return [EnvironmentSpec.parse(entry) for entry in self.train]
-
-    def assign_round_robin(self, num_agents: int) -> list[EnvironmentSpec]:
-        """The training environment of each agent. Agent i gets entry i modulo the number of entries."""
-        specs = self.train_specs
-        return [specs[i % len(specs)] for i in range(num_agents)]
+__all__ = ["Environment", "EnvironmentSets", "EnvironmentSpec"]
 
 
 class Environment:
@@ -121,13 +39,12 @@ class Environment:
         action_space, observation_space = self._env.action_space, self._env.observation_space
         if not isinstance(action_space, spaces.Box) or not np.issubdtype(action_space.dtype, np.floating):
             raise ValueError(f"environment {spec.name}: its actions are {action_space}; valid is a continuous Box")
-        if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-            raise ValueError(f"environment {spec.name}: its actions are unbounded, {action_space}; valid is a bounded Box")
+        action_space = _bounded(action_space, spec)
         if not (action_space.low < action_space.high).all():
             raise ValueError(f"environment {spec.name}: low is not below high in its actions, {action_space}")
         if not is_flattenable(observation_space):
             raise ValueError(
-                f"environment {spec.name}: its observations are {observation_space}; valid is a Box or boxes in a Dict or Tuple"
+                f"environment {spec.name}: its observations are {observation_space}; valid is a Box or Discrete, also in a Dict or Tuple"
             )
         self._action_space, self._observation_space = action_space, observation_space
         low, high = action_space.low.astype(np.float64).ravel(), action_space.high.astype(np.float64).ravel()
@@ -244,12 +161,49 @@ def _in_brief(value: Any) -> str:
 def _make(spec: EnvironmentSpec) -> gym.Env:
     try:
         with _without_mujoco_deprecation():
-            return gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **spec.kwargs)
+            environment = gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **spec.kwargs)
+            for wrapper in spec.wrappers:
+                environment = _wrap(environment, wrapper)
+            return environment
     except (Exception, SystemExit) as error:  # a constructor may raise anything
         name = spec.id.rpartition(":")[2]
         near = [] if name in gym.registry else difflib.get_close_matches(name, list(gym.registry), n=1)
         hint = f"; did you mean '{spec.id.removesuffix(name)}{near[0]}'?" if near else ""
         raise ValueError(f"environment {spec.name}: {_explain(error)}{hint}") from error
+
+
+def _wrap(environment: gym.Env, wrapper: str | Mapping[str, Any]) -> gym.Env:
+    path, kwargs = split_wrapper(wrapper)
+    kind = pydoc.locate(path)
+    if not callable(kind):
+        raise gym.error.Error(f"there is no wrapper {path}; valid is module.Class, such as gymnasium.wrappers.NormalizeReward")
+    wrapped = kind(environment, **kwargs)
+    if not isinstance(wrapped, gym.Env):
+        raise gym.error.Error(f"the wrapper {path} gives no environment, but {type(wrapped).__name__}")
+    return wrapped
+
+
+def _bounded(space: spaces.Box, spec: EnvironmentSpec) -> spaces.Box:
+    """The space of actions with the bounds of the spec, which must lie in those of the environment."""
+    is_finite = np.isfinite(space.low).all() and np.isfinite(space.high).all()
+    if is_finite and spec.action_low is None and spec.action_high is None:
+        return space
+    try:
+        low, high = (
+            np.broadcast_to(own if given is None else np.asarray(given, np.float64), space.shape)
+            for own, given in ((space.low, spec.action_low), (space.high, spec.action_high))
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"environment {spec.name}: action_low and action_high must be numbers, or lists of the shape {space.shape}"
+        ) from error
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(
+            f"environment {spec.name}: its actions are unbounded, {space}; valid is a bounded Box, or action_low, action_high"
+        )
+    if (low < space.low).any() or (high > space.high).any():
+        raise ValueError(f"environment {spec.name}: action_low and action_high must lie in its actions, {space}")
+    return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), space.shape, space.dtype.type)
 
 
 def _explain(error: BaseException) -> str:

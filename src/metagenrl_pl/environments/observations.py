@@ -5,6 +5,7 @@ pictures scaled to [0, 1] in a space of bytes. So observations are not cast to i
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -20,16 +21,18 @@ _NUMBERS = "biuf"  # kinds of dtypes
 
 
 def is_flattenable(space: gym.Space) -> bool:
-    """Whether a space is a Box, or boxes in a Dict or Tuple."""
+    """Whether a space is a Box or Discrete, also in a Dict or Tuple."""
     if isinstance(space, spaces.Dict):
         return all(is_flattenable(part) for part in space.spaces.values())
     if isinstance(space, spaces.Tuple):
         return all(is_flattenable(part) for part in space.spaces)
-    return isinstance(space, spaces.Box)
+    return isinstance(space, spaces.Box | spaces.Discrete)
 
 
 def flatten(space: gym.Space, observation: Any, must_be_finite: bool = True) -> np.ndarray:
     """A copy of the observation as a flat array, [O], float32. A Dict's keys are in the order of its space.
+
+    A Discrete value of n becomes n numbers, all 0 but for one 1.
 
     Raises:
         Unusable: if the observation has another size than its space or is not numeric, or a number in it is not finite or too
@@ -72,9 +75,25 @@ def _boxes(space: gym.Space, value: Any, place: str) -> Iterator[tuple[spaces.Bo
             raise Unusable(f"the observation{place} has other parts than its space, a Tuple of {len(space.spaces)}")
         for index, part in enumerate(space.spaces):
             yield from _boxes(part, value[index], f"{place}[{index}]")
+    elif isinstance(space, spaces.Discrete):
+        yield _one_hot_box(int(space.n)), _one_hot(space, value, place), place
     else:
         assert isinstance(space, spaces.Box)
         yield space, value, place
+
+
+@cache
+def _one_hot_box(num_values: int) -> spaces.Box:
+    return spaces.Box(0, 1, (num_values,), np.float32)
+
+
+def _one_hot(space: spaces.Discrete, value: Any, place: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biu" or not 0 <= int(array.item()) - int(space.start) < space.n:
+        raise Unusable(f"the observation{place} is {value!r}, its space {space}")
+    numbers = np.zeros(int(space.n), np.float32)
+    numbers[int(array.item()) - int(space.start)] = 1
+    return numbers
 
 
 def _to_numbers(box: spaces.Box, value: Any, place: str) -> np.ndarray:

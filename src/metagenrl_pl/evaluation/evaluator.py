@@ -41,6 +41,7 @@ class Evaluator:
     ) -> None:
         if num_episodes < 1:
             raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
+        specs = [spec.for_evaluation for spec in specs]
         self._shape = len(specs), num_episodes
         self._seeds = [derive_seed(seed, "evaluation", episode) % 2**31 for seed in seeds for episode in range(num_episodes)]
         self.environments = make_group([spec for spec in specs for _ in range(num_episodes)])

@@ -12,6 +12,7 @@ COMMANDS = {
     "test": "train fresh agents with a finished objective; metagenrl test light env.train=[Hopper-v5]",
     "report": "write one HTML page about runs; metagenrl report runs/... --out report.html",
     "film": "film the agents of a run; metagenrl film runs/...",
+    "check": "try environments: ends, seeds, numbers, speed; metagenrl check env.train=[Hopper-v5]",
     "list": "list the pretrained objectives with their scores",
 }
 
@@ -79,6 +80,12 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
         from metagenrl_pl.reporting import film
 
         film.main(arguments)
+    elif command == "check":
+        from metagenrl_pl.launch import check, entry
+
+        entry.make_importable(default_folder())
+        sys.argv[1:] = arguments
+        check.run_command_line(default_folder() / "conf")
     else:
         from metagenrl_pl.objectives import list_pretrained
 

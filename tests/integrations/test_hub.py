@@ -1,0 +1,87 @@
+"""Objectives on the Hub, whose API is replaced by a local folder."""
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from metagenrl_pl.objectives import LearnedMixture, ParametricObjective
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`metagenrl_pl.integrations.hub` over an API that keeps repositories in a folder, `hub.folder`."""
+
+    class Api:
+        def __init__(self, token: str | None = None) -> None: ...
+
+        def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+            (tmp_path / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> Any:
+            shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
+            return SimpleNamespace(commit_url=f"hub/{repo_id}/commit/1")
+
+    def download(repo_id: str, filename: str, *, revision: str | None, token: str | None) -> str:
+        if not (tmp_path / repo_id).is_dir():
+            raise FileNotFoundError(f"404:\n{repo_id}")
+        return str(tmp_path / repo_id / filename)
+
+    library: Any = ModuleType("huggingface_hub")
+    library.HfApi, library.hf_hub_download = Api, download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", library)
+    monkeypatch.delitem(sys.modules, "metagenrl_pl.integrations.hub", raising=False)
+    module: Any = importlib.import_module("metagenrl_pl.integrations.hub")
+    module.folder = tmp_path
+    yield module
+    sys.modules.pop("metagenrl_pl.integrations.hub")
+
+
+def test_an_objective_comes_back_as_it_was_pushed(hub: Any) -> None:
+    mixture = ParametricObjective.pretrained("mixture")
+    assert hub.push_to_hub(mixture, "me/mixture", private=True) == "hub/me/mixture/commit/1"
+    back = hub.from_hub("me/mixture")
+    assert isinstance(back, LearnedMixture) and back.card == mixture.card and repr(back) == repr(mixture)
+    torch.testing.assert_close(back.state_dict(), mixture.state_dict(), rtol=0, atol=0)
+    assert not any(p.requires_grad for p in back.parameters())
+
+
+def test_its_page_has_metadata_use_and_scores(hub: Any) -> None:
+    hub.push_to_hub(ParametricObjective.pretrained("light"), "me/light")
+    _, front, page = (hub.folder / "me/light/README.md").read_text().split("---\n", 2)
+    metadata = yaml.safe_load(front)
+    assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "metagenrl-pl"
+    results = {result["dataset"]["name"]: result["metrics"][0]["value"] for result in metadata["model-index"][0]["results"]}
+    assert results["Hopper-v5"] == 244.3
+    assert page.startswith("# light\n") and 'from_hub("me/light")' in page
+    assert "| Hopper-v5 | unseen | 244.3 | 1.01 |" in page and "| Pendulum-v1 | training | -143.1 | 1.01 |" in page
+
+
+def test_an_objective_without_scores_has_a_page(hub: Any) -> None:
+    page = hub.model_card(LearnedMixture(hidden_units=2), "me/new")
+    assert "It has not been scored." in page and "model-index" not in page
+
+
+def test_failures_are_one_line(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^me/none: no objective.safetensors could be downloaded \(404: me/none\)$"):
+        hub.from_hub("me/none")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("401\nUnauthorized")
+
+    monkeypatch.setattr(sys.modules["huggingface_hub"].HfApi, "create_repo", refuse)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"^me/light: cannot be uploaded \(401 Unauthorized\)$"):
+        hub.push_to_hub(ParametricObjective.pretrained("light"), "me/light")
+
+
+def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(sys.modules, "metagenrl_pl.integrations.hub", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'metagenrl-pl\[hub\]'"):
+        importlib.import_module("metagenrl_pl.integrations.hub")
