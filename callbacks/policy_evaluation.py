@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from callbacks.display import progress_of
 from callbacks.schedule import (
     agent_names,
     agents_of,
@@ -17,7 +18,7 @@ from callbacks.schedule import (
     module_of,
 )
 from metagenrl_pl.evaluation.evaluator import Evaluator
-from metagenrl_pl.evaluation.fresh_agents import agent_numbers
+from metagenrl_pl.evaluation.fresh_agents import agent_numbers, mean_returns
 from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows_after
 from metagenrl_pl.training.datamodule import MacroBatch
@@ -74,6 +75,7 @@ class PolicyEvaluation(pl.Callback):
                 for spec, number, value in zip(agents.specs, numbers, returns, strict=True)
             ]
             append_rows(self._path, rows)
+            progress_of(trainer).show_returns(self._method, env_steps_of(trainer), mean_returns(rows))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._evaluator is not None:
