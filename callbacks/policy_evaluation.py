@@ -19,6 +19,7 @@ from callbacks.schedule import (
 )
 from metagenrl_pl.evaluation.evaluator import Evaluator
 from metagenrl_pl.evaluation.fresh_agents import agent_numbers, mean_returns
+from metagenrl_pl.evaluation.policies import save_policies
 from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows_after
 from metagenrl_pl.training.datamodule import MacroBatch
@@ -66,10 +67,12 @@ class PolicyEvaluation(pl.Callback):
         log_metrics(
             trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
         )
+        numbers = agent_numbers(agents.specs, module_of(trainer).run_config.get("seed", 0))
+        if self._method is not None and is_last(trainer):
+            save_policies(self._path.parent / "fresh_agents", self._method, population, agents.specs, numbers, placement)
         if trainer.is_global_zero and self._method is not None:
             objective = agents.objective
             stage = int(objective.card.get("env_steps", 0)) if isinstance(objective, ParametricObjective) else None
-            numbers = agent_numbers(agents.specs, module_of(trainer).run_config.get("seed", 0))
             rows = [
                 MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), stage)
                 for spec, number, value in zip(agents.specs, numbers, returns, strict=True)
