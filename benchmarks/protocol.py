@@ -182,7 +182,7 @@ def _run_of_fresh_agents(folder: Path, objective: Sequence[str], seed: int, extr
     if not any(override.startswith("env=") for override in own):
         own.insert(0, "env=protocol")
     overrides = [
-        *(*objective, "compile=true", *own, "env.train=${env.test}", f"seed={seed}"),
+        *(*objective, "callbacks.meta_test=null", "compile=true", *own, "env.train=${env.test}", f"seed={seed}"),
         *(f"population.size={len(test['environments']) * len(test['seeds'])}", f"env_steps={test['env_steps']}"),
         f"callbacks.evaluation.every_env_steps={test['evaluate_every_env_steps']}",
         f"callbacks.evaluation.num_episodes={test['num_episodes']}",

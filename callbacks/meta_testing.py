@@ -240,7 +240,8 @@ class MetaTest(pl.Callback):
 
     def _plan(self, trainer: pl.Trainer) -> MetaTestPlan:
         agent = agents_of(trainer).settings
-        return MetaTestPlan(self._specs, self._seeds, agent, self._env_steps, self._evaluate_every, self._num_episodes)
+        lengths = (self._env_steps, self._evaluate_every, self._num_episodes)
+        return MetaTestPlan(self._specs, self._seeds, agent, *lengths, policies=self._path.parent / "fresh_agents")
 
     def _is_done(self, method: str, env_steps: int, stage: int | None) -> bool:
         """Whether all results of a method are in the file. A run that was stopped between two tests continues with the others."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from callbacks.display import progress_of
 from callbacks.schedule import (
     agent_names,
     agents_of,
@@ -18,7 +19,8 @@ from callbacks.schedule import (
 )
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.evaluator import Evaluator
-from metagenrl_pl.evaluation.fresh_agents import agent_numbers
+from metagenrl_pl.evaluation.fresh_agents import agent_numbers, mean_returns
+from metagenrl_pl.evaluation.policies import save_policies
 from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows
 from metagenrl_pl.training.datamodule import MacroBatch
@@ -75,12 +77,16 @@ class PolicyEvaluation(pl.Callback):
         log_metrics(
             trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
         )
+        if self._method is not None and is_last(trainer):
+            numbers = [number for _, number in self._agents(trainer)]
+            save_policies(self._path.parent / "fresh_agents", self._method, population, agents.specs, numbers, placement)
         if trainer.is_global_zero and self._method is not None:
             rows = [
                 MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), self._stage(trainer))
                 for (spec, number), value in zip(self._agents(trainer), returns, strict=True)
             ]
             append_rows(self._path, rows)
+            progress_of(trainer).show_returns(self._method, env_steps_of(trainer), mean_returns(rows))
 
     @staticmethod
     def _agents(trainer: pl.Trainer) -> list[tuple[EnvironmentSpec, int]]:

@@ -24,6 +24,8 @@ from metagenrl_pl.training.datamodule import MacroBatch
 class EpisodeReturns(pl.Callback):
     """Logs each agent's mean return of exploration episodes since the last line, and the newest losses and gradient norms.
 
+    `mean/<environment>` is the mean of these returns over the agents of an environment.
+
     Args:
         every_env_steps: env steps between two lines.
 
@@ -41,8 +43,13 @@ class EpisodeReturns(pl.Callback):
         """Log after each interval and at the end."""
         if is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
             names = agent_names(trainer)
-            returns = zip(names, gather_from_agents(trainer, agents_of(trainer).collector.take_returns()), strict=True)
-            metrics = {f"episode_return/{name}": float(np.mean(values)) for name, values in returns if values}
+            returns = gather_from_agents(trainer, agents_of(trainer).collector.take_returns())
+            means = {index: float(np.mean(values)) for index, values in enumerate(returns) if values}
+            metrics = {f"episode_return/{names[index]}": mean for index, mean in means.items()}
+            of_environment: dict[str, list[float]] = {}
+            for index, mean in means.items():
+                of_environment.setdefault(agents_of(trainer).specs[index].name, []).append(mean)
+            metrics |= {f"mean/{environment}": float(np.mean(values)) for environment, values in of_environment.items()}
             for metric, values in module_of(trainer).metrics.items():
                 metrics |= {f"{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
             log_metrics(trainer, metrics)

@@ -164,7 +164,10 @@ def test_multirun_runs_the_other_jobs_after_a_mistake(run: Callable[..., Any], c
     assert caught.value.code == 2 and seeds == [1, 2, 3, 4, 5]
     printed, errors = capsys.readouterr()
     assert errors == "error: seed: expected int, got 'x' (job 1: seed=x)\n"
-    assert printed.splitlines()[-3:] == ["job 0: seed=4", "job 1: seed=x", "job 2: seed=5"]
+    lines = printed[printed.rindex("job 0: seed=4\n") :].splitlines()
+    assert lines[:3] == ["job 0: seed=4", "job 1: seed=x", "job 2: seed=5"]
+    table = [[cell.strip() for cell in line.split("│")[1:3]] for line in lines if line.startswith("│")]  # what became of each
+    assert table == [["job 0: seed=4", "finished"], ["job 1: seed=x", "ended early (code 2)"], ["job 2: seed=5", "finished"]]
 
 
 def test_the_name_of_a_job_has_what_differs_from_that_of_others(
@@ -174,7 +177,7 @@ def test_the_name_of_a_job_has_what_differs_from_that_of_others(
     (conf / "experiment" / "wide.yaml").write_text("# @package _global_\nhydra: {sweeper: {params: {seed: '1,2'}}}")
     run("-m", "experiment=wide")
     run("-m", "experiment=large")
-    assert capsys.readouterr().out.splitlines() == [
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("job ")] == [
         *("job 0: objective.size=1,+run_dir=a", "job 1: objective.size=1,+run_dir=b"),
         *("job 2: objective.size=2,+run_dir=a", "job 3: objective.size=2,+run_dir=b"),
         *("job 0: seed=1", "job 1: seed=2", "job 0"),

@@ -216,12 +216,14 @@ def test_a_learned_objective_trains_fresh_agents(debug: tuple[Path, str], in_pro
     code, printed, errors = in_process("experiment=meta_test", f"objective.path={path}", *where, *SHORT)
     assert code == 0, errors
     rows = read_rows(Path("here/meta_test.csv"))
+    agents = [(environment, seed) for environment in ("InvertedPendulum-v5", "Reacher-v5") for seed in (0, 1)]
     assert {(*row[:4], row.meta_training_env_steps) for row in rows} == {
-        (environment, "learned", seed, n, 400)
-        for environment in ("InvertedPendulum-v5", "Reacher-v5")
-        for seed in (0, 1)
-        for n in (100, 200, 300)
+        *((environment, "learned", seed, n, 400) for environment, seed in agents for n in (100, 200, 300)),
+        *((environment, "critic", seed, n, None) for environment, seed in agents for n in (100, 200, 300)),
+        *((environment, "random", seed, 0, None) for environment, seed in agents),
     }
+    for method in ("learned objective", "DDPG/TD3", "random actions"):  # the number means something beside others
+        assert method in printed, method
     assert path.read_bytes() == before == Path("here/objective.safetensors").read_bytes()  # what was tested
     assert "learned objective" in printed and "training: 300/300" in printed and "meta-training: 300" not in printed
     assert not Path("here/tensorboard").exists()
@@ -246,7 +248,7 @@ def test_an_objective_that_returns_judge_is_meta_trained_and_tested(in_process: 
     arguments = ("experiment=meta_test", "objective.path=made/objective.safetensors", "env=inverted_pendulum", "run_dir=tested")
     code, _, errors = in_process(*arguments, *SHORT)
     assert code == 0, errors
-    assert {row.method for row in read_rows(Path("tested/meta_test.csv"))} == {"learned"}
+    assert {row.method for row in read_rows(Path("tested/meta_test.csv"))} == {"learned", "critic", "random"}
 
 
 def test_a_pretrained_objective_trains_fresh_agents_and_can_be_reported(in_process: Train) -> None:
@@ -255,7 +257,8 @@ def test_a_pretrained_objective_trains_fresh_agents_and_can_be_reported(in_proce
     assert code == 0, errors
     card = LearnedObjective.pretrained("light").card
     assert {(*row[:2], row.meta_training_env_steps) for row in read_rows(Path("here/meta_test.csv"))} == {
-        ("InvertedPendulum-v5", "learned", card["env_steps"])
+        ("InvertedPendulum-v5", "learned", card["env_steps"]),
+        *(("InvertedPendulum-v5", method, None) for method in ("critic", "random")),
     }
     origin = read_run(Path("here")).origin
     assert origin is not None and origin.seed == card["seed"]
@@ -337,6 +340,8 @@ def test_a_sweep_gives_every_job_a_folder(in_process: Train) -> None:
         assert LearnedObjective.load(sweep / job / "objective.safetensors").card["seed"] == int(job) + 1
     assert (sweep / "0" / "objective.safetensors").read_bytes() != (sweep / "1" / "objective.safetensors").read_bytes()
     assert "120/120" not in printed
+    table = printed[printed.index("Jobs of the sweep") :]
+    assert all(f"job {job}" in table and str(sweep / job) in table for job in ("0", "1")) and table.count("finished") == 2
 
 
 # -------------------------------------------------------------------------------------------------------------------- resume

@@ -15,6 +15,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.launch.entry import run_command_line
 from metagenrl_pl.reporting import film
+from metagenrl_pl.reporting.film_frames import Episode, side_by_side
 
 PENDULUM = EnvironmentSpec("Pendulum-v1", max_episode_steps=40)
 
@@ -59,7 +60,9 @@ def test_agents_come_back_as_they_were(checkpoint: Path) -> None:
 
 def test_a_film_shows_an_episode_from_its_first_state_to_its_last() -> None:
     """40 steps at 30 a second, every second one of which fits into 25 frames: 0, 2, .., 40."""
-    frames, per_second, episode_return = film.record_episode(PENDULUM, lambda observation: np.ones(1), seed=3, height=60)
+    episode = film.record_episode(PENDULUM, lambda observation: np.ones(1), seed=3, height=60)
+    frames, per_second, episode_return = np.stack(episode.frames), episode.per_second, episode.episode_return
+    assert episode.steps == list(range(0, 41, 2)) and (episode.returns[0], episode.returns[-1]) == (0.0, episode_return)
     assert frames.shape == (21, 60, 60, 3) and frames.dtype == np.uint8 and per_second == 15
     assert len({frame.tobytes() for frame in frames}) > 10  # it moves
 
@@ -68,9 +71,24 @@ def test_a_film_shows_an_episode_from_its_first_state_to_its_last() -> None:
     rewards = [environment.step(np.ones(1))[1] for _ in range(40)]
     assert episode_return == pytest.approx(sum(rewards))
 
-    short, _, same_return = film.record_episode(PENDULUM, lambda observation: np.ones(1), seed=3, height=60, seconds=0.5)
-    assert len(short) == 8 and same_return == episode_return  # steps 0 to 15
-    np.testing.assert_array_equal(short, frames[:8])
+    short = film.record_episode(PENDULUM, lambda observation: np.ones(1), seed=3, height=60, seconds=0.5)
+    assert len(short.frames) == 8 and short.episode_return == episode_return  # steps 0 to 15
+    np.testing.assert_array_equal(short.frames, frames[:8])
+
+
+def test_episodes_stand_side_by_side_under_what_they_are() -> None:
+    """The shorter one stands still at its end. Labels, steps and returns are written above."""
+    grey = [np.full((60, 80, 3), value, np.uint8) for value in (50, 100, 150)]
+    long = Episode(grey, [0, 1, 2], [0.0, 1.0, 2.0], 10.0, 2.0)
+    short = Episode(grey[:2], [0, 1], [0.0, 5.0], 10.0, 5.0)
+    frames = side_by_side({"learned objective": long, "DDPG/TD3": short})
+    strip = frames.shape[1] - 60
+    assert frames.shape == (3, 60 + strip, 160, 3) and strip % 2 == 0
+    np.testing.assert_array_equal(frames[:, strip:, :80, 0].max((1, 2)), [50, 100, 150])
+    np.testing.assert_array_equal(frames[:, strip:, 80:, 0].max((1, 2)), [50, 100, 100])
+    written = frames[:, :strip].astype(int)
+    assert (written[1, :, :80] != written[2, :, :80]).any() and (written[1, :, 80:] == written[2, :, 80:]).all()
+    assert (written[0, :, :80] != written[0, :, 80:]).any() and written.max() > 200
 
 
 def test_the_command_films_one_agent_of_each_environment_or_those_named(
@@ -86,8 +104,7 @@ def test_the_command_films_one_agent_of_each_environment_or_those_named(
     film.main([str(checkpoint), "--agents", "2", "--out", str(tmp_path / "one")])
     (path,) = (tmp_path / "one").iterdir()
     assert path.name == f"{PENDULUM.name}_agent_2.gif"
-    # Frames that do not differ are one.
-    assert iio.imread(path).shape[-3:] == (240, 192, 3) and f"{PENDULUM.name}, agent 2" in capsys.readouterr().out
+    assert iio.imread(path).shape[-3:] == (240 + 32, 192, 3) and f"{PENDULUM.name}, agent 2" in capsys.readouterr().out
 
 
 def test_options_reach_the_film(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +114,7 @@ def test_options_reach_the_film(checkpoint: Path, tmp_path: Path, monkeypatch: p
         film.main(
             [str(checkpoint), "--agents", "0", "--out", str(tmp_path), "--height", "60", "--seconds", "0.5", "--seed", seed]
         )
-    assert shapes == [(8, 60, 60, 3)] * 2
+    assert shapes == [(8, 60 + 26, 60, 3)] * 2
 
 
 def test_a_walking_body_is_followed() -> None:
@@ -176,3 +193,32 @@ def test_environments_that_cannot_be_drawn_are_refused() -> None:
         environment = Environment(EnvironmentSpec("Pendulum-v1"))  # made without it
         environment.reset(0)
         environment.render()
+
+
+def test_fresh_agents_of_a_meta_test_are_filmed_beside_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = "{id: Pendulum-v1, max_episode_steps: 40}"
+    small = ["callbacks.meta_test.env_steps=130", "callbacks.meta_test.evaluate_every_env_steps=130"]
+    arguments = [f"env.train=[{entry}]", f"env.test=[{entry}]", "population.size=1", "env_steps=120", *small]
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=debug", *arguments, f"run_dir={tmp_path / 'run'}"])
+    train.run_command_line()
+    kept = sorted(path.stem for path in (tmp_path / "run" / "fresh_agents").iterdir())
+    assert kept == ["critic", "learned", "reinforce", "untrained"]
+    capsys.readouterr()
+
+    film.main([str(tmp_path / "run"), "--out", str(tmp_path / "films"), "--height", "60"])
+    (path,) = (tmp_path / "films").iterdir()
+    assert path.name == f"{PENDULUM.name}_meta_test.gif" and iio.imread(path).shape[-2] == 2 * 60
+    told = re.search(r"fresh agents, return learned objective (-[\d.]+), DDPG/TD3 (-[\d.]+)", capsys.readouterr().out)
+    assert told
+
+    agents = film.load_fresh_agents(tmp_path / "run")["critic"]
+    assert (agents.specs[0].name, agents.numbers[0]) == (PENDULUM.name, 0)
+    episode = film.record_episode(PENDULUM, film._policy(agents.population, 0), height=60)
+    assert f"{episode.episode_return:.1f}" == told[2]
+
+    (tmp_path / "run" / "fresh_agents" / "critic.safetensors").write_bytes(b"nothing")
+    with pytest.raises(SystemExit):
+        film.main([str(tmp_path / "run"), "--out", str(tmp_path / "films")])
+    assert re.match(r"error: .*critic.safetensors holds no policies of a meta-test\n$", capsys.readouterr().err)

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.common.streams import AgentStreams, derive_seed
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.evaluator import Evaluator
+from metagenrl_pl.evaluation.policies import save_policies
 from metagenrl_pl.learning.cycle import Agents, Resources
 from metagenrl_pl.objectives import Objective
 from metagenrl_pl.results.rows import MetaTestRow
@@ -29,6 +31,7 @@ class MetaTestPlan:
         env_steps: of each agent.
         evaluate_every_env_steps: env steps between two noise-free evaluations. The last evaluation is at the end.
         num_episodes: per evaluation.
+        policies: folder in which the trained policies are kept, as `save_policies` does; None for none.
     """
 
     specs: Sequence[EnvironmentSpec]
@@ -37,6 +40,7 @@ class MetaTestPlan:
     env_steps: int
     evaluate_every_env_steps: int
     num_episodes: int = 10
+    policies: Path | None = None
 
     def replay_capacity(self, at_most: int) -> int:
         """Replay slots of a fresh agent: enough for all of its env steps, even in episodes of one step."""
@@ -114,6 +118,8 @@ def meta_test(
             report(done)
             if done % _AGREE_EVERY == 0 and any(placement.gather_objects(stop_requested())):
                 raise MetaTestStopped(f"{method}: stopped after {done:,} of {plan.env_steps:,} env steps")
+        if plan.policies is not None:
+            save_policies(plan.policies, method, agents.population if local_specs else None, specs, numbers, placement)
     return sorted((row for part in placement.gather_objects(rows) for row in part), key=lambda row: row.env_steps)
 
 

@@ -25,7 +25,7 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
     Raises:
         ConfigError: if `resume_config` does, or `env.test` is set in a run that does not use it.
     """
-    is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test") is not None
+    is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test.seeds") is not None
     if "env.test" in overridden and "env.train" not in overridden and not is_tested:
         raise ConfigError(
             "env.test has no effect without meta-training (meta=frozen); valid is env.train=..., the environments of this run's "

@@ -60,25 +60,11 @@ def hydra_entry(
         SystemExit: With code 2 after a user's mistake, otherwise with the first job's exit code that is not 0.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them, so that we can print them
-    mistakes: list[str] = []
-    bugs: list[Exception] = []
-    codes: list[int] = []
+    jobs = _Jobs(main, schema, prepare)
 
     @functools.wraps(main)  # Hydra names the job after the file of the wrapped function
     def job(config: DictConfig) -> None:
-        name = _name_in_sweep()
-        if name:
-            print(name, flush=True)
-        try:
-            codes.append(main(validate(prepare(config, overridden_keys()), schema)) or 0)
-        except Exception as error:
-            message = explanation(error)
-            if message is None:
-                bugs.append(error)
-                raise
-            mistakes.append(message)
-            print(f"error: {message}" + (f" ({name})" if name else ""), file=sys.stderr)
-            log.debug("the mistake was found here", exc_info=True)
+        jobs.run(config)
 
     try:
         with interrupting():
@@ -87,14 +73,53 @@ def hydra_entry(
         print("Stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if error in bugs:
+        if error in jobs.bugs:
             raise
-        mistakes.append(_composition_error(error, Path(config_path), schema))  # before a job: command line or config files
-        print(f"error: {mistakes[-1]}", file=sys.stderr)
-    if mistakes:
+        jobs.mistakes.append(_composition_error(error, Path(config_path), schema))  # before a job: command line or config files
+        print(f"error: {jobs.mistakes[-1]}", file=sys.stderr)
+    if len(jobs.done) > 1:
+        _print_sweep(jobs.done)
+    if jobs.mistakes:
         sys.exit(MISTAKE)
-    if any(codes):
-        sys.exit(next(filter(None, codes)))
+    if code := next((code for *_, code in jobs.done if code), 0):
+        sys.exit(code)
+
+
+class _Jobs:
+    """Runs the jobs of a command line in this process and remembers how they ended. Arguments as of `hydra_entry`."""
+
+    def __init__(self, main: Callable[[DictConfig], int | None], schema: type, prepare: Prepare) -> None:
+        self._main, self._schema, self._prepare = main, schema, prepare
+        self.mistakes: list[str] = []
+        self.bugs: list[Exception] = []
+        self.done: list[tuple[str, Path | None, int]] = []  # as of `SweepJob`
+
+    def run(self, config: DictConfig) -> None:
+        """One job."""
+        name, run_dir = _name_in_sweep(), None
+        if name:
+            print(name, flush=True)
+        try:
+            config = validate(self._prepare(config, overridden_keys()), self._schema)
+            run_dir = Path(config.run_dir) if config.get("run_dir") else None
+            self.done.append((name, run_dir, self._main(config) or 0))
+        except Exception as error:
+            message = explanation(error)
+            if message is None:
+                self.bugs.append(error)
+                raise
+            self.mistakes.append(message)
+            self.done.append((name, run_dir, MISTAKE))
+            print(f"error: {message}" + (f" ({name})" if name else ""), file=sys.stderr)
+            log.debug("the mistake was found here", exc_info=True)
+
+
+def _print_sweep(jobs: Sequence[tuple[str, Path | None, int]]) -> None:
+    from rich.console import Console
+
+    from metagenrl_pl.reporting.sweep_table import SweepJob, sweep_table  # needs torch, which a mistake need not wait for
+
+    Console().print(sweep_table([SweepJob(*job) for job in jobs]))
 
 
 def allow_new_keys(arguments: Sequence[str]) -> list[str]:

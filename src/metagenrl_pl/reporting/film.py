@@ -1,6 +1,7 @@
-"""Films of trained agents: `python -m metagenrl_pl.reporting.film CHECKPOINT|RUN_FOLDER [--agents N ...] [--out DIR]`.
+"""Films of trained agents: `python -m metagenrl_pl.reporting.film RUN_FOLDER|CHECKPOINT [--agents N ...] [--out DIR]`.
 
-An agent of a checkpoint (the newest one of a run) plays one episode with its noise-free policy. Its environment draws the frames.
+Of a run with a meta-test: one of its fresh agents in each environment, trained by the learned objective, beside the one trained by
+DDPG/TD3. Of a checkpoint, or with `--agents`: agents of the population. An agent plays one episode with its noise-free policy.
 """
 
 import argparse
@@ -8,31 +9,32 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from ctypes.util import find_library
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
 
 from metagenrl_pl.agents.population import AgentSettings, Population, PopulationSettings
 from metagenrl_pl.common.files import atomic_write
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.former import update_config
-from metagenrl_pl.config.schema import build
+from metagenrl_pl.config.schema import build, load_config
 from metagenrl_pl.config.trust import check_foreign
 from metagenrl_pl.environments.environment import Environment, EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.group import sizes_of
-from metagenrl_pl.environments.probing import MAX_EPISODE_STEPS
+from metagenrl_pl.evaluation.policies import FreshAgents, load_policies
+from metagenrl_pl.reporting.film_frames import Episode, play, side_by_side
+from metagenrl_pl.results.methods import CRITIC, LEARNED, find_methods
 from metagenrl_pl.training.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError, newest_checkpoint
 
 FORMATS = ("gif", "mp4")
 _FOLLOWING = "track"  # the camera of MuJoCo's walking bodies
-_FRAMES_PER_SECOND = 25  # at most: what a GIF can hold and an eye needs
 
 
 def load_agents(checkpoint: Path, trusted: Collection[str] = ()) -> tuple[list[EnvironmentSpec], Population]:
@@ -59,24 +61,29 @@ def load_agents(checkpoint: Path, trusted: Collection[str] = ()) -> tuple[list[E
     return specs, population
 
 
+def load_fresh_agents(run_dir: Path, trusted: Collection[str] = ()) -> dict[str, FreshAgents]:
+    """The agents of a run's meta-test by method; none if it has kept none.
+
+    Raises:
+        ValueError: if a file of the run is damaged, or names a package that is not trusted (see `check_foreign`).
+    """
+    files = sorted((run_dir / "fresh_agents").glob("*.safetensors"))
+    if not files:
+        return {}
+    stored: Any = update_config(OmegaConf.to_container(load_config(run_dir / "config.yaml")))  # type: ignore[arg-type]
+    check_foreign(stored, {"agent": AgentSettings}, trusted)
+    settings = build(OmegaConf.create(stored).agent)
+    return dict(load_policies(file, settings, trusted) for file in files)
+
+
 def record_episode(
     spec: EnvironmentSpec,
     act: Callable[[np.ndarray], np.ndarray],
     seed: int = 0,
     height: int = 240,
     seconds: float = math.inf,
-) -> tuple[np.ndarray, float, float]:
-    """One episode, played to its end. Without a time limit it ends after `MAX_EPISODE_STEPS` env steps.
-
-    Args:
-        spec: of an environment that can be drawn.
-        act: an observation [O] -> an action in [-1, 1], [A].
-        seed: of the episode.
-        height: of the film, in pixels; the width follows.
-        seconds: after which the film ends, if the episode goes on.
-
-    Returns:
-        Frames [N, H, W, 3] (uint8), frames per second, and the episode's return.
+) -> Episode:
+    """One episode, played to its end; arguments as of `play`.
 
     Raises:
         ValueError: if the environment cannot be made or drawn.
@@ -84,18 +91,7 @@ def record_episode(
     """
     environment = _make_drawable(spec)
     try:
-        per_second = environment.frames_per_second
-        every, most = math.ceil(per_second / _FRAMES_PER_SECOND), seconds * per_second
-        limit = environment.time_limit or MAX_EPISODE_STEPS
-        observation, frames, episode_return, ended, num_steps = environment.reset(seed), [], 0.0, False, 0
-        while True:
-            if num_steps <= most and (num_steps % every == 0 or ended):
-                frames.append(_resize(environment.render(), height))
-            if ended:
-                return np.stack(frames), per_second / every, episode_return
-            observation, reward, terminated, truncated = environment.step(act(observation))
-            episode_return, num_steps = episode_return + reward, num_steps + 1
-            ended = terminated or truncated or num_steps >= limit
+        return play(environment, act, seed, height, seconds)
     finally:
         environment.close()
 
@@ -127,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m metagenrl_pl.reporting.film", description="Films of the agents of a checkpoint, an episode each."
     )
     parser.add_argument("checkpoint", type=Path, help="a .ckpt file, or the folder of a run")
-    parser.add_argument("--agents", nargs="+", type=int, metavar="N", help="by default the first one in each environment")
+    parser.add_argument("--agents", nargs="+", type=int, metavar="N", help="of the population; by default those of the meta-test")
     parser.add_argument("--out", type=Path, default=Path("films"), metavar="DIR", help="where films go (default: films)")
     parser.add_argument("--format", choices=FORMATS, default="gif", help="mp4 needs the extra 'video' (default: gif)")
     parser.add_argument("--height", type=int, default=240, metavar="PIXELS", help="of a film (default: 240)")
@@ -147,21 +143,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise ValueError(f"--{name} {value}: valid is a positive number")
         if options.seed < 0:
             raise ValueError(f"--seed {options.seed}: valid is 0 or more")
-        specs, population = load_agents(options.checkpoint, options.trust)
-        for agent in options.agents or _first_ones(specs):
-            if not 0 <= agent < len(specs):
-                raise ValueError(f"--agents {agent}: valid are 0 to {len(specs) - 1}")
-        options.out.mkdir(parents=True, exist_ok=True)
-        for agent in options.agents or _first_ones(specs):
-            spec = specs[agent]
-            policy = _policy(population, agent)
-            frames, per_second, episode_return = record_episode(spec, policy, options.seed, options.height, options.seconds)
-            path = options.out / f"{spec.name.replace('/', '_')}_agent_{agent}.{options.format}"
-            save_film(path, frames, per_second)
-            print(f"{path}: {spec.name}, agent {agent}, return {episode_return:.1f}", flush=True)
+        is_run = options.checkpoint.is_dir() and options.agents is None
+        tested = load_fresh_agents(options.checkpoint, options.trust) if is_run else {}
+        if tested:
+            _film_meta_test(tested, options)
+        else:
+            _film_checkpoint(options)
     except (ValueError, OSError, EnvironmentFailure) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _film_meta_test(tested: Mapping[str, FreshAgents], options: argparse.Namespace) -> None:
+    """A film for each environment: the same fresh agent, trained by the learned objective and by DDPG/TD3, side by side."""
+    methods = [method for method in find_methods(tested) if method in (LEARNED, CRITIC)] or find_methods(tested)[:2]
+    environments = {spec.name: spec for method in methods for spec in tested[method.name].specs}
+    for name, spec in environments.items():
+        episodes = {}
+        for method in methods:
+            agents = tested[method.name]
+            own = [index for index, other in enumerate(agents.specs) if other.name == name]
+            if own:
+                act = _policy(agents.population, min(own, key=agents.numbers.__getitem__))
+                episodes[method.label] = record_episode(spec, act, options.seed, options.height, options.seconds)
+        returns = ", ".join(f"{label} {episode.episode_return:.1f}" for label, episode in episodes.items())
+        _save(options, f"{name}_meta_test", episodes, f"{name}, fresh agents, return {returns}")
+
+
+def _film_checkpoint(options: argparse.Namespace) -> None:
+    """A film for each chosen agent of a checkpoint."""
+    specs, population = load_agents(options.checkpoint, options.trust)
+    for agent in options.agents or _first_ones(specs):
+        if not 0 <= agent < len(specs):
+            raise ValueError(f"--agents {agent}: valid are 0 to {len(specs) - 1}")
+    for agent in options.agents or _first_ones(specs):
+        name = specs[agent].name
+        episode = record_episode(specs[agent], _policy(population, agent), options.seed, options.height, options.seconds)
+        message = f"{name}, agent {agent}, return {episode.episode_return:.1f}"
+        _save(options, f"{name}_agent_{agent}", {f"agent {agent}": episode}, message)
+
+
+def _save(options: argparse.Namespace, name: str, episodes: Mapping[str, Episode], message: str) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{name.replace('/', '_')}.{options.format}"
+    per_second = next(iter(episodes.values())).per_second
+    save_film(path, side_by_side(episodes), per_second)
+    print(f"{path}: {message}", flush=True)
 
 
 def _file_of(checkpoint: Path) -> Path:
@@ -198,11 +225,6 @@ def _policy(population: Population, agent: int) -> Callable[[np.ndarray], np.nda
         return population.act(padded)[agent, : population.action_sizes[agent]].numpy()
 
     return act
-
-
-def _resize(frame: np.ndarray, height: int) -> np.ndarray:
-    width = round(frame.shape[1] * height / frame.shape[0] / 2) * 2  # even, as video codecs want it
-    return np.asarray(Image.fromarray(frame).resize((max(width, 2), height), Image.Resampling.LANCZOS))
 
 
 if __name__ == "__main__":
