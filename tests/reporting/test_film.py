@@ -15,6 +15,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.launch.entry import run_command_line
 from metagenrl_pl.reporting import film
+from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
 
 PENDULUM = EnvironmentSpec("Pendulum-v1", max_episode_steps=40)
 
@@ -39,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = run_dir / "checkpoints" / "env_steps_000000120.ckpt"
     stored = torch.load(path, weights_only=True)
     stored["metagenrl"]["learner"]["population"]["policy"]["out.bias"][2] = -100
-    torch.save(stored, path)
+    AtomicCheckpointIO().save_checkpoint(stored, path)
     return path
 
 

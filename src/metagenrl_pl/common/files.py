@@ -5,6 +5,7 @@ line, and the next append removes it.
 """
 
 import csv
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     _fsync_folder(path.parent)
+
+
+def checksum(path: Path, num_bytes: int | None = None) -> bytes:
+    """SHA-256 of a file, or of its first bytes."""
+    digest, left = hashlib.sha256(), path.stat().st_size if num_bytes is None else num_bytes
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, 2**20))):
+            digest.update(block)
+            left -= len(block)
+    return digest.digest()
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -1,6 +1,7 @@
 """Checks before a run begins: reject settings that do not fit together, with one line that names the key."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,6 +26,12 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
     Raises:
         ConfigError: if `resume_config` does, or `env.test` is set in a run that does not use it.
     """
+    for key in ("run_dir", "ckpt_path", "objective.path"):
+        value = OmegaConf.select(
+            OmegaConf.create(OmegaConf.to_container(config, resolve=False)), key, throw_on_resolution_failure=False
+        )
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(config, key, str(Path(value).expanduser()))
     is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test") is not None
     if "env.test" in overridden and "env.train" not in overridden and not is_tested:
         raise ConfigError(

@@ -126,13 +126,24 @@ def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictC
         raise ConfigError(f"{dead}{saved_before(config)}") from error
     if isinstance(error, EnvironmentFailure):
         raise ConfigError(f"{error}{saved_before(config)}") from error
-    if isinstance(error, SystemExit):  # an environment or a callback called sys.exit
+    if isinstance(error, Exception) and is_restoring(error):
+        raise ConfigError(
+            f"ckpt_path={config.ckpt_path}: what it holds does not fit this run ({type(error).__name__}: {one_line(error)}); valid is a "
+            "checkpoint that this version saved"
+        ) from error
+    if isinstance(error, SystemExit):  # a callback called sys.exit
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
         raise ConfigError(f"sys.exit({error.code!r}) was called in the run ({where}){saved_before(config)}") from error
     if is_disk_full(error):
         raise ConfigError(f"run_dir={config.run_dir} cannot be written: {one_line(error)}{saved_before(config)}") from error
     raise error
+
+
+def is_restoring(error: BaseException) -> bool:
+    """Whether an error was raised while Lightning restored a checkpoint."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).name == "checkpoint_connector.py" and "restore" in frame.name for frame in frames)
 
 
 def exit_code_after_stop(config: DictConfig) -> int:
