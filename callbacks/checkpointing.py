@@ -10,10 +10,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
 from callbacks.schedule import agents_of, check_interval, datamodule_of, env_steps_of, is_due, is_last, module_of
 from metagenrl_pl.common.commands import resume_command
+from metagenrl_pl.common.files import is_unwritable
+from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.signals import ignore_in_command, install_handler, restore_handlers
 from metagenrl_pl.config.trust import untrusted_packages
 from metagenrl_pl.objectives import ParametricObjective
@@ -80,7 +82,14 @@ class RunCheckpoint(Checkpoint):
         requests = agents_of(trainer).placement.gather_objects((self.stop_requested, trainer.should_stop))
         self._any_signal, stop = any(signal_here for signal_here, _ in requests), any(map(any, requests))
         if stop or is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
-            path = self.save(trainer)
+            is_needed = stop or is_last(trainer) or agents_of(trainer).placement.world_size > 1  # the others would wait for ever
+            try:
+                path = self.save(trainer)
+            except Exception as error:
+                if is_needed or not is_unwritable(error, self._folder):
+                    raise
+                rank_zero_warn(f"the checkpoint at {env_steps_of(trainer):,} env steps could not be written ({one_line(error)})")
+                return
             self._is_complete = is_last(trainer)
             if stop:
                 trainer.should_stop = True

@@ -491,7 +491,16 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "callbacks.checkpoint: every_env_steps must be at least 1, or null for the end only",
         ),
         ("replay.capacity=10 agent.window_length=20", "replay.capacity must be at least 22 for windows of 20 steps, got 10"),
-        ("replay.capacity=100000000000", "choose a smaller replay.capacity or population.size"),
+        ("replay.capacity=100000000000 env_steps=100000000000", "choose a smaller replay.capacity or population.size"),
+        ("agent.hidden_units=1e300", "agent.hidden_units=1e+300 is too large; valid is a whole number up to 9007199254740992"),
+        ("env_steps=99999999999999999999999", "env_steps=1e+23 is too large; valid is a whole number up to 9007199254740992"),
+        ("agent.hidden_units=100000000", "population.size=6 with agent.hidden_units=100000000 needs "),
+        ("population.size=100000000", "population.size=100000000 with agent.hidden_units=64 needs "),
+        ("trainer.devices=-5", "trainer.devices=-5: valid are auto, -1 (all), a number of devices, or a list of their indices"),
+        ("replay.device=meta", "replay: device=meta does not exist; valid is auto, cpu or a GPU (cuda)"),
+        ("env_steps=${nope}", "env_steps: Interpolation key 'nope' not found"),
+        ("num_threads=100000", "num_threads=100000 is too large; this machine has "),
+        (f"run_dir={'x' * 5000}", "cannot be written: File name too long"),
         ("replay.device=gpu", "replay: device=gpu does not exist; valid is auto, cpu or a GPU (cuda)"),
         *(
             (
@@ -837,7 +846,8 @@ def test_a_signal_in_the_final_meta_test_says_how_to_go_on(in_process: Train) ->
     code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop)
     assert code == STOPPED
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
-    assert printed.splitlines()[-1] == f"Stopped at once. To go on: python train.py ckpt_path={checkpoint}"
+    go_on = f"python train.py ckpt_path={checkpoint} 'trusted_packages=[test_train]'"
+    assert printed.splitlines()[-1] == f"Stopped at once. To go on: {go_on}"
     code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop[:2], "callbacks.checkpoint=null", "run_dir=there")
     assert code == INTERRUPTED and printed.splitlines()[-1] == "Stopped; nothing was saved yet"
 

@@ -5,6 +5,7 @@ line, and the next append removes it.
 """
 
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -33,6 +36,26 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     _fsync_folder(path.parent)
+
+
+def is_unwritable(error: Exception, folder: Path) -> bool:
+    """Whether an error says that files cannot be written, whichever library raised it: a full or read-only disk, a lost folder.
+
+    Args:
+        error: that was raised.
+        folder: in which files are written. An error that names another file is not meant.
+    """
+    if isinstance(error, OSError):
+        name = error.filename
+        return error.errno in _UNWRITABLE or (
+            isinstance(name, str | Path) and Path(name).resolve().is_relative_to(folder.resolve())
+        )
+    text = str(error)  # PyTorch's and safetensors' own errors
+    return (
+        any(os.strerror(number) in text for number in _UNWRITABLE)
+        or "inline_container.cc" in text
+        or "PytorchStreamWriter" in text
+    )
 
 
 def checksum(path: Path, num_bytes: int | None = None) -> bytes:

@@ -32,7 +32,12 @@ def choice_message(key: str, value: Any, valid: Iterable[Any]) -> str:
 def one_line(error: Exception) -> str:
     """The message of `error` in one line, without the lines that Hydra and OmegaConf append."""
     message = re.split(r"\n\s*(?:See https:|Config search path:|full_key:|object_type=)", str(error))[0]
-    return " ".join(message.split()) or type(error).__name__
+    return printable(" ".join(message.split())) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text without control characters, which could come from a file and steer the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def read_count(state: Mapping[str, Any], key: str) -> int:

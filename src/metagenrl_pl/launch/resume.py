@@ -15,6 +15,7 @@ from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.config.trust import check_foreign
 from metagenrl_pl.environments.environment import EnvironmentSets
 from metagenrl_pl.experience.replay import ReplaySettings
+from metagenrl_pl.learning.evolution import EvolutionSettings
 from metagenrl_pl.learning.inner_step import InnerStep
 from metagenrl_pl.learning.judges import Judge
 from metagenrl_pl.learning.settings import MetaSettings
@@ -38,13 +39,13 @@ OVERRIDABLE = (
 )
 """Keys that a resume may change: length, hardware, loggers and callbacks. (`compile` changes the rounding of updates.)"""
 
-KINDS = {
+KINDS: dict[str, type | tuple[type, ...]] = {
     "env": EnvironmentSets,
     "agent": AgentSettings,
     "objective": Objective,
     "inner": InnerStep,
     "judge": Judge,
-    "meta": MetaSettings,
+    "meta": (MetaSettings, EvolutionSettings),
     "population": PopulationSettings,
     "replay": ReplaySettings,
     "trainer": pl.Trainer,
