@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +50,9 @@ class Fork:
             for descriptor, path in zip((1, 2), self._files, strict=True):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
             sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "w", buffering=1) for n in (1, 2))
+            warnings.resetwarnings()
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             sys.argv[:] = ["train.py", *arguments]
             before()
             entry.run_command_line(CONF)

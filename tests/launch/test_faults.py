@@ -1,20 +1,23 @@
 """Runs that are killed, stopped and damaged in many ways, and environments that break habits. In minutes: `-m faults`."""
 
+import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import odd_environments
 import pytest
+import torch
 from forks import Ended, Fork
 from tiny_runs import tiny_objective
 
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE, STOPPED
+from metagenrl_pl.launch.run_folder import has_run
 from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.results.origin import read_card
 from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO, CheckpointError
@@ -68,7 +71,9 @@ def go_on(folder: Path, arguments: list[str]) -> Ended:
     """Resume, or begin again where nothing has been saved."""
     if list((folder / "run" / "checkpoints").glob("env_steps_*.ckpt")):
         return run(folder, "ckpt_path=run")
-    if (folder / "run" / "metrics.csv").exists():  # before the first checkpoint
+    if has_run(folder / "run"):  # something was written before the first checkpoint was whole: the refusal says to delete it
+        ended = run(folder, *arguments)
+        assert ended.code == MISTAKE and "or to delete it first, since it has saved no checkpoint" in ended.errors
         shutil.rmtree(folder / "run")
     return run(folder, *arguments)
 
@@ -228,17 +233,14 @@ def test_an_endless_environment_is_evaluated(tmp_path: Path) -> None:
         "run_dir=run",
         "logger=csv",
     ]
-    arguments += ["callbacks.evaluation.num_episodes=1", "callbacks.evaluation.every_env_steps=20", "callbacks.meta_test=null"]
+    arguments += ["callbacks.evaluation.num_episodes=1", "callbacks.evaluation.every_env_steps=40", "callbacks.meta_test=null"]
     ended = run(tmp_path, *arguments)
     assert ended.code == 0 and "Endless-v0: has no time limit" in ended.errors, ended
 
 
 def test_a_full_disk_costs_a_save_and_not_the_run(straight: Straight, tmp_path: Path) -> None:
     def fill_for_a_while() -> None:
-        save, calls = np.inf, []
-        import torch
-
-        save = torch.save
+        save, calls = torch.save, []
 
         def full(*arguments: Any) -> None:
             calls.append(1)
@@ -254,9 +256,6 @@ def test_a_full_disk_costs_a_save_and_not_the_run(straight: Straight, tmp_path: 
 
 
 def test_a_run_survives_a_closed_output(straight: Straight, tmp_path: Path) -> None:
-    import os
-    import sys
-
     def close() -> None:
         end, pipe = os.pipe()
         os.close(end)

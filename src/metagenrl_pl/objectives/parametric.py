@@ -53,10 +53,11 @@ class ParametricObjective(Objective):
         path, name = Path(path), class_name(type(self))
         own_class = {} if name == _DEFAULT_CLASS else {"class": name}
         card = {"format": _FORMAT, **own_class, "architecture": self.architecture, **{**self.card, **(card or {})}}
-        text = json.dumps(card, indent=2)
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
+        # Within the card, since safetensors writes several entries of metadata in any order, and equal objectives give equal files.
+        text = json.dumps({**card, "sha256": _checksum(card, tensors)}, indent=2)
         with atomic_write(path) as file:
-            file.write(save(tensors, metadata={"card": text, "sha256": _checksum(text, tensors)}))
+            file.write(save(tensors, metadata={"card": text}))
         with atomic_write(path.with_suffix(".json")) as file:
             file.write(f"{text}\n".encode())
 
@@ -86,13 +87,12 @@ class ParametricObjective(Objective):
             raise ValueError(f"{path}: no such file; valid is an objective.safetensors of a meta-training run")
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                card = json.loads(metadata.get("card", "{}"))
+                card = json.loads((file.metadata() or {}).get("card", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
         saved_format = card.get("format") if isinstance(card, dict) else None
-        if saved_format == _FORMAT and metadata.get("sha256") != _checksum(metadata["card"], tensors):
+        if saved_format == _FORMAT and card.pop("sha256", None) != _checksum(card, tensors):
             raise ValueError(f"{path}: is damaged, its checksum is wrong; valid is a file as it was saved")
         if saved_format not in (_FORMAT, _FORMAT_WITHOUT_CHECKSUM):
             raise ValueError(f"{path}: not an objective of this project (its card does not name the format {_FORMAT!r})")
@@ -133,9 +133,9 @@ class ParametricObjective(Objective):
         return cls.load(pretrained_path(name), frozen)
 
 
-def _checksum(card: str, tensors: Mapping[str, Tensor]) -> str:
+def _checksum(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of a file's card and of each tensor's name, type, shape and values."""
-    digest = hashlib.sha256(card.encode())
+    digest = hashlib.sha256(json.dumps(card).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
