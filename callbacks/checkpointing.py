@@ -3,22 +3,25 @@
 import shutil
 import signal
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
 from callbacks.schedule import agents_of, check_interval, datamodule_of, env_steps_of, is_due, is_last, module_of
 from metagenrl_pl.common.commands import resume_command
+from metagenrl_pl.common.files import is_unwritable
+from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.signals import ignore_in_command, install_handler, restore_handlers
 from metagenrl_pl.config.trust import untrusted_packages
 from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.origin import meta_training_settings
 from metagenrl_pl.results.provenance import commit
-from metagenrl_pl.training.checkpoint_io import replay_folder
+from metagenrl_pl.training.checkpoint_io import unused_replay_folder
 from metagenrl_pl.training.csv_logger import RunCSVLogger
 from metagenrl_pl.training.datamodule import MacroBatch
 
@@ -79,7 +82,14 @@ class RunCheckpoint(Checkpoint):
         requests = agents_of(trainer).placement.gather_objects((self.stop_requested, trainer.should_stop))
         self._any_signal, stop = any(signal_here for signal_here, _ in requests), any(map(any, requests))
         if stop or is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
-            path = self.save(trainer)
+            is_needed = stop or is_last(trainer) or agents_of(trainer).placement.world_size > 1  # the others would wait for ever
+            try:
+                path = self.save(trainer)
+            except Exception as error:
+                if is_needed or not is_unwritable(error, self._folder):
+                    raise
+                rank_zero_warn(f"the checkpoint at {env_steps_of(trainer):,} env steps could not be written ({one_line(error)})")
+                return
             self._is_complete = is_last(trainer)
             if stop:
                 trainer.should_stop = True
@@ -106,29 +116,21 @@ class RunCheckpoint(Checkpoint):
         Every process has to call it. A kill at any moment leaves the older or the newer checkpoint with its whole replay.
         """
         path = self._folder / f"env_steps_{env_steps_of(trainer):09d}.ckpt"
-        if self._with_replay:
-            # 1. Remove what an earlier, killed attempt may have left, before any process writes there.
-            temporary = replay_folder(path).with_suffix(".replay.tmp")
-            if trainer.is_global_zero:
-                for folder in (temporary, replay_folder(path)):
-                    shutil.rmtree(folder, ignore_errors=True)
+        # 1. Every process writes the replay of its agents to a new folder. An older one of the same name may belong to the file that
+        #    is there, if the run was stopped, resumed and stopped again without a step.
+        folder = trainer.strategy.broadcast(unused_replay_folder(path))
+        with datamodule_of(trainer).saving_replay(folder) if self._with_replay else nullcontext():
             trainer.strategy.barrier()
-            # 2. Every process writes the replay of its agents to a temporary folder.
-            datamodule_of(trainer).save_replay(temporary)
-            # 3. When all have finished, rename the folder. So a folder with the final name is always complete.
-            trainer.strategy.barrier()
-            if trainer.is_global_zero:
-                temporary.rename(replay_folder(path))
-        # 4. Write the checkpoint after its replay, atomically. So a checkpoint that exists has its replay.
-        trainer.save_checkpoint(path)
-        # 5. Remove older files last. Until here, the previous checkpoint and its replay are still there.
+            # 2. When all have finished, replace the checkpoint atomically. It names the folder and the checksums of its files.
+            trainer.save_checkpoint(path)
+        # 3. Remove older files last. Until here, the previous checkpoint and its replay are still there.
         if trainer.is_global_zero:
-            self._remove_older(path)
+            self._remove_older(path, folder)
         return path
 
-    def _remove_older(self, path: Path) -> None:
+    def _remove_older(self, path: Path, replay: Path) -> None:
         for folder in self._folder.glob("*.replay*"):
-            if folder != replay_folder(path):
+            if folder != replay:
                 shutil.rmtree(folder)
         if self._keep is not None:
             newest_last = sorted(self._folder.glob("env_steps_*.ckpt"), key=lambda file: file.stat().st_mtime_ns)

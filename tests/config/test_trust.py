@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.config.trust import check_foreign, untrusted_packages
+from metagenrl_pl.launch.entry import run_folder
 from metagenrl_pl.launch.resume import KINDS
-from metagenrl_pl.launch.run_folder import run_folder
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -231,6 +231,13 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def flip_an_attribute(path: Path) -> None:
+    """Of an entry of the archive, which no checksum of the archive covers."""
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 38] ^= 1
+    path.write_bytes(bytes(content))
+
+
 def save_something_else(path: Path) -> None:
     torch.save({"state_dict": {}}, path)
 
@@ -239,6 +246,7 @@ def save_something_else(path: Path) -> None:
     ("damage", "message"),
     [
         (truncate, "the file is truncated, corrupt or not a checkpoint"),
+        (flip_an_attribute, "the file is truncated, corrupt or not a checkpoint"),
         (flip_a_bit, "the file is truncated, corrupt or not a checkpoint"),
         (save_something_else, "the file was saved by torch but not by a run of this project"),
         (Path.unlink, "there is no such file"),
@@ -257,7 +265,18 @@ def other_capacity(path: Path) -> None:
     save_file({**state, "rows": state["rows"][:-1].clone()}, path)
 
 
-@pytest.mark.parametrize("damage", [truncate, Path.unlink, other_capacity])
+def flip_a_reward(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def be_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink, other_capacity, flip_a_reward, be_a_folder])
 def test_a_damaged_replay_is_refused_with_a_way_out(damage: Callable[[Path], None], copy: Path) -> None:
     folder = copy.with_suffix(".replay")
     damage(folder / "agent_001.safetensors")
@@ -268,6 +287,58 @@ def test_a_damaged_replay_is_refused_with_a_way_out(damage: Callable[[Path], Non
     shutil.rmtree(folder)
     with pytest.warns(match="No replay beside"):
         assert env_steps_of(tiny_run(env_steps=50, ckpt_path=copy)) == 50
+
+
+def test_two_replay_files_that_were_swapped_are_noticed(copy: Path) -> None:
+    one, other = (copy.with_suffix(".replay") / f"agent_{agent:03d}.safetensors" for agent in (0, 2))
+    contents = one.read_bytes(), other.read_bytes()
+    for path, content in zip((other, one), contents, strict=True):
+        path.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"the replay beside it is damaged \(agent_000.safetensors: its checksum is wrong\)"
+    ):
+        tiny_run(env_steps=50, ckpt_path=copy)
+
+
+def test_a_replay_that_is_a_file_is_no_replay(copy: Path) -> None:
+    shutil.rmtree(copy.with_suffix(".replay"))
+    copy.with_suffix(".replay").touch()
+    with pytest.warns(match="No replay beside"):
+        assert env_steps_of(tiny_run(env_steps=50, ckpt_path=copy)) == 50
+
+
+def test_a_second_save_at_the_same_step_keeps_the_first_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = everything(saving_run(tmp_path / "straight", 60))
+    run_dir = tmp_path / "stopped"
+    saving_run(run_dir, 40)
+    newest = checkpoint_of(run_dir, 40)
+    before = newest.read_bytes()
+
+    class SavesAgain(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunCheckpoint):
+                    callback.save(trainer)
+
+    for killed_in in ("torch.save", "metagenrl_pl.training.datamodule.save"):  # the checkpoint and its replay
+        with monkeypatch.context() as patch:
+            patch.setattr(killed_in, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                saving_run(run_dir, 60, callbacks=[SavesAgain()], ckpt_path=newest)
+        assert newest.read_bytes() == before
+    trainer = saving_run(run_dir, 60, callbacks=[SavesAgain()], ckpt_path=newest)
+    assert differences(everything(trainer), straight) == []
+    assert [path.name for path in (run_dir / "checkpoints").glob("*.replay")] == ["env_steps_000000060.replay"]
+
+
+def test_a_checkpoint_without_checksums_is_read(copy: Path) -> None:
+    checkpoint = torch.load(copy, weights_only=True)
+    checkpoint["metagenrl"]["format"] = 3
+    del checkpoint["ReplayDataModule"]["replay"]
+    torch.save(checkpoint, copy)
+    assert env_steps_of(tiny_run(env_steps=50, ckpt_path=copy)) == 50
 
 
 def test_an_environment_that_no_seed_reproduces_loses_its_episode_and_says_so(

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from toy_environments import Counting  # which registers them all
 
+from metagenrl_pl.common.commands import override
 from metagenrl_pl.common.exit_codes import INTERRUPTED, STOPPED
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import build
@@ -494,7 +496,16 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "callbacks.checkpoint: every_env_steps must be at least 1, or null for the end only",
         ),
         ("replay.capacity=10 agent.window_length=20", "replay.capacity must be at least 22 for windows of 20 steps, got 10"),
-        ("replay.capacity=100000000000", "choose a smaller replay.capacity or population.size"),
+        ("replay.capacity=100000000000 env_steps=100000000000", "choose a smaller replay.capacity or population.size"),
+        ("agent.hidden_units=1e300", "agent.hidden_units=1e+300 is too large; valid is a whole number up to 9007199254740992"),
+        ("env_steps=99999999999999999999999", "env_steps=1e+23 is too large; valid is a whole number up to 9007199254740992"),
+        ("agent.hidden_units=100000000", "population.size=6 with agent.hidden_units=100000000 needs "),
+        ("population.size=100000000", "population.size=100000000 with agent.hidden_units=64 needs "),
+        ("trainer.devices=-5", "trainer.devices=-5: valid are auto, -1 (all), a number of devices, or a list of their indices"),
+        ("replay.device=meta", "replay: device=meta does not exist; valid is auto, cpu or a GPU (cuda)"),
+        ("env_steps=${nope}", "env_steps: Interpolation key 'nope' not found"),
+        ("num_threads=100000", "num_threads=100000 is too large; this machine has "),
+        (f"run_dir={'x' * 5000}", "cannot be written: File name too long"),
         ("replay.device=gpu", "replay: device=gpu does not exist; valid is auto, cpu or a GPU (cuda)"),
         *(
             (
@@ -614,6 +625,57 @@ def test_a_foreign_or_truncated_checkpoint_is_named(debug: tuple[Path, str], in_
         assert code == 2 and printed == "" and errors.count("\n") == 1
         assert errors.startswith(f"error: ckpt_path={tmp_path}/{name}.ckpt: the file ") and told in errors
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            ("config", "callbacks", "evil"),
+            {"_target_": "shutil.copy", "src": "config.yaml", "dst": "copied"},
+            "package shutil, which is",
+        ),
+        (("config", "callbacks", "checkpoint", "run_dir"), "/elsewhere", "would write outside of the run folder"),
+        (("config",), [], "saved without a configuration"),
+        (("config",), {"seed": 1}, "its configuration has no run_dir"),
+        (("learner",), None, "what it holds does not fit this run (TypeError: "),
+        (("learner", "population"), {}, "what it holds does not fit this run (KeyError: "),
+        (("optimizers",), {}, "what it holds does not fit this run (KeyError: "),
+        (
+            ("learner", "num_updates"),
+            "many",
+            "what it holds does not fit this run (ValueError: num_updates is 'many'; valid is a whole",
+        ),
+    ],
+)
+def test_a_foreign_checkpoint_runs_nothing_and_is_named(
+    key: tuple[str, ...], value: Any, told: str, debug: tuple[Path, str], in_process: Train, tmp_path: Path
+) -> None:
+    shutil.copytree(debug[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "checkpoints" / "env_steps_000000400.ckpt"
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    node = content["metagenrl"]
+    for name in key[:-1]:
+        node = node[name]
+    node[key[-1]] = value
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    code, _, errors = in_process(f"ckpt_path={path}", "env_steps=410")
+    assert code == 2 and not Path("copied").exists() and not list(tmp_path.rglob("copied"))
+    assert errors.splitlines()[-1].startswith(f"error: ckpt_path={path}: ") and told in errors and "Traceback" not in errors
+
+
+def test_a_run_goes_on_from_its_newest_intact_checkpoint(
+    debug: tuple[Path, str], in_process: Train, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    shutil.copytree(debug[0], tmp_path / "copy")
+    newest = tmp_path / "copy" / "checkpoints" / "env_steps_000000400.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    code, _, errors = in_process("ckpt_path=copy", "env_steps=210", "callbacks.meta_test=null")
+    assert code == 0, errors
+    told = next(str(warning.message) for warning in recwarn if "newest intact one" in str(warning.message))
+    assert "env_steps_000000400.ckpt: the file is truncated" in told and told.endswith(
+        "copy/checkpoints/env_steps_000000200.ckpt"
+    )
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(debug: tuple[Path, str], in_process: Train) -> None:
@@ -789,7 +851,8 @@ def test_a_signal_in_the_final_meta_test_says_how_to_go_on(in_process: Train) ->
     code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop)
     assert code == STOPPED
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
-    assert printed.splitlines()[-1] == f"Stopped at once. To go on: python train.py ckpt_path={checkpoint}"
+    go_on = f"python train.py ckpt_path={checkpoint} 'trusted_packages=[test_train]'"
+    assert printed.splitlines()[-1] == f"Stopped at once. To go on: {go_on}"
     code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop[:2], "callbacks.checkpoint=null", "run_dir=there")
     assert code == INTERRUPTED and printed.splitlines()[-1] == "Stopped; nothing was saved yet"
 
@@ -809,3 +872,17 @@ def test_a_process_ends_as_it_should(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout.endswith(": loading PyTorch and Lightning\n")
     assert done.stderr == "error: population: size must be at least 1, got 0\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_may_be_in_the_home_folder_or_have_any_name(
+    in_process: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "my home"))
+    short = ("experiment=debug", "env_steps=20", "callbacks.meta_test=null", "callbacks.final_report=null")
+    code, printed, errors = in_process(*short, *shlex.split(override("run_dir", "~/it's [a=run]")))
+    assert code == 0 and (tmp_path / "my home/it's [a=run]/metrics.csv").exists(), errors
+    code, _, errors = in_process(*short, *shlex.split(override("run_dir", "~/it's [a=run]")))
+    command = errors.partition(", or ")[2].removesuffix(" to go on\n")
+    (argument,) = shlex.split(command)
+    code, _, errors = in_process(argument, "env_steps=30")
+    assert code == 0 and env_steps_of(tmp_path / "my home/it's [a=run]")[-1] == 30, errors

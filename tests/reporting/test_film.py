@@ -16,6 +16,7 @@ from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.launch.entry import run_command_line
 from metagenrl_pl.reporting import film
 from metagenrl_pl.reporting.film_frames import Episode, side_by_side
+from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
 
 PENDULUM = EnvironmentSpec("Pendulum-v1", max_episode_steps=40)
 
@@ -40,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = run_dir / "checkpoints" / "env_steps_000000120.ckpt"
     stored = torch.load(path, weights_only=True)
     stored["metagenrl"]["learner"]["population"]["policy"]["out.bias"][2] = -100
-    torch.save(stored, path)
+    AtomicCheckpointIO().save_checkpoint(stored, path)
     return path
 
 
@@ -202,7 +203,7 @@ def test_fresh_agents_of_a_meta_test_are_filmed_beside_each_other(
     small = ["callbacks.meta_test.env_steps=130", "callbacks.meta_test.evaluate_every_env_steps=130"]
     arguments = [f"env.train=[{entry}]", f"env.test=[{entry}]", "population.size=1", "env_steps=120", *small]
     monkeypatch.setattr(sys, "argv", ["train.py", "experiment=debug", *arguments, f"run_dir={tmp_path / 'run'}"])
-    train.run_command_line()
+    run_command_line(Path(__file__).parents[2] / "conf")
     kept = sorted(path.stem for path in (tmp_path / "run" / "fresh_agents").iterdir())
     assert kept == ["critic", "learned", "reinforce", "untrained"]
     capsys.readouterr()

@@ -214,9 +214,18 @@ class Population:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for kind, parameters in self.parameter_sets.items():
-            for name, p in parameters.items():
-                p.data.copy_(state[kind][name])
+        """Restore the result of `state_dict`.
+
+        Raises:
+            ValueError: if it was saved with other agents. Nothing is changed then.
+        """
+        saved = {(kind, name): state[kind][name] for kind, parameters in self.parameter_sets.items() for name in parameters}
+        for (kind, name), value in saved.items():  # first, since `copy_` would broadcast and cast
+            p = self.parameter_sets[kind][name]
+            if value.shape != p.shape or value.dtype != p.dtype:
+                raise ValueError(f"{kind}.{name} is {value.dtype} {tuple(value.shape)}, not {p.dtype} {tuple(p.shape)}")
+        for (kind, name), value in saved.items():
+            self.parameter_sets[kind][name].data.copy_(value)
 
 
 def _stack(agents: Sequence[Parameters]) -> Parameters:

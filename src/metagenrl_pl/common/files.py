@@ -5,12 +5,16 @@ line, and the next append removes it.
 """
 
 import csv
+import errno
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -32,6 +36,36 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     _fsync_folder(path.parent)
+
+
+def is_unwritable(error: Exception, folder: Path) -> bool:
+    """Whether an error says that files cannot be written, whichever library raised it: a full or read-only disk, a lost folder.
+
+    Args:
+        error: that was raised.
+        folder: in which files are written. An error that names another file is not meant.
+    """
+    if isinstance(error, OSError):
+        name = error.filename
+        return error.errno in _UNWRITABLE or (
+            isinstance(name, str | Path) and Path(name).resolve().is_relative_to(folder.resolve())
+        )
+    text = str(error)  # PyTorch's and safetensors' own errors
+    return (
+        any(os.strerror(number) in text for number in _UNWRITABLE)
+        or "inline_container.cc" in text
+        or "PytorchStreamWriter" in text
+    )
+
+
+def checksum(path: Path, num_bytes: int | None = None) -> bytes:
+    """SHA-256 of a file, or of its first bytes."""
+    digest, left = hashlib.sha256(), path.stat().st_size if num_bytes is None else num_bytes
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, 2**20))):
+            digest.update(block)
+            left -= len(block)
+    return digest.digest()
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

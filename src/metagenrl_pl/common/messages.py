@@ -3,7 +3,7 @@
 import difflib
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Union, get_args, get_origin
 
 SPECIAL_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -32,7 +32,24 @@ def choice_message(key: str, value: Any, valid: Iterable[Any]) -> str:
 def one_line(error: Exception) -> str:
     """The message of `error` in one line, without the lines that Hydra and OmegaConf append."""
     message = re.split(r"\n\s*(?:See https:|Config search path:|full_key:|object_type=)", str(error))[0]
-    return " ".join(message.split()) or type(error).__name__
+    return printable(" ".join(message.split())) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text without control characters, which could come from a file and steer the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def read_count(state: Mapping[str, Any], key: str) -> int:
+    """A counter in a file's content.
+
+    Raises:
+        ValueError: if it is not a whole number from 0.
+    """
+    value = state[key]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{key} is {format_value(value)}; valid is a whole number from 0")
+    return value
 
 
 def annotation_name(annotation: Any) -> str:

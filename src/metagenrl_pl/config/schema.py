@@ -34,6 +34,7 @@ from metagenrl_pl.config.former import removed_key_message, removed_target_messa
 _LISTS = (list, tuple, set, Sequence, Iterable, Collection)
 _MAPPINGS = (dict, Mapping, DictConfig)
 _SCALARS = (bool, int, float, str, Path, type(None))
+_LARGEST = 2**53  # whole numbers up to here are exact in every format that they go through
 _UNIONS = (Union, types.UnionType)
 
 
@@ -116,6 +117,8 @@ def explanation(error: Exception, key: str = "", constructing: bool = False) -> 
         error = error.__cause__
     if isinstance(error, ConfigError) and not constructing:
         return str(error)
+    if isinstance(error, OmegaConfBaseException) and not constructing:  # an interpolation of something that is not there
+        return f"{error.full_key}: {one_line(error)}"
     names = {kind.__name__ for kind in type(error).__mro__}
     mistake = isinstance(error, (ValueError, OSError, ImportError, HydraException)) or "MisconfigurationException" in names
     mistake = mistake or (isinstance(error, TypeError) and str(error).startswith("Can't instantiate abstract class"))
@@ -241,9 +244,11 @@ def _scalar(value: Any, kind: type, key: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if kind is int and type(value) is float and value.is_integer():
-        return int(value)
+        value = int(value)
     if type(value) is not (str if kind is Path else kind):  # not isinstance: a bool is an int. A path stays text, as in YAML.
         raise _Misfit(value, kind, key)
+    if type(value) is int and abs(value) > _LARGEST:
+        raise ConfigError(f"{key}={value:.0e} is too large; valid is a whole number up to {_LARGEST}")
     return value
 
 

@@ -14,12 +14,14 @@ from metagenrl_pl.config.schema import ConfigError, import_target
 TRUSTED = ("metagenrl_pl", "callbacks", "torch", "pytorch_lightning")
 """Packages whose classes a file may name. Users add others by `trusted_packages`."""
 
+Kinds = Mapping[str, type | tuple[type, ...]]
+
 _LOADERS = ("load", "pretrained")  # class methods that read an objective
 _GROUPS = ("callbacks", "logger")  # with one object below each key
 _PLACES = ("callbacks", "logger", "trainer")  # groups whose objects write files
 
 
-def check_foreign(config: Any, kinds: Mapping[str, type], trusted: Collection[str] = (), folder: Path | None = None) -> None:
+def check_foreign(config: Any, kinds: Kinds, trusted: Collection[str] = (), folder: Path | None = None) -> None:
     """Check the configuration of a file.
 
     Args:
@@ -67,13 +69,13 @@ def untrusted_packages(config: Any) -> list[str]:
     return sorted({name for _, name in packages_of(config)} - {*TRUSTED})
 
 
-def _check_target(key: str, name: Any, kind: type) -> None:
+def _check_target(key: str, name: Any, kind: type | tuple[type, ...]) -> None:
     """Raise a ConfigError unless `name` is a class of this kind, or a method that loads one."""
     target = import_target(name, key)
     if getattr(target, "__name__", None) in _LOADERS and isinstance(getattr(target, "__self__", None), type):
         target = target.__self__
     if not (isinstance(target, type) and issubclass(target, kind)):
-        needed = f"{kind.__module__}.{kind.__qualname__}"
+        needed = " or ".join(f"{one.__module__}.{one.__qualname__}" for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise ConfigError(f"{key}._target_={name} is not what its key needs; valid is {needed} or a subclass")
 
 

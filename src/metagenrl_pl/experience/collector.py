@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metagenrl_pl.agents.lifetimes import Lifetimes
 from metagenrl_pl.agents.windows import Windows
+from metagenrl_pl.common.messages import read_count
 from metagenrl_pl.common.streams import AgentStreams, derive_seed, to_device
 from metagenrl_pl.environments.group import EnvironmentGroup
 from metagenrl_pl.experience.replay import Replay
@@ -208,9 +209,9 @@ class Collector:
                 begun.
         """
         # 1. Counters, observations and random streams.
-        self.env_steps, self._is_open, agents = state["env_steps"], state["is_open"], state["agents"]
+        self.env_steps, self._is_open, agents = read_count(state, "env_steps"), bool(state["is_open"]), state["agents"]
         self._seeds = [agent["seed"] for agent in agents]
-        self._num_episodes = [agent["num_episodes"] for agent in agents]
+        self._num_episodes = [read_count(agent, "num_episodes") for agent in agents]
         self._episode_return = [agent["episode_return"] for agent in agents]
         self._episode_actions = [list(agent["episode_actions"].numpy()) for agent in agents]
         self._observation[:] = 0

@@ -34,7 +34,9 @@ class ReplaySettings:
             raise ValueError(f"capacity must be at least 1, got {self.capacity}")
         if self.device != "auto":
             try:
-                torch.empty(0, device=self.device)
+                kind = torch.empty(0, device=self.device).device.type
+                if kind not in ("cpu", "cuda"):
+                    raise RuntimeError(f"{kind} stores nothing, or no 64-bit numbers")
             except (RuntimeError, AssertionError) as error:  # an AssertionError if torch was built without CUDA
                 raise ValueError(f"device={self.device} does not exist; valid is auto, cpu or a GPU (cuda)") from error
 
@@ -266,6 +268,11 @@ def check_capacity(capacity: int, window_length: int) -> None:
     needed = window_length + 2  # one slot more for the episode's last observation, and one for the next episode's first
     if capacity < needed:
         raise ValueError(f"replay.capacity must be at least {needed} for windows of {window_length} steps, got {capacity}")
+
+
+def slots_for(env_steps: int, window_length: int) -> int:
+    """Slots that a run of so many env steps needs at most: two for each step, if all episodes had one step."""
+    return 2 * env_steps + window_length + 2
 
 
 def memory_bytes(sizes: Sequence[tuple[int, int]], capacity: int) -> int:

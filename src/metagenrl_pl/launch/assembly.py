@@ -15,7 +15,7 @@ from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.environments.workers import make_group
 from metagenrl_pl.evaluation.fresh_agents import agent_numbers, fresh_seed
-from metagenrl_pl.experience.replay import ReplaySettings, check_memory, memory_bytes
+from metagenrl_pl.experience.replay import ReplaySettings, check_memory, memory_bytes, slots_for
 from metagenrl_pl.launch.checks import build_callback
 from metagenrl_pl.launch.endings import FirstBatch
 from metagenrl_pl.learning.compiling import Notify
@@ -87,13 +87,14 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
         ValueError: if this machine has too little memory for the replays of all its processes.
     """
     settings: ReplaySettings = build(config.replay, ReplaySettings)
+    capacity = min(settings.capacity, slots_for(config.env_steps, config.agent.window_length))
     device = trainer.strategy.root_device
     replay_device = device if settings.device == "auto" else torch.device(settings.device)
     num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its cores and its memory
     resources = Resources(
         device=device,
         replay_device=replay_device,
-        replay_capacity=settings.capacity,
+        replay_capacity=capacity,
         make_group=partial(make_group, num_workers=config.env_workers, num_processes=num_processes),
         compile=config.compile,
         rank=trainer.global_rank,
@@ -102,7 +103,7 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
     )
     if replay_device.type == "cpu":
         local_sizes = resources.placement(len(specs)).local(sizes_of(specs))
-        check_memory(num_processes * memory_bytes(local_sizes, settings.capacity), replay_device)
+        check_memory(num_processes * memory_bytes(local_sizes, capacity), replay_device)
     return resources
 
 

@@ -1,9 +1,11 @@
 """Checks before a run begins: reject settings that do not fit together, with one line that names the key."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping
 
@@ -13,10 +15,13 @@ from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.probing import probe
+from metagenrl_pl.experience.replay import available_bytes
 from metagenrl_pl.launch.resume import resume_config
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss
 from metagenrl_pl.results.methods import check_method
+
+_COPIES = 12  # of a network's weights: policy and two critics with their targets, and Adam's two moments
 
 
 def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
@@ -25,6 +30,12 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
     Raises:
         ConfigError: if `resume_config` does, or `env.test` is set in a run that does not use it.
     """
+    for key in ("run_dir", "ckpt_path", "objective.path"):
+        value = OmegaConf.select(
+            OmegaConf.create(OmegaConf.to_container(config, resolve=False)), key, throw_on_resolution_failure=False
+        )
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(config, key, str(Path(value).expanduser()))
     is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test.seeds") is not None
     if "env.test" in overridden and "env.train" not in overridden and not is_tested:
         raise ConfigError(
@@ -35,13 +46,20 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
 
 
 def check_population(config: DictConfig, population: PopulationSettings, environments: EnvironmentSets) -> None:
-    """Reject an empty run folder name and a population that leaves training environments without an agent.
+    """Reject an empty run folder name, networks without memory, and a population that leaves environments without an agent.
 
     Raises:
         ConfigError: names the key and what is valid.
     """
     if config.run_dir == "":
         raise ConfigError("run_dir is empty; valid is a folder")
+    units = config.agent.hidden_units
+    needed = 4 * population.size * max(units * (config.agent.get("num_hidden_layers", 2) - 1), 1) * units * _COPIES
+    if needed > (available := available_bytes(torch.device("cpu"))):
+        raise ConfigError(
+            f"population.size={population.size} with agent.hidden_units={units} needs {needed / 1e9:,.0f} GB for its networks, and "
+            f"there are {available / 1e9:.1f} GB; choose smaller ones"
+        )
     if population.size < (num_environments := len(environments.train_specs)):
         raise ConfigError(
             f"population.size={population.size} leaves environments without an agent; valid is {num_environments} or more"

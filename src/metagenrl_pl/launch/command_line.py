@@ -24,10 +24,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE
-from metagenrl_pl.common.messages import choice_message, key_message, one_line
+from metagenrl_pl.common.messages import choice_message, key_message, one_line, printable
 from metagenrl_pl.common.signals import interrupting
 from metagenrl_pl.config.former import removed_choice_message, removed_key_message
 from metagenrl_pl.config.schema import ConfigError, explanation, import_target, names_of, parameters_of, validate
+from metagenrl_pl.launch.output import surviving_closed_output
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def hydra_entry(
         jobs.run(config)
 
     try:
-        with interrupting():
+        with interrupting(), surviving_closed_output():
             hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
     except KeyboardInterrupt:  # before or after training; during training `endings.fit` handles it
         print("Stopped", file=sys.stderr)
@@ -76,7 +77,7 @@ def hydra_entry(
         if error in jobs.bugs:
             raise
         jobs.mistakes.append(_composition_error(error, Path(config_path), schema))  # before a job: command line or config files
-        print(f"error: {jobs.mistakes[-1]}", file=sys.stderr)
+        print(f"error: {printable(jobs.mistakes[-1])}", file=sys.stderr)
     if len(jobs.done) > 1:
         _print_sweep(jobs.done)
     if jobs.mistakes:
@@ -108,7 +109,7 @@ class _Jobs:
             if message is None:
                 self.bugs.append(error)
                 raise
-            self.mistakes.append(message)
+            self.mistakes.append(message := printable(message))
             self.done.append((name, run_dir, MISTAKE))
             print(f"error: {message}" + (f" ({name})" if name else ""), file=sys.stderr)
             log.debug("the mistake was found here", exc_info=True)

@@ -1,11 +1,12 @@
 """How a run ends: finished, stopped or failed. All processes agree on one message and one exit code."""
 
-import errno
+import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.common.commands import resume_command
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE, STOPPED
+from metagenrl_pl.common.files import is_unwritable
 from metagenrl_pl.common.messages import choice_message, one_line
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.config.trust import untrusted_packages
@@ -50,7 +52,8 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         SystemExit: after a signal, which also ends a sweep, and in processes other than the first one after a failure.
     """
     try:
-        trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
+        with telling_of_exits(config):
+            trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
     except (CheckpointError, MisconfigurationException, FloatingPointError) as error:
         if not trainer.is_global_zero:
             sys.exit(0)  # with another code Lightning would kill the first process before it has reported the error
@@ -126,13 +129,24 @@ def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictC
         raise ConfigError(f"{dead}{saved_before(config)}") from error
     if isinstance(error, EnvironmentFailure):
         raise ConfigError(f"{error}{saved_before(config)}") from error
-    if isinstance(error, SystemExit):  # an environment or a callback called sys.exit
+    if isinstance(error, Exception) and is_restoring(error):
+        raise ConfigError(
+            f"ckpt_path={config.ckpt_path}: what it holds does not fit this run ({type(error).__name__}: {one_line(error)}); valid is a "
+            "checkpoint that this version saved"
+        ) from error
+    if isinstance(error, SystemExit):  # a callback called sys.exit
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
         raise ConfigError(f"sys.exit({error.code!r}) was called in the run ({where}){saved_before(config)}") from error
-    if is_disk_full(error):
+    if isinstance(error, Exception) and is_unwritable(error, Path(config.run_dir)):
         raise ConfigError(f"run_dir={config.run_dir} cannot be written: {one_line(error)}{saved_before(config)}") from error
     raise error
+
+
+def is_restoring(error: BaseException) -> bool:
+    """Whether an error was raised while Lightning restored a checkpoint."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).name == "checkpoint_connector.py" and "restore" in frame.name for frame in frames)
 
 
 def exit_code_after_stop(config: DictConfig) -> int:
@@ -149,6 +163,21 @@ def saved_before(config: DictConfig) -> str:
     return f"; the newest checkpoint before it is {newest}" if newest else "; no checkpoint was saved before it"
 
 
-def is_disk_full(error: Exception) -> bool:
-    """Whether a file could not be written because the disk or the quota is full, whichever library raised the error."""
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left on device" in str(error)
+@contextmanager
+def telling_of_exits(config: DictConfig) -> Iterator[None]:
+    """Report `os._exit` in the body, by which an environment or a library would end this process without a word."""
+    own, end = os.getpid(), os._exit
+
+    def told(code: int) -> NoReturn:
+        if os.getpid() != own:  # a fork may end so
+            end(code)
+        place = traceback.extract_stack(limit=2)[0]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        print(f"error: os._exit({code}) was called in the run ({where}){saved_before(config)}", file=sys.stderr, flush=True)
+        end(MISTAKE)
+
+    os._exit = told  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = end

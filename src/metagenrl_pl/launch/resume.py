@@ -1,5 +1,6 @@
 """Resume from a checkpoint, with its stored configuration and in its run folder. A resume may not change the experiment."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.config.trust import check_foreign
 from metagenrl_pl.environments.environment import EnvironmentSets
 from metagenrl_pl.experience.replay import ReplaySettings
+from metagenrl_pl.learning.evolution import EvolutionSettings
 from metagenrl_pl.learning.inner_step import InnerStep
 from metagenrl_pl.learning.judges import Judge
 from metagenrl_pl.learning.settings import MetaSettings
 from metagenrl_pl.objectives import Objective
-from metagenrl_pl.training.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError, folder_of, newest_checkpoint
+from metagenrl_pl.training.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError, checkpoints_of, folder_of
 
 OVERRIDABLE = (
     "ckpt_path",
@@ -37,13 +39,13 @@ OVERRIDABLE = (
 )
 """Keys that a resume may change: length, hardware, loggers and callbacks. (`compile` changes the rounding of updates.)"""
 
-KINDS = {
+KINDS: dict[str, type | tuple[type, ...]] = {
     "env": EnvironmentSets,
     "agent": AgentSettings,
     "objective": Objective,
     "inner": InnerStep,
     "judge": Judge,
-    "meta": MetaSettings,
+    "meta": (MetaSettings, EvolutionSettings),
     "population": PopulationSettings,
     "replay": ReplaySettings,
     "trainer": pl.Trainer,
@@ -53,12 +55,30 @@ KINDS = {
 """What the object at each key of a configuration has to be."""
 
 
-def _newest_in(folder: Path) -> Path | None:
-    """The newest checkpoint of a run, given its run folder or the folder of its checkpoints."""
-    newest = newest_checkpoint(folder)
-    if newest is None and folder.absolute().name == "checkpoints":
-        return newest_checkpoint(folder_of(folder / "any.ckpt"))
-    return newest
+def _load_newest_in(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest intact checkpoint of a run, given its run folder or the folder of its checkpoints. Warns of damaged ones.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    candidates = checkpoints_of(folder)
+    if not candidates and folder.absolute().name == "checkpoints":
+        candidates = checkpoints_of(folder_of(folder / "any.ckpt"))
+    if not candidates:
+        raise ConfigError(
+            f"ckpt_path={folder}: this folder has no checkpoints/env_steps_*.ckpt; valid is a .ckpt file, or the folder of a run"
+        )
+    errors: list[CheckpointError] = []
+    for path in candidates:
+        try:
+            checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+        except CheckpointError as error:
+            errors.append(error)
+            continue
+        if errors:
+            warnings.warn(f"{errors[0]}; the run goes on from the newest intact one, {path}", stacklevel=2)
+        return path, checkpoint
+    raise ConfigError(str(errors[0])) from errors[0]
 
 
 def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
@@ -79,21 +99,17 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
     if not config.ckpt_path:
         raise ConfigError("ckpt_path is empty; valid is a checkpoint, the folder of a run, or null")
     path = Path(config.ckpt_path)
-    if path.is_dir():
-        newest = _newest_in(path)
-        if newest is None:
-            raise ConfigError(
-                f"ckpt_path={path}: this folder has no checkpoints/env_steps_*.ckpt; valid is a .ckpt file, or the folder of a run"
-            )
-        path = newest
-        config.ckpt_path = str(path)
     invalid = [key for key in overridden if not any(key == name or key.startswith(name + ".") for name in OVERRIDABLE)]
     if invalid:
         raise ConfigError(f"{invalid[0]} cannot be changed on a resume with ckpt_path; valid is {', '.join(OVERRIDABLE[1:])}")
-    try:
-        checkpoint = AtomicCheckpointIO().load_checkpoint(path)
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
+    if path.is_dir():
+        path, checkpoint = _load_newest_in(path)
+        config.ckpt_path = str(path)
+    else:
+        try:
+            checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from error
     stored_config = checkpoint[PROJECT_KEY]["config"]
     if not stored_config:
         raise ConfigError(f"ckpt_path={path}: was saved without a configuration; valid is a checkpoint that train.py saved")
@@ -106,8 +122,8 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         if value is None and (siblings is None or name not in siblings):  # null for an entry that does not exist: a typo
             raise ConfigError(key_message(parent, name, siblings or ()))
         OmegaConf.update(new_config, key, value, merge=False, force_add=True)
-    num_done = checkpoint.get("ReplayDataModule", {}).get("collector", {}).get("env_steps", 0)
-    if isinstance(new_config.env_steps, int) and new_config.env_steps < num_done:
+    num_done = checkpoint[PROJECT_KEY].get("env_steps")
+    if isinstance(new_config.get("env_steps"), int) and isinstance(num_done, int) and new_config.env_steps < num_done:
         raise ConfigError(
             f"env_steps={new_config.env_steps} is less than the {num_done} that ckpt_path={path} has; valid is that or more"
         )

@@ -52,8 +52,11 @@ def choose_num_threads(num_threads: int | None) -> int:
     """
     if num_threads is None:
         return 1
+    cores = os.cpu_count() or 1
     if num_threads < 1:
         raise ConfigError(f"num_threads must be at least 1, or null to choose, got {num_threads}")
+    if num_threads > max(cores, 64):  # far too many crash the process
+        raise ConfigError(f"num_threads={num_threads} is too large; this machine has {cores} cores")
     return num_threads
 
 
@@ -73,13 +76,13 @@ def open_run_folder(config: DictConfig, device: str, is_first: bool = True) -> I
         yield
         return
     folder = Path(config.run_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run_dir={folder} is not a folder; valid is a new one")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"run_dir={folder} is not a folder; valid is a new one")
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
-    except OSError as error:
-        raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from error
+    except OSError as error:  # also a name that is too long
+        raise ConfigError(f"run_dir={str(folder)[:200]} cannot be written: {error.strerror}") from error
     with lock:
         if config.ckpt_path is None and has_run(folder):
             newest = newest_checkpoint(folder)

@@ -162,6 +162,8 @@ class Agents:
         Returns:
             Agents of all processes whose open episode could not be repeated (see `Collector.load_state_dict`).
         """
+        if len(state["agents"]) != self.placement.num_agents:
+            raise ValueError(f"it has the experience of {len(state['agents'])} agents, not {self.placement.num_agents}")
         local = {**state, "agents": self.placement.local(state["agents"])}
         lost = [self.placement.agents[agent] for agent in self.collector.load_state_dict(local)]
         return [agent for part in self.placement.gather_objects(lost) for agent in part]

@@ -10,6 +10,7 @@ from torch import Tensor
 from metagenrl_pl.agents.population import AgentSettings, Population
 from metagenrl_pl.agents.stacked_networks import Parameters, clip_per_agent, norm_per_agent
 from metagenrl_pl.agents.windows import Windows
+from metagenrl_pl.common.messages import read_count
 from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.common.streams import AgentStreams, to_device
 from metagenrl_pl.learning.compiling import Compiled, Notify, ignore
@@ -294,14 +295,22 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the result of `state_dict`, also with another number of processes."""
+        """Restore the result of `state_dict`, also with another number of processes.
+
+        Raises:
+            ValueError: if it was saved with other agents.
+        """
+        lengths = {len(p) for parameters in state["population"].values() for p in parameters.values()} | {len(state["streams"])}
+        if lengths != {self.placement.num_agents}:
+            raise ValueError(f"it has {', '.join(map(str, sorted(lengths)))} agents, not {self.placement.num_agents}")
         self.population.load_state_dict(
             {
                 kind: {name: self.placement.local_rows(p) for name, p in parameters.items()}
                 for kind, parameters in state["population"].items()
             }
         )
-        self.num_updates, self._generation, self._own_alpha = state["num_updates"], state["generation"], None
+        self.num_updates, self._generation = read_count(state, "num_updates"), read_count(state, "generation")
+        self._own_alpha = None
         self._streams.load_state_dict(self.placement.local(state["streams"]))
 
 

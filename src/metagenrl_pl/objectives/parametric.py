@@ -1,20 +1,25 @@
 """Objectives with parameters, which meta-learning trains and files store."""
 
+import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from metagenrl_pl.common.files import atomic_write
+from metagenrl_pl.common.messages import read_count
 from metagenrl_pl.config.former import removed_key_message, removed_target_message, update_card, update_options
 from metagenrl_pl.objectives.contract import Objective
 from metagenrl_pl.objectives.pretrained import describe_card, pretrained_path
 
-_FORMAT = "metagenrl_pl.objective.1"
+_FORMAT = "metagenrl_pl.objective.2"
+_FORMAT_WITHOUT_CHECKSUM = "metagenrl_pl.objective.1"  # of 0.1.0, and of the pretrained files
 _DEFAULT_CLASS = "metagenrl_pl.objectives.learned.LearnedObjective"  # the class of a file whose card does not name one
 
 
@@ -48,8 +53,9 @@ class ParametricObjective(Objective):
         path, name = Path(path), class_name(type(self))
         own_class = {} if name == _DEFAULT_CLASS else {"class": name}
         card = {"format": _FORMAT, **own_class, "architecture": self.architecture, **{**self.card, **(card or {})}}
-        text = json.dumps(card, indent=2)
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
+        # Within the card, since safetensors writes several entries of metadata in any order, and equal objectives give equal files.
+        text = json.dumps({**card, "sha256": _checksum(card, tensors)}, indent=2)
         with atomic_write(path) as file:
             file.write(save(tensors, metadata={"card": text}))
         with atomic_write(path.with_suffix(".json")) as file:
@@ -83,9 +89,12 @@ class ParametricObjective(Objective):
             with safe_open(path, framework="pt") as file:
                 card = json.loads((file.metadata() or {}).get("card", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-        if card.get("format") != _FORMAT:
+        saved_format = card.get("format") if isinstance(card, dict) else None
+        if saved_format == _FORMAT and card.pop("sha256", None) != _checksum(card, tensors):
+            raise ValueError(f"{path}: is damaged, its checksum is wrong; valid is a file as it was saved")
+        if saved_format not in (_FORMAT, _FORMAT_WITHOUT_CHECKSUM):
             raise ValueError(f"{path}: not an objective of this project (its card does not name the format {_FORMAT!r})")
         name = str(card.pop("class", _DEFAULT_CLASS))
         kind = imported_class(name)
@@ -96,13 +105,14 @@ class ParametricObjective(Objective):
                 f"{path}: is of the class {name}; valid is {cls.__name__} or a subclass that has been imported, as "
                 "objective._target_=<module>.<class>.load does"
             )
-        card = update_card(card)
         try:
+            card = update_card(card)
+            read_count({"env_steps": 0, **card}, "env_steps")
             objective = kind(**_known_options(kind, card.pop("architecture")))
             objective.load_state_dict(tensors)
         except ValueError as error:
             raise type(error)(f"{path}: {error}") from error
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: its weights do not fit its card ({reason})") from error
         card.pop("format")
@@ -121,6 +131,15 @@ class ParametricObjective(Objective):
             ValueError: if there is no file with this name.
         """
         return cls.load(pretrained_path(name), frozen)
+
+
+def _checksum(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a file's card and of each tensor's name, type, shape and values."""
+    digest = hashlib.sha256(json.dumps(card).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def class_name(kind: type) -> str:

@@ -101,9 +101,9 @@ def read_card(path: Path) -> dict[str, Any]:
     """
     try:
         card = json.loads(path.read_text())
-    except ValueError as error:
+        return update_card(card) if isinstance(card, dict) else {}
+    except (ValueError, RecursionError, TypeError, AttributeError) as error:  # also settings that are no mapping
         raise ValueError(f"{path} is not readable: {one_line(error)}") from error
-    return update_card(card) if isinstance(card, dict) else {}
 
 
 def with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,10 @@
-"""Checkpoint files that survive a kill or a full disk, and clear messages for damaged ones."""
+"""Checkpoint files that survive a kill or a full disk, and clear messages for damaged ones.
 
+A file ends with a checksum of all that comes before it (`torch.load` ignores this end), and it holds the checksums of its replay's
+files, which are written before it. So the file is the manifest of the whole checkpoint: if it is intact, everything can be checked.
+"""
+
+import itertools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,13 +13,16 @@ import torch
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from metagenrl_pl.common.files import atomic_write
+from metagenrl_pl.common.files import atomic_write, checksum
 
 PROJECT_KEY = "metagenrl"
 """Top-level key of every checkpoint of this project."""
 
-FORMAT = 3
-"""Version of the data below that key and of the optimizers' states."""
+FORMAT = 4
+"""Version of the data below that key and of the optimizers' states. Version 3 lacks checksums, but is read too."""
+
+_END = b"\nsha256:"  # and 32 bytes
+_LENGTH_OF_END = len(_END) + 32
 
 
 class CheckpointError(ValueError):
@@ -45,6 +53,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError(f"storage_options={storage_options!r}: valid is None, a local file has no options")
         with atomic_write(Path(path)) as file:
             torch.save(checkpoint, file)
+            file.flush()
+            file.write(_END + checksum(Path(file.name)))
 
     def load_checkpoint(
         self,
@@ -68,8 +78,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise CheckpointError(
                 f"ckpt_path={path}: there is no such file; valid is a .ckpt file of a run, in that folder: {nearby}"
             )
+        has_checksum = _has_checksum(path)
         with path.open("rb") as file:
             try:
+                if has_checksum and not is_intact(path):
+                    raise zipfile.BadZipFile("the checksum of the file is wrong")
                 if damaged := zipfile.ZipFile(file).testzip():  # compares checksums, which torch.load does not
                     raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
                 file.seek(0)
@@ -77,16 +90,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             except torch.OutOfMemoryError:
                 raise  # the file is not at fault
             except Exception as error:  # a damaged file may raise anything, also OSError
-                raise CheckpointError(
-                    f"ckpt_path={path}: the file is truncated, corrupt or not a checkpoint ({type(error).__name__});"
-                    " valid is a .ckpt file that a run of this project saved"
-                ) from error
+                raise CheckpointError(_damaged(path, type(error).__name__)) from error
         if not isinstance(checkpoint, dict) or PROJECT_KEY not in checkpoint:
             raise CheckpointError(
                 f"ckpt_path={path}: the file was saved by torch but not by a run of this project (it has no key {PROJECT_KEY!r});"
                 " valid is a .ckpt file that a run of this project saved"
             )
-        if (saved := checkpoint[PROJECT_KEY].get("format")) != FORMAT:
+        content = checkpoint[PROJECT_KEY]
+        saved = content.get("format") if isinstance(content, dict) else None
+        if saved == FORMAT and not has_checksum:
+            raise CheckpointError(_damaged(path, "its end is missing"))
+        if saved not in (3, FORMAT):
             raise CheckpointError(
                 f"ckpt_path={path}: saved by another version of this project (format {saved}; this one reads {FORMAT}); valid is a"
                 " checkpoint of this version, or that version of the project"
@@ -94,9 +108,38 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
-def replay_folder(checkpoint: Path) -> Path:
-    """The folder of a checkpoint's replay. It exists if the replay was saved."""
-    return checkpoint.with_suffix(".replay")
+def _damaged(path: Path, reason: str) -> str:
+    return (
+        f"ckpt_path={path}: the file is truncated, corrupt or not a checkpoint ({reason}); valid is a .ckpt file that a run of this "
+        "project saved"
+    )
+
+
+def _has_checksum(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - _LENGTH_OF_END, 0))
+        return file.read(len(_END)) == _END
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a checkpoint file is as it was saved. False for one without a checksum."""
+    with path.open("rb") as file:
+        size = path.stat().st_size - _LENGTH_OF_END
+        if size < 0:
+            return False
+        file.seek(size)
+        return file.read() == _END + checksum(path, size)
+
+
+def replay_folders(checkpoint: Path) -> list[Path]:
+    """Folders with a replay of this checkpoint, or of a save at the same env steps that was not finished. The file names its own."""
+    return [*checkpoint.parent.glob(f"{checkpoint.stem}.replay"), *checkpoint.parent.glob(f"{checkpoint.stem}.*.replay")]
+
+
+def unused_replay_folder(checkpoint: Path) -> Path:
+    """The name of a folder for a checkpoint's replay that does not exist yet: an older one may belong to the file that is there."""
+    names = itertools.chain([f"{checkpoint.stem}.replay"], (f"{checkpoint.stem}.{n}.replay" for n in itertools.count(1)))
+    return next(folder for name in names if not (folder := checkpoint.parent / name).exists())
 
 
 def folder_of(checkpoint: Path) -> Path:
@@ -106,16 +149,19 @@ def folder_of(checkpoint: Path) -> Path:
 
 
 def newest_checkpoint(run_dir: Path | str) -> Path | None:
-    """The checkpoint from which a run resumes: one with a replay if there is any, otherwise the one that was saved last.
+    """The first of `checkpoints_of`; None if there is none."""
+    return next(iter(checkpoints_of(run_dir)), None)
 
-    None if none.
+
+def checkpoints_of(run_dir: Path | str) -> list[Path]:
+    """The checkpoints from which a run may resume: first one with a replay if there is any, then those that were saved last.
 
     Only `RunCheckpoint`'s files count, since others have no replay. The replay comes before the time of the file, which copying
     changes.
     """
 
     def order(path: Path) -> tuple[bool, int, str]:
-        return replay_folder(path).is_dir(), path.stat().st_mtime_ns, path.name
+        return bool(replay_folders(path)), path.stat().st_mtime_ns, path.name
 
     files = [path for path in (Path(run_dir) / "checkpoints").glob("env_steps_*.ckpt") if path.is_file()]
-    return max(files, key=order, default=None)
+    return sorted(files, key=order, reverse=True)

@@ -3,19 +3,23 @@
 It gives Lightning macro batches, which step the environments and draw from the replay while they are iterated.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
+from metagenrl_pl.common.files import atomic_write, checksum
+from metagenrl_pl.common.messages import one_line, read_count
 from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.learning.learner import Draw
-from metagenrl_pl.training.checkpoint_io import CheckpointError, replay_folder
+from metagenrl_pl.training.checkpoint_io import CheckpointError
 
 
 class MacroBatch:
@@ -82,6 +86,7 @@ class ReplayDataModule(pl.LightningDataModule):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.agents, self.env_steps, self.updates_per_batch, self.num_batches = agents, env_steps, updates_per_batch, 0
+        self._replay: dict[str, Any] | None = None  # folder and files of the replay of the checkpoint that is being saved
 
     @property
     def env_steps_left(self) -> int:
@@ -95,8 +100,8 @@ class ReplayDataModule(pl.LightningDataModule):
         self.agents.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, random streams and open episodes of all agents. The replay is saved in separate files."""
-        return {"collector": self.agents.state_dict(), "num_batches": self.num_batches}
+        """Counters, random streams and open episodes of all agents, and the checksums of the replay, which lies in separate files."""
+        return {"collector": self.agents.state_dict(), "num_batches": self.num_batches, "replay": self._replay}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the experience, including the replay if it was saved with the checkpoint.
@@ -108,10 +113,11 @@ class ReplayDataModule(pl.LightningDataModule):
         # first steps, so `is_open` is false and new episodes begin.
         assert self.trainer is not None
         checkpoint, placement = Path(str(self.trainer.ckpt_path)), self.agents.placement
-        self.num_batches, state = state_dict["num_batches"], dict(state_dict["collector"])
-        folder = replay_folder(checkpoint)
-        if all(placement.gather_objects(folder.is_dir())):
-            problems = [problem for problem in placement.gather_objects(self._load_replay(folder)) if problem]
+        self.num_batches, state = read_count(state_dict, "num_batches"), dict(state_dict["collector"])
+        saved = state_dict.get("replay", {"folder": f"{checkpoint.stem}.replay", "files": {}})  # format 3 has no checksums
+        folder = checkpoint.parent / (Path(saved["folder"]).name if saved else f"{checkpoint.stem}.replay")
+        if all(placement.gather_objects(saved is not None and folder.is_dir())):
+            problems = [problem for problem in placement.gather_objects(self._load_replay(folder, saved["files"])) if problem]
             if problems:
                 raise CheckpointError(
                     f"ckpt_path={checkpoint}: the replay beside it is damaged ({problems[0]}); "
@@ -125,20 +131,36 @@ class ReplayDataModule(pl.LightningDataModule):
             names = ", ".join(f"{agent} ({self.agents.specs[agent].name})" for agent in lost)
             rank_zero_warn(f"Open episodes could not be repeated, so they count as truncated and new ones begin: agents {names}.")
 
-    def save_replay(self, folder: Path) -> None:
-        """Write the replay of this process's agents to `folder`, one file per agent."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for i, agent in enumerate(self.agents.placement.agents):
-            save_file(self.agents.replay.agent_state(i), _replay_file(folder, agent))
+    @contextmanager
+    def saving_replay(self, folder: Path) -> Iterator[None]:
+        """Write the replay of this process's agents to a new folder, one file per agent. A checkpoint that the body saves names it.
 
-    def _load_replay(self, folder: Path) -> str | None:
+        Every process has to call it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        checksums = []
+        for i, agent in enumerate(self.agents.placement.agents):
+            path = _replay_file(folder, agent)
+            with atomic_write(path) as file:
+                file.write(save(self.agents.replay.agent_state(i)))
+            checksums.append((path.name, checksum(path).hex()))
+        self._replay = {"folder": folder.name, "files": dict(self.agents.placement.gather_list(checksums))}
+        try:
+            yield
+        finally:
+            self._replay = None
+
+    def _load_replay(self, folder: Path, checksums: Mapping[str, str]) -> str | None:
         """Restore the replay of this process's agents. Returns an error message if a file is missing or damaged."""
         for i, agent in enumerate(self.agents.placement.agents):
             path = _replay_file(folder, agent)
             try:
-                self.agents.replay.load_agent_state(i, load_file(path))
-            except (OSError, SafetensorError, KeyError, ValueError) as error:
-                return f"{path.name}: {error}"
+                content = path.read_bytes()
+                if checksums and hashlib.sha256(content).hexdigest() != checksums.get(path.name):
+                    return f"{path.name}: its checksum is wrong"
+                self.agents.replay.load_agent_state(i, load(content))
+            except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+                return f"{path.name}: {one_line(error)}"
         return None
 
 

@@ -75,6 +75,8 @@ class MetaGenRL(pl.LightningModule):
             self._local_state(state["optimizers"][name]) if self._is_per_agent(name) else state["optimizers"][name]
             for name in self.learner.optimizers
         ]
+        for (name, optimizer), saved in zip(self.learner.optimizers.items(), checkpoint["optimizer_states"], strict=True):
+            _check_optimizer(name, optimizer, saved)
 
     def _check_agents(self, saved_names: list[str]) -> None:
         names = [spec.name for spec in self.agents.specs]
@@ -105,9 +107,21 @@ class MetaGenRL(pl.LightningModule):
     def _local_state(self, optimizer: dict[str, Any]) -> dict[str, Any]:
         """The inverse of `_gather_state` for the agents of this process: one state for each agent's tensor."""
         placement = self.agents.placement
-        local = {name: placement.local_rows(value) for name, value in optimizer["state"].get(0, {}).items()}
+        states = optimizer["state"].get(0, {})
+        if any(len(value) != placement.num_agents for value in states.values()):
+            raise ValueError(f"an optimizer's state is not of {placement.num_agents} agents")
+        local = {name: placement.local_rows(value) for name, value in states.items()}
         agents = range(len(placement.agents))
         return {
             "state": {i: {name: value[i] for name, value in local.items()} for i in agents} if local else {},
             "param_groups": [{**optimizer["param_groups"][0], "params": list(agents)}],
         }
+
+
+def _check_optimizer(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless each tensor of a saved state has the shape of its parameter. PyTorch would notice it late or never."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, tensors in state["state"].items():
+        for key, value in tensors.items():
+            if value.shape not in ((), parameters[index].shape):
+                raise ValueError(f"{key} of the optimizer {name} is {tuple(value.shape)}, not {tuple(parameters[index].shape)}")

@@ -101,6 +101,8 @@ def check_trainer(trainer: DictConfig) -> None:
     devices = trainer.get("devices", "auto")
     if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"\s*-?\d+(\s*,\s*\d+)*\s*,?\s*", devices):
         raise ConfigError(f"trainer.devices={devices}: valid are auto, a number of devices, or a list of their indices")
+    if isinstance(devices, int) and devices != -1 and devices < 1:
+        raise ConfigError(f"trainer.devices={devices}: valid are auto, -1 (all), a number of devices, or a list of their indices")
     if trainer.get("precision") not in (None, 32, "32", "32-true"):
         raise ConfigError(
             f"trainer.precision={trainer.precision}: agents compute in 32 bits; valid is 32-true, and float32_matmul_precision=high"
