@@ -18,6 +18,7 @@ from callbacks.schedule import (
     module_of,
 )
 from metagenrl_pl.common.streams import AgentStreams, derive_seed
+from metagenrl_pl.learning.diagnostics import diagnose
 from metagenrl_pl.training.datamodule import MacroBatch
 
 
@@ -88,8 +89,8 @@ class Diagnostics(pl.Callback):
         if not (is_due(self._every, env_steps, batch) and learner.num_updates):
             return
         streams = AgentStreams([derive_seed(agent, "agreement", env_steps) for agent in learner.placement.agents], "windows")
-        found, combined_snr = learner.diagnose(
-            lambda num_windows: agents.collector.sample(num_windows, streams), self._num_windows, self._num_batches
+        found, combined_snr = diagnose(
+            learner, lambda num_windows: agents.collector.sample(num_windows, streams), self._num_windows, self._num_batches
         )
         metrics = {} if combined_snr is None else {"meta_gradient_snr/all": combined_snr}
         for metric, values in found.items():

@@ -8,6 +8,8 @@ from torch import Tensor
 from metagenrl_pl.agents.networks import Networks
 from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.agents.windows import Windows
+from metagenrl_pl.learning.learner import Draw, Learner
+from metagenrl_pl.learning.meta_update import combine_meta_gradients
 from metagenrl_pl.learning.policy_update import first_slope, objective_inputs
 from metagenrl_pl.objectives import Objective
 
@@ -51,3 +53,34 @@ def signal_to_noise(samples: Sequence[Tensor]) -> Tensor:
     variance = (stacked - mean).square().sum(-1).sum(0) / (len(stacked) - 1)
     signal = (mean.square().sum(-1) - variance / len(stacked)).clamp(min=0)
     return torch.where(variance > 0, (signal / variance.clamp(min=torch.finfo(variance.dtype).tiny)).sqrt(), 0.0)
+
+
+def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -> tuple[dict[str, Tensor], float | None]:
+    """Everything above for a learner. Every process has to call it, after the first update.
+
+    Args:
+        learner: whose agents, objective and meta-gradients.
+        draw: draws new windows.
+        num_windows: for agreement and saturation.
+        num_batches: of windows, for the signal-to-noise ratio of the meta-gradient; at least 2.
+
+    Returns:
+        `agreement`, `saturation` and, if gradients meta-train the objective, `meta_gradient_snr` of each agent of this process, [P],
+        and the ratio of the combined meta-gradient, or None.
+    """
+    population, windows = learner.population, draw(num_windows)
+    networks, policy = population.networks, population.policy
+    found = {
+        "agreement": action_gradient_agreement(networks, learner.objective, learner.alpha, policy, population.critics, windows),
+        "saturation": saturation(networks, policy, windows),
+    }
+    if learner.meta is None:
+        return found, None
+    of_agents, combined = [], []
+    for _ in range(num_batches):
+        gradients, _ = learner.gradients_of_objective(draw((learner.meta.inner.num_steps + 1) * learner.settings.num_windows))
+        together, _ = combine_meta_gradients(gradients, learner.meta.settings.gradient, learner.placement.gather)
+        of_agents.append(torch.cat([g.flatten(1) for g in gradients.values()], 1))
+        combined.append(torch.cat([g.flatten() for g in together.values()]))
+    found["meta_gradient_snr"] = signal_to_noise(of_agents)
+    return found, float(signal_to_noise(combined))

@@ -15,7 +15,6 @@ from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.common.streams import AgentStreams, to_device
 from metagenrl_pl.learning.compiling import Compiled, Notify, ignore
 from metagenrl_pl.learning.critic_update import critic_gradients
-from metagenrl_pl.learning.diagnostics import action_gradient_agreement, saturation, signal_to_noise
 from metagenrl_pl.learning.evolution import Evolution
 from metagenrl_pl.learning.inner_step import AdamMoments
 from metagenrl_pl.learning.meta_update import MetaTask, combine_meta_gradients, meta_gradients
@@ -165,7 +164,7 @@ class Learner:
             windows: (K + 1) B windows of every agent, as in `MetaTask`.
         """
         assert self.meta is not None and self.objective_optimizer is not None
-        gradients, loss = self._meta_gradients(windows)
+        gradients, loss = self.gradients_of_objective(windows)
         combined, norm = combine_meta_gradients(gradients, self.meta.settings.gradient, self.placement.gather)
         self.metrics.record("meta_loss", loss.clone())  # clone as above
         self.metrics.record("meta_gradient_norm", norm)
@@ -173,7 +172,8 @@ class Learner:
             p.grad = combined[name]
         self.objective_optimizer.step()
 
-    def _meta_gradients(self, windows: Windows) -> tuple[Parameters, Tensor]:
+    def gradients_of_objective(self, windows: Windows) -> tuple[Parameters, Tensor]:
+        """Each agent's gradient of the objective, [P, ...], and its meta-loss, [P]; windows as in `update_objective`."""
         assert self.meta is not None
         population, (inner, judge, _) = self.population, self.meta
         moments = self._policy_moments() if inner.needs_moments else None
@@ -232,37 +232,6 @@ class Learner:
         for kind, optimizer in (("policy", self.policy_optimizer), ("critics", self.critic_optimizer)):
             for value in optimizer.state.get(self.population.rows[kind][agent], {}).values():
                 value.zero_()  # moments and number of steps
-
-    def diagnose(self, draw: Draw, num_windows: int, num_batches: int) -> tuple[dict[str, Tensor], float | None]:
-        """What the losses do not tell. Every process has to call it, after the first update.
-
-        Args:
-            draw: draws new windows.
-            num_windows: for `agreement` and `saturation`.
-            num_batches: of windows, for the signal-to-noise ratio of the meta-gradient; at least 2.
-
-        Returns:
-            `agreement`, `saturation` and, in meta-training, `meta_gradient_snr` of each agent of this process, [P] (see
-            `diagnostics`), and the ratio of the combined meta-gradient, or None.
-        """
-        population, windows = self.population, draw(num_windows)
-        networks, policy, critics = population.networks, population.policy, population.critics
-        alpha = self.alpha
-        found = {
-            "agreement": action_gradient_agreement(networks, self.objective, alpha, policy, critics, windows),
-            "saturation": saturation(networks, policy, windows),
-        }
-        if self.meta is None:
-            return found, None
-        of_agents, combined = [], []
-        for _ in range(num_batches):
-            gradients = self._meta_gradients(draw((self.meta.inner.num_steps + 1) * self.settings.num_windows))[0]
-            of_agents.append(torch.cat([g.flatten(1) for g in gradients.values()], 1))
-            rule = self.meta.settings.gradient
-            together, _ = combine_meta_gradients(gradients, rule, self.placement.gather)
-            combined.append(torch.cat([g.flatten() for g in together.values()]))
-        found["meta_gradient_snr"] = signal_to_noise(of_agents)
-        return found, float(signal_to_noise(combined))
 
     def checked_metrics(self) -> dict[str, np.ndarray]:
         """The newest metrics of all agents, [P] each. Every process has to call it.
