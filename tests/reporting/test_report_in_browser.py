@@ -73,3 +73,14 @@ def test_the_page_works_in_a_browser_on_a_desk_and_on_a_phone(tmp_path: Path) ->
         assert tip.startswith("100") and "DDPG/TD3 100" in tip and "learned objective 4" in tip, tip
         assert seen["scrolls"] == seen["width"], f"wider than {width} pixels: {seen}"
         assert float(str(seen["text"])) > 9, "charts' letters are too small to read"
+
+
+@pytest.mark.slow
+def test_the_page_of_the_protocols_results_is_small(tmp_path: Path) -> None:
+    """Eight learned objectives, six other methods, a thousand agents: 20.9 MB and 312 pictures before."""
+    page = render([Path(__file__).parents[2] / "results" / "protocol"])
+    assert len(page) < 1_000_000 and "<img" not in page
+    assert all(f">{name}<" in page.replace("_<wbr>", "_") for name in ("light", "mixture", "falling", "both_critics"))
+    if BROWSER is not None:
+        seen = _look(page, 390, tmp_path)
+        assert seen["mistakes"] == [] and seen["scrolls"] == seen["width"], seen
