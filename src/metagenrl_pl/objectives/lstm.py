@@ -1,11 +1,113 @@
 """The objective's LSTM with first and second derivatives written out by hand (see `layers`)."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from metagenrl_pl.agents.layers import Layer
 from metagenrl_pl.agents.stacked_networks import ALIGNMENT
+
+Loop = Callable[..., Sequence[Tensor]]
+
+
+def _loop(z: Tensor, weight: Tensor, scale: Tensor, is_candidate: Tensor) -> list[Tensor]:
+    hidden = cell = z.new_zeros(*z.shape[1:3], weight.shape[1])
+    states = []
+    for z_of_step in z.unbind():
+        gates = torch.addcmul(-is_candidate, scale, torch.sigmoid(torch.baddbmm(z_of_step, hidden, weight)))
+        input_gate, candidate, forget_gate, output_gate = gates.chunk(4, -1)
+        before, cell = cell, torch.addcmul(input_gate * candidate, forget_gate, cell)
+        squashed = torch.tanh(cell)
+        hidden = output_gate * squashed
+        states.append((gates, before, squashed, hidden))
+    return [torch.stack(parts) for parts in zip(*states, strict=True)]
+
+
+def _tangent_loop(tz: Tensor, weight: Tensor, k: Tensor, a: Tensor, forget_gate: Tensor) -> list[Tensor]:
+    thidden = tcell = torch.zeros_like(a[0])
+    states = []
+    for tz_of_step, k_of_step, a_of_step, f_of_step in zip(tz, k, a, forget_gate, strict=True):
+        tz_of_step = torch.baddbmm(tz_of_step, thidden, weight)
+        by_input, by_candidate, by_forget, by_output = (k_of_step * tz_of_step).chunk(4, -1)
+        before, tcell = tcell, torch.addcmul(by_input + by_candidate + by_forget, f_of_step, tcell)
+        thidden = torch.addcmul(by_output, a_of_step, tcell)
+        states.append((tz_of_step, before, tcell, thidden))
+    return [torch.stack(parts) for parts in zip(*states, strict=True)]
+
+
+def _backward_loop(
+    dhidden: Tensor, weight: Tensor, k: Tensor, a: Tensor, forget_gate: Tensor, more_dcell: Tensor, more_dz: Tensor
+) -> list[Tensor]:
+    steps = list(zip(dhidden, k, a, forget_gate, more_dcell, more_dz, strict=True))
+    dz, passed_on = torch.zeros_like(k[0]), torch.zeros_like(dhidden[0])
+    states = []
+    for dhidden_of_step, k_of_step, a_of_step, f_of_step, more_dcell_of_step, more_dz_of_step in reversed(steps):
+        dh = torch.baddbmm(dhidden_of_step, dz, weight.mT)
+        dcell = torch.addcmul(passed_on + more_dcell_of_step, a_of_step, dh)
+        reached = torch.cat([dcell, dcell, dcell, dh], -1)
+        dz, passed_on = torch.addcmul(more_dz_of_step, reached, k_of_step), f_of_step * dcell
+        states.append((dz, reached))
+    return [torch.stack(parts) for parts in zip(*reversed(states), strict=True)]
+
+
+# Compiled, a loop of T steps would become T copies of its operations, which take minutes to compile. On the CPU a compiled update
+# calls the loop as a single operator instead. On a GPU the copies are worth it: CUDA graphs launch them without Python.
+_library = torch.library.Library("metagenrl_pl", "FRAGMENT")
+
+
+def _as_operator(name: str, arguments: str, loop: Loop, num_outputs: int, like: Callable[..., list[Tensor]]) -> Loop:
+    """The loop; where an update is compiled for the CPU, an operator that runs it.
+
+    Args:
+        name: of the operator.
+        arguments: names of its tensors.
+        loop: what it runs.
+        num_outputs: of the loop.
+        like: tensors of the shapes of its outputs, from its arguments.
+    """
+    outputs = ", ".join(["Tensor"] * num_outputs)
+    _library.define(f"{name}({', '.join(f'Tensor {argument}' for argument in arguments.split())}) -> ({outputs})")
+    _library.impl(name, lambda *tensors: tuple(loop(*tensors)), "CPU")
+    _library.impl(name, lambda *tensors: tuple(like(*tensors)), "Meta")
+    operator = getattr(torch.ops.metagenrl_pl, name)
+
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        if torch.compiler.is_compiling() and tensors[0].device.type == "cpu":
+            outputs: Sequence[Tensor] = operator(*tensors)
+            return outputs
+        return loop(*tensors)
+
+    return run
+
+
+run_lstm = _as_operator(
+    "lstm",
+    "z weight scale is_candidate",
+    _loop,
+    4,
+    lambda z, *_: [z.new_empty(z.shape), *(z.new_empty(*z.shape[:-1], z.shape[-1] // 4) for _ in range(3))],
+)
+"""Projections, [T, P, B, 4 U] -> gates, cell states before each step, tanh of those after it, and hidden states."""
+
+run_tangent = _as_operator(
+    "lstm_tangent",
+    "tz weight k a forget_gate",
+    _tangent_loop,
+    4,
+    lambda tz, *_: [tz.new_empty(tz.shape), *(tz.new_empty(*tz.shape[:-1], tz.shape[-1] // 4) for _ in range(3))],
+)
+"""z' from outside -> z', c' before and after each step, and h'."""
+
+run_backward = _as_operator(
+    "lstm_backward",
+    "dhidden weight k a forget_gate more_dcell more_dz",
+    _backward_loop,
+    2,
+    lambda dhidden, weight, k, *_: [k.new_empty(k.shape) for _ in range(2)],
+)
+"""dh from outside, [T, P, B, U], and what is added to dc and dz of every step -> dz and (dc, dc, dc, dh), [T, P, B, 4 U]."""
 
 
 class BackwardLSTM(Layer):
@@ -40,17 +142,8 @@ class BackwardLSTM(Layer):
         scale = 1 + self._is_candidate
         # Far below 0, input and forget gate are exactly 0: cell and hidden state stay 0 until the last valid step is reached.
         z = torch.where(self._valid.flatten(1, 2).unsqueeze(-1) > 0, torch.addcmul(self._is_forget, scale, x), -1e4)
-        z, weight = self._by_step(z), scale * self._weight
-        hidden = cell = z.new_zeros(*z.shape[1:3], weight.shape[1])
-        states = []
-        for z_of_step in z.unbind():
-            gates = torch.addcmul(-self._is_candidate, scale, torch.sigmoid(torch.baddbmm(z_of_step, hidden, weight)))
-            input_gate, candidate, forget_gate, output_gate = gates.chunk(4, -1)
-            before, cell = cell, torch.addcmul(input_gate * candidate, forget_gate, cell)
-            squashed = torch.tanh(cell)
-            hidden = output_gate * squashed
-            states.append((gates, before, squashed, hidden))
-        self._gates, self._cell_before, self._squashed, self._hidden = map(torch.stack, zip(*states, strict=True))
+        loop = run_lstm(self._by_step(z), scale * self._weight, scale, self._is_candidate)
+        self._gates, self._cell_before, self._squashed, self._hidden = loop
         return self._by_row(self._hidden)
 
     def backward(self, dy: Tensor) -> Tensor:
@@ -61,20 +154,13 @@ class BackwardLSTM(Layer):
         self._k = self._slope * self._factor
         self._squashed_slope = 1 - self._squashed * self._squashed
         self._a = self._output_gate * self._squashed_slope
-        self._dz, self._reached = self._back_through_time(self._by_step(dy), dy.new_zeros(1), dy.new_zeros(1))
+        self._dz, self._reached = self._run_backward(self._by_step(dy), dy.new_zeros(1), dy.new_zeros(1))
         return self._by_row(self._dz)
 
     def tangent(self, tx: Tensor) -> Tensor:
         """h'."""
-        thidden = tcell = torch.zeros_like(self._hidden[0])
-        states = []
-        for tz, k, a, forget_gate in zip(self._by_step(tx), self._k, self._a, self._forget_gate, strict=True):
-            tz = torch.baddbmm(tz, thidden, self._weight)
-            by_input, by_candidate, by_forget, by_output = (k * tz).chunk(4, -1)
-            before, tcell = tcell, torch.addcmul(by_input + by_candidate + by_forget, forget_gate, tcell)
-            thidden = torch.addcmul(by_output, a, tcell)
-            states.append((tz, before, tcell, thidden))
-        tz, self._tcell_before, self._tcell, self._thidden = map(torch.stack, zip(*states, strict=True))
+        loop = run_tangent(self._by_step(tx), self._weight, self._k, self._a, self._forget_gate)
+        tz, self._tcell_before, self._tcell, self._thidden = loop
         self._tgates = self._slope * tz
         return self._by_row(self._thidden)
 
@@ -95,7 +181,7 @@ class BackwardLSTM(Layer):
         dcell, dhidden = self._reached.unflatten(-1, (4, -1))[..., 2:, :].unbind(-2)
         more_dcell = dhidden * ta
         more_dcell = more_dcell + functional.pad((dcell * tforget)[1:], (0, 0, 0, 0, 0, 0, 0, 1))
-        self._tdz, _ = self._back_through_time(self._by_step(tdy), more_dcell, self._reached * tk)
+        self._tdz, _ = self._run_backward(self._by_step(tdy), more_dcell, self._reached * tk)
         return self._by_row(self._tdz)
 
     def gradient_tangent(self) -> Tensor:
@@ -105,25 +191,9 @@ class BackwardLSTM(Layer):
         )
         return torch.bmm(before.mT, tdz) + torch.bmm(tbefore.mT, dz)
 
-    def _back_through_time(self, dhidden: Tensor, more_dcell: Tensor, more_dz: Tensor) -> tuple[Tensor, Tensor]:
-        """dz and (dc, dc, dc, dh) of every step, [T, P, B, 4 U].
-
-        Args:
-            dhidden: dh from outside, [T, P, B, U].
-            more_dcell, more_dz: added to dc and dz of every step.
-        """
-        more = (x.expand(len(dhidden), *x.shape[1:]) for x in (more_dcell, more_dz))
-        steps = list(zip(dhidden, self._k, self._a, self._forget_gate, *more, strict=True))
-        dz, passed_on = torch.zeros_like(self._k[0]), torch.zeros_like(dhidden[0])
-        states = []
-        for dhidden_of_step, k, a, forget_gate, more_dcell, more_dz in reversed(steps):
-            dh = torch.baddbmm(dhidden_of_step, dz, self._weight.mT)
-            dcell = torch.addcmul(passed_on + more_dcell, a, dh)
-            reached = torch.cat([dcell, dcell, dcell, dh], -1)
-            dz, passed_on = torch.addcmul(more_dz, reached, k), forget_gate * dcell
-            states.append((dz, reached))
-        dz, reached = map(torch.stack, zip(*reversed(states), strict=True))
-        return dz, reached
+    def _run_backward(self, dhidden: Tensor, more_dcell: Tensor, more_dz: Tensor) -> Sequence[Tensor]:
+        every = [x.expand(len(dhidden), *x.shape[1:]) for x in (more_dcell, more_dz)]
+        return run_backward(dhidden, self._weight, self._k, self._a, self._forget_gate, *every)
 
     def _by_step(self, x: Tensor) -> Tensor:
         """[P, B * T, V] -> [T, P, B, V] in the order of reading, where B may be rounded up."""
