@@ -21,12 +21,13 @@ def test_an_installed_wheel_trains_tests_reports_and_lists(tmp_path: Path) -> No
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"metagenrl_pl"}  # no top-level `callbacks` or `conf`
 
     def run(*command: str, code: int = 0) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=600)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     metagenrl = str(python.parent / "metagenrl")
-    printed = run(metagenrl, "train", "experiment=debug", "run_dir=runs/trained", "trainer.accelerator=cpu", "trainer.devices=2")
+    short = "experiment=debug", "env_steps=60", "callbacks.meta_test=null", "run_dir=runs/trained"
+    printed = run(metagenrl, "train", *short, "trainer.accelerator=cpu", "trainer.devices=2", *TINY)
     assert printed.count("loading PyTorch") == 1 and "Traceback" not in printed  # the second process was launched, too
     run(
         metagenrl,
