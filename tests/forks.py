@@ -10,6 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import gymnasium.envs.mujoco.inverted_pendulum_v5  # noqa: F401  (so that forks need not import it, which takes seconds)
+import pytorch_lightning.loggers  # noqa: F401
+import tensorboard  # noqa: F401
+
+import callbacks.display
+import callbacks.meta_testing  # noqa: F401
+import metagenrl_pl.launch.checks
+import metagenrl_pl.launch.run  # noqa: F401
 from metagenrl_pl.common.signals import STOP_SIGNALS
 from metagenrl_pl.launch import entry
 

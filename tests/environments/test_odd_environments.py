@@ -15,7 +15,7 @@ from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.probing import MAX_EPISODE_STEPS, episode_limit, probe
 from metagenrl_pl.environments.workers import make_group
 from metagenrl_pl.evaluation.evaluator import Evaluator
-from metagenrl_pl.reporting import film
+from metagenrl_pl.reporting import film, film_frames
 
 PLACE = "odd_environments.py, line "
 
@@ -138,7 +138,7 @@ def test_a_time_limit_is_known_or_set() -> None:
 
 
 def test_evaluations_and_films_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (probing, film):
+    for module in (probing, film_frames):
         monkeypatch.setattr(module, "MAX_EPISODE_STEPS", 12)
     specs = [EnvironmentSpec("Endless-v0"), EnvironmentSpec("Sliding-v0", max_episode_steps=20)]
     counts = np.zeros(2, int)
@@ -149,8 +149,8 @@ def test_evaluations_and_films_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     evaluator = Evaluator(specs, [0, 1], 3)
     assert (evaluator(act) < 0).all() and counts.max() == 20
-    frames, _, episode_return = film.record_episode(specs[0], lambda observation: np.zeros(1))
-    assert episode_return < 0 and len(frames) == 13
+    episode = film.record_episode(specs[0], lambda observation: np.zeros(1))
+    assert episode.episode_return < 0 and len(episode.frames) == 13
 
 
 def test_what_an_environment_draws_globally_follows_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

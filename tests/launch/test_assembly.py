@@ -13,6 +13,8 @@ from metagenrl_pl.experience import replay as replay_module
 from metagenrl_pl.experience.replay import memory_bytes
 from metagenrl_pl.launch.assembly import choose_resources
 
+LONG = {"env_steps": 10_000, "agent": {"window_length": 4}}
+
 
 def trainer_of(num_processes: int, rank: int = 0, world_size: int = 1) -> Any:
     strategy = SimpleNamespace(root_device=torch.device("cpu"), num_processes=num_processes)
@@ -21,7 +23,7 @@ def trainer_of(num_processes: int, rank: int = 0, world_size: int = 1) -> Any:
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     node = {"_target_": "metagenrl_pl.experience.replay.ReplaySettings", "capacity": 500}
-    config = OmegaConf.create({"replay": node, "env_workers": 0, "compile": False})
+    config = OmegaConf.create({"replay": node, "env_workers": 0, "compile": False, **LONG})
     monkeypatch.setattr(replay_module, "available_bytes", lambda device: memory_bytes(sizes_of(TOYS), 500))
     resources = choose_resources(config, trainer_of(1), TOYS, print)  # just fits
     assert resources.replay_capacity == 500 and len(resources.make_group(TOYS)) == len(TOYS)
@@ -29,3 +31,9 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
         choose_resources(config, trainer_of(2), TOYS, print)
     resources = choose_resources(config, trainer_of(1, rank=1, world_size=2), TOYS, print)
     assert list(resources.placement(len(TOYS)).agents) == [2]
+
+
+def test_a_replay_is_no_larger_than_the_run_needs() -> None:
+    node = {"_target_": "metagenrl_pl.experience.replay.ReplaySettings", "capacity": 1_000_000}
+    config = OmegaConf.create({"replay": node, "env_workers": 0, "compile": False, **LONG, "env_steps": 130})
+    assert choose_resources(config, trainer_of(1), TOYS, print).replay_capacity == 2 * 130 + 4 + 2

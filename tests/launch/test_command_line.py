@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import CONF
+from hydra._internal.core_plugins import basic_launcher
+from hydra.core import utils as core
 from omegaconf import DictConfig
 
 from metagenrl_pl.config import former
 from metagenrl_pl.config.schema import build
+from metagenrl_pl.launch import entry
 from metagenrl_pl.launch.command_line import hydra_entry, overridden_keys
 
 
@@ -274,3 +279,28 @@ def test_exit_codes_of_a_real_process(tmp_path: Path) -> None:
     assert (mistake.returncode, mistake.stderr) == (2, "error: population: size must be at least 1, got 0\n")
     bug = process("population.size=1")
     assert bug.returncode == 1 and "Traceback" in bug.stderr and "a bug" in bug.stderr and "error: " not in bug.stderr
+
+
+def test_what_a_launcher_runs_elsewhere_fails_here_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As submitit and Ray do: the job runs in another process, and only what it returns comes back."""
+    in_this_process = core.run_job
+
+    def in_another(**arguments: object) -> core.JobReturn:
+        end, pipe = os.pipe()
+        if os.fork() == 0:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            os.write(pipe, pickle.dumps(in_this_process(**arguments).return_value))
+            os._exit(0)
+        os.wait()
+        os.close(pipe)
+        with os.fdopen(end, "rb") as file:
+            return core.JobReturn(status=core.JobStatus.COMPLETED, _return_value=pickle.load(file))
+
+    monkeypatch.setattr(basic_launcher, "run_job", in_another)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "env.train=[CartPole-v1]", "seed=1,2", f"hydra.sweep.dir={tmp_path}"])
+    with pytest.raises(SystemExit) as caught:
+        entry.run_command_line(CONF)
+    errors = capfd.readouterr().err
+    assert caught.value.code == 2 and errors.count("error: environment CartPole-v1: its actions are") == 2, errors

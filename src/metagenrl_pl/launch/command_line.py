@@ -6,16 +6,18 @@ Hydra accepts unknown keys (`+sed=3`), does not suggest similar keys, and prints
                     `hydra_entry` reports mistakes in all of these: `error: ...` on stderr, exit code 2
 """
 
+import contextlib
 import functools
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -64,11 +66,12 @@ def hydra_entry(
     jobs = _Jobs(main, schema, prepare)
 
     @functools.wraps(main)  # Hydra names the job after the file of the wrapped function
-    def job(config: DictConfig) -> None:
-        jobs.run(config)
+    def job(config: DictConfig) -> JobOutcome:
+        return jobs.run(config)
 
+    outcomes: list[JobOutcome] = []
     try:
-        with interrupting(), surviving_closed_output():
+        with interrupting(), surviving_closed_output(), collecting_outcomes() as outcomes:
             hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
     except KeyboardInterrupt:  # before or after training; during training `endings.fit` handles it
         print("Stopped", file=sys.stderr)
@@ -78,6 +81,7 @@ def hydra_entry(
             raise
         jobs.mistakes.append(_composition_error(error, Path(config_path), schema))  # before a job: command line or config files
         print(f"error: {printable(jobs.mistakes[-1])}", file=sys.stderr)
+    jobs.add_foreign(outcomes)
     if len(jobs.done) > 1:
         _print_sweep(jobs.done)
     if jobs.mistakes:
@@ -95,7 +99,7 @@ class _Jobs:
         self.bugs: list[Exception] = []
         self.done: list[tuple[str, Path | None, int]] = []  # as of `SweepJob`
 
-    def run(self, config: DictConfig) -> None:
+    def run(self, config: DictConfig) -> "JobOutcome":
         """One job."""
         name, run_dir = _name_in_sweep(), None
         if name:
@@ -104,15 +108,26 @@ class _Jobs:
             config = validate(self._prepare(config, overridden_keys()), self._schema)
             run_dir = Path(config.run_dir) if config.get("run_dir") else None
             self.done.append((name, run_dir, self._main(config) or 0))
+            return JobOutcome(os.getpid(), self.done[-1])
         except Exception as error:
             message = explanation(error)
             if message is None:
                 self.bugs.append(error)
                 raise
-            self.mistakes.append(message := printable(message))
+            self.mistakes.append(message := printable(message) + (f" ({name})" if name else ""))
             self.done.append((name, run_dir, MISTAKE))
-            print(f"error: {message}" + (f" ({name})" if name else ""), file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             log.debug("the mistake was found here", exc_info=True)
+            return JobOutcome(os.getpid(), self.done[-1], message)
+
+    def add_foreign(self, outcomes: Sequence["JobOutcome"]) -> None:
+        """Add and print what a launcher ran in other processes, where lines and codes have stayed."""
+        for outcome in outcomes:
+            if outcome.process != os.getpid():
+                self.done.append(outcome.job)
+                if outcome.mistake:
+                    self.mistakes.append(outcome.mistake)
+                    print(f"error: {outcome.mistake}", file=sys.stderr)
 
 
 def _print_sweep(jobs: Sequence[tuple[str, Path | None, int]]) -> None:
@@ -121,6 +136,33 @@ def _print_sweep(jobs: Sequence[tuple[str, Path | None, int]]) -> None:
     from metagenrl_pl.reporting.sweep_table import SweepJob, sweep_table  # needs torch, which a mistake need not wait for
 
     Console().print(sweep_table([SweepJob(*job) for job in jobs]))
+
+
+class JobOutcome(NamedTuple):
+    """What a job returns through its launcher, which may run it in another process or on another machine."""
+
+    process: int
+    job: tuple[str, Path | None, int]  # as of `SweepJob`
+    mistake: str = ""
+
+
+@contextlib.contextmanager
+def collecting_outcomes() -> Iterator[list[JobOutcome]]:
+    """Collect what the jobs of a multirun return, which `hydra.main` drops."""
+    outcomes: list[JobOutcome] = []
+    multirun = Hydra.multirun
+
+    def collecting(self: Hydra, *args: Any, **kwargs: Any) -> Any:
+        batches = multirun(self, *args, **kwargs)
+        values = [job.return_value for batch in batches or () for job in (batch if isinstance(batch, Sequence) else [batch])]
+        outcomes.extend(value for value in values if isinstance(value, JobOutcome))
+        return batches
+
+    Hydra.multirun = collecting  # type: ignore[method-assign]
+    try:
+        yield outcomes
+    finally:
+        Hydra.multirun = multirun  # type: ignore[method-assign]
 
 
 def allow_new_keys(arguments: Sequence[str]) -> list[str]:
