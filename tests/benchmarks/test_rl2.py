@@ -76,5 +76,5 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit, match="^error: .*hidden"):
         command(tmp_path, monkeypatch, "agent.hidden=3")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"sb3-contrib is not installed; pip install -e \"\.\[baselines\]\""):
+    with pytest.raises(SystemExit, match=r"sb3-contrib is not installed; pip install -e \"\.\[train,baselines\]\""):
         command(tmp_path, monkeypatch)

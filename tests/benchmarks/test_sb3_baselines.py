@@ -60,7 +60,7 @@ def test_mistakes_are_told_in_a_line(override: str, words: str, tmp_path: Path, 
 
 def test_a_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"stable-baselines3 is not installed; pip install -e \"\.\[baselines\]\""):
+    with pytest.raises(SystemExit, match=r"stable-baselines3 is not installed; pip install -e \"\.\[train,sb3\]\""):
         command(tmp_path, monkeypatch)
 
 

@@ -72,4 +72,4 @@ def test_an_objective_of_ones_own_is_meta_trained_kept_and_used(tmp_path: Path) 
         "objective.path=made/objective.safetensors",
     )
     train("experiment=meta_test", *load, "env=pendulum", "env_steps=30", "population.size=1", "run_dir=used")
-    assert {row.method for row in read_rows(tmp_path / "used" / "meta_test.csv")} == {"learned"}
+    assert {row.method for row in read_rows(tmp_path / "used" / "meta_test.csv")} == {"learned", "critic", "random"}

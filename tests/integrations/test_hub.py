@@ -58,9 +58,9 @@ def test_its_page_has_metadata_use_and_scores(hub: Any) -> None:
     metadata = yaml.safe_load(front)
     assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "metagenrl-pl"
     results = {result["dataset"]["name"]: result["metrics"][0]["value"] for result in metadata["model-index"][0]["results"]}
-    assert results["Hopper-v5"] == 244.3
+    assert results["Hopper-v5"] == 281.8
     assert page.startswith("# light\n") and 'from_hub("me/light")' in page
-    assert "| Hopper-v5 | unseen | 244.3 | 1.01 |" in page and "| Pendulum-v1 | training | -143.1 | 1.01 |" in page
+    assert "| Hopper-v5 | unseen | 281.8 | 1.18 |" in page and "| Pendulum-v1 | training | -142.5 | 1.01 |" in page
 
 
 def test_an_objective_without_scores_has_a_page(hub: Any) -> None:

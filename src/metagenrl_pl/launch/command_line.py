@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE
@@ -177,7 +177,8 @@ def overridden_keys() -> list[str]:
 
     Hydra's own keys are left out. Prefixes (`+`, `++`, `~`) and packages (`@...`) are removed.
     """
-    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # `key=${other}` stays as it is
+    overrides = OverridesParser.create().parse_overrides(task)
     return [override.key_or_group for override in overrides]
 
 

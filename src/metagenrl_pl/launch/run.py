@@ -1,5 +1,6 @@
 """One run: from its validated configuration to trained agents."""
 
+import logging
 import warnings
 from contextlib import closing
 from functools import partial
@@ -26,6 +27,8 @@ from metagenrl_pl.training.processes import agree_on_run_dir, launching
 
 def train(config: DictConfig) -> int:
     """Build the parts of the run from its configuration and train. Returns the exit code."""
+    for name in ("pytorch_lightning", "lightning_fabric"):  # their lines about devices and products say nothing of this run
+        logging.getLogger(name).setLevel(logging.WARNING)
     config = with_run_dir(config, agree_on_run_dir(config.run_dir))
     prepare_process(config)
     agent, population, environments = build(config.agent), build(config.population), build(config.env)

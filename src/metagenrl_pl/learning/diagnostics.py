@@ -82,5 +82,7 @@ def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -
         together, _ = combine_meta_gradients(gradients, learner.meta.settings.gradient, learner.placement.gather)
         of_agents.append(torch.cat([g.flatten(1) for g in gradients.values()], 1))
         combined.append(torch.cat([g.flatten() for g in together.values()]))
-    found["meta_gradient_snr"] = signal_to_noise(of_agents)
+    # Agent by agent, so that the bits do not depend on how many agents are in this process.
+    agents = range(population.num_agents)
+    found["meta_gradient_snr"] = torch.stack([signal_to_noise([gradient[agent] for gradient in of_agents]) for agent in agents])
     return found, float(signal_to_noise(combined))
