@@ -37,6 +37,7 @@ def columns_of(result: Report, *names: str) -> Iterator[float]:
         yield from (value for name, value in zip(result["columns"], row, strict=True) if name in names and value is not None)
 
 
+@pytest.mark.slow
 def test_throughput(tmp_path: Path) -> None:
     report, _ = quick_run("throughput.py", tmp_path)
     results = {result["title"].split(" (")[0]: result for result in report["results"]}

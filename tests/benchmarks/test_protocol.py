@@ -41,6 +41,7 @@ def protocol(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_protocol(tmp_path: Path) -> None:
     arguments = [*SMALL, "--variants", "protocol", "--seeds", "0", "1", "--jobs", "2", "--keep", "kept"]
     done = protocol(tmp_path, *arguments)
@@ -97,6 +98,7 @@ def test_protocol(tmp_path: Path) -> None:
     assert untested.returncode == 2 and "tests untrained, critic; valid are more --seeds" in untested.stderr
 
 
+@pytest.mark.slow
 def test_further_agents_of_the_baselines_are_others_than_those_of_the_meta_tests(tmp_path: Path) -> None:
     runs = plan_baselines([1, 2], tmp_path, [*SMALL, "num_threads=2"])
     assert [run.folder.name for run in runs] == ["reinforce_seed_1", "reinforce_seed_2", "critic_seed_1", "critic_seed_2"]
@@ -237,6 +239,7 @@ def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     done = protocol(tmp_path, *SMALL, "agent.num_windows=0", "--seeds", "0")
     assert done.returncode == 1 and "1 of 1 runs did not end; see " in done.stderr and "Traceback" not in done.stderr

@@ -480,6 +480,7 @@ def test_the_meta_test_shows_returns_by_method_as_they_come_in(terminal: io.Stri
     assert shown == {method: pytest.approx(sum(values) / 2, abs=0.06) for method, values in final.items()}
 
 
+@pytest.mark.slow
 def test_the_eta_counts_the_meta_test_from_the_start(no_terminal: io.StringIO, tmp_path: Path) -> None:
     tiny_run(callbacks=[PopulationDisplay(), meta_test(run_dir=str(tmp_path), env_steps=900)], env_steps=20)
     training, *tests = no_terminal.getvalue().splitlines()

@@ -392,6 +392,7 @@ def test_meta_tests_after_the_checkpoint_are_made_again(tmp_path: Path) -> None:
     assert stopped == straight
 
 
+@pytest.mark.slow
 def test_a_meta_test_is_given_up_when_told_to_stop_and_made_when_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

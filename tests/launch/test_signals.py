@@ -7,11 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "train.py", "experiment=debug", "callbacks.meta_test=null", "num_threads=1"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_run_goes_on_to_the_same_objective(tmp_path: Path) -> None:
     stopped, straight = tmp_path / "stopped", tmp_path / "straight"
     process = subprocess.Popen(

@@ -475,7 +475,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "objective=learnt",
             "objective=learnt is not a choice; did you mean 'learned'? valid: critic, frozen, learned, ",
         ),
-        ("objective=pretrained objective.name=heavy", "objective: there is no pretrained objective 'heavy'; valid: falling, light, mixture"),
+        (
+            "objective=pretrained objective.name=heavy",
+            "objective: there is no pretrained objective 'heavy'; valid: falling, light",
+        ),
         (
             "experiment=baseline/dpg",
             "experiment=baseline/dpg is not a choice; did you mean 'baseline/ddpg'? valid: baseline/ddpg, baseline/off_",

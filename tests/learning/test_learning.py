@@ -56,6 +56,7 @@ def test_agents_find_the_optimum_of_a_problem_that_is_solved_on_paper() -> None:
     assert score.mean() > 0.93 and score.min() > 0.88 and score.max() < 1 + 1e-6, score
 
 
+@pytest.mark.slow
 def test_agents_solve_pendulum() -> None:
     """The pendulum hangs at about -1200 when nothing is done; the best policies keep it up for about -150. Settings of `agent=small`.
 

@@ -153,6 +153,7 @@ def test_two_processes_compute_what_one_does(four: tuple[Path, Path, str]) -> No
     assert rows.count("\n") == 1 + 4 * 3 * 2 + 3  # header, four methods at two evaluations, random actions
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_in_two(three: Path) -> None:
     """Of uneven shares."""
     shutil.copytree(three / "short", three / "wider")
@@ -161,6 +162,7 @@ def test_a_run_of_one_process_goes_on_in_two(three: Path) -> None:
     assert_same(three / "straight", three / "wider", [200, 230], num_agents=3, since=150)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_that_is_told_to_stop_goes_on_in_one(three: Path) -> None:
     process = start(three, [*THREE, "run_dir=stopped", TWO])
     while not (three / "stopped" / "metrics.csv").exists():  # after 50 env steps
