@@ -322,8 +322,9 @@ def test_a_resume_may_change_callbacks_that_the_default_run_does_not_have(in_pro
     assert [row.env_steps for row in read_rows(Path("here/meta_test.csv"))] == [100, 200, 300, 350, 400]
 
 
-def test_a_sweep_gives_every_job_a_folder(in_process: Train) -> None:
+def test_a_sweep_gives_every_job_a_folder(in_process: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is switched off stays off."""
+    monkeypatch.setenv("COLUMNS", "300")  # no path is folded
     off = [f"callbacks.{name}=null" for name in ("meta_test", "checkpoint", "display", "final_report")]
     code, printed, errors = in_process("-m", "seed=1,2", "experiment=debug", "env_steps=120", "logger=csv", *off)
     assert code == 0, errors
