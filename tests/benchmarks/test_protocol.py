@@ -259,6 +259,7 @@ def test_the_kept_results_of_two_variants_stay_two_variants(tmp_path: Path) -> N
     assert len(titles) == 2 and any("meta.gradient=clip" in title for title in titles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_run_save_and_begins_no_other(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "protocol.py"), *SMALL, "env_steps=6000", "--seeds", "0", "1"]

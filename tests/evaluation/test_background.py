@@ -120,6 +120,7 @@ def test_a_run_writes_the_same_results_in_the_same_order(dies: bool, tmp_path: P
     assert results("background", 0) == foreground and len(made) == 1
 
 
+@pytest.mark.slow
 def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(

@@ -44,6 +44,7 @@ def test_few_lines_differ_from_td3() -> None:
     assert EXAMPLE.read_text().count("# learned\n") <= 10
 
 
+@pytest.mark.slow
 def test_an_objective_of_ones_own_is_meta_trained_kept_and_used(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 
