@@ -222,3 +222,8 @@ def test_objective(kind: type[LearnedObjective], options: dict[str, bool]) -> No
     if kind is Doubled:
         once, _ = small(**options).action_gradient_and_pull_back(alpha, inputs)
         torch.testing.assert_close(gradient, 2 * once)
+
+
+def test_an_activation_without_a_layer_is_named() -> None:
+    with pytest.raises(ValueError, match="no layer is written for the activation"):
+        TracedMLP(StackedMLP(1, torch.sin), {})

@@ -23,10 +23,12 @@ class TracedMLP(Chain):
         parameters: of it, [P, ...].
 
     Raises:
-        KeyError: if no layer is written for the network's activation.
+        ValueError: if no layer is written for the network's activation.
     """
 
     def __init__(self, mlp: StackedMLP, parameters: Parameters) -> None:
+        if mlp.activation not in _ACTIVATIONS:
+            raise ValueError(f"no layer is written for the activation {mlp.activation}")
         self._mlp, self._parameters = mlp, parameters
         hidden = [f"{mlp.prefix}hidden.{k}" for k in range(mlp.num_hidden)]
         self._names = [*hidden, f"{mlp.prefix}out"] if mlp.has_out else hidden
