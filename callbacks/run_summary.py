@@ -31,6 +31,8 @@ class RunSummary(pl.Callback):
         settings = flatten(module_of(trainer).run_config)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
+                if not trainer.is_global_zero:
+                    continue  # the others have no file to write to
                 tested = settings.get("env.test") or settings.get("env.train") or ()
                 names = [f"meta_test/{name}/{LEARNED.name}" for name in tested if isinstance(name, str)]
                 self._write_settings(logger, {key: _as_cell(value) for key, value in settings.items()}, names)

@@ -242,7 +242,7 @@ def files_of(run_dir: Path) -> list[str]:
     return sorted(path.name for path in run_dir.iterdir()) + sorted(path.name for path in (run_dir / "checkpoints").iterdir())
 
 
-FILES = [".lock", "checkpoints", "config.yaml", "metrics.csv", "objective.json", "objective.safetensors"]
+FILES = [".lock", "checkpoints", "config.yaml", "metrics.csv", "objective.json", "objective.safetensors", "provenance.json"]
 FILES += ["env_steps_000000040.ckpt", "env_steps_000000040.replay"]
 
 

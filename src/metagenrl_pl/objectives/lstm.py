@@ -58,7 +58,7 @@ _library = torch.library.Library("metagenrl_pl", "FRAGMENT")
 
 
 def _as_operator(name: str, arguments: str, loop: Loop, num_outputs: int, like: Callable[..., list[Tensor]]) -> Loop:
-    """The loop; where an update is compiled for the CPU, an operator that runs it.
+    """An operator that runs the loop where an update is compiled; the loop itself elsewhere.
 
     Args:
         name: of the operator.
@@ -74,40 +74,34 @@ def _as_operator(name: str, arguments: str, loop: Loop, num_outputs: int, like: 
     operator = getattr(torch.ops.metagenrl_pl, name)
 
     def run(*tensors: Tensor) -> Sequence[Tensor]:
-        if torch.compiler.is_compiling() and tensors[0].device.type == "cpu":
-            outputs: Sequence[Tensor] = operator(*tensors)
-            return outputs
-        return loop(*tensors)
+        outputs: Sequence[Tensor] = operator(*tensors) if torch.compiler.is_compiling() else loop(*tensors)
+        return outputs
 
     return run
 
 
-run_lstm = _as_operator(
-    "lstm",
-    "z weight scale is_candidate",
-    _loop,
-    4,
-    lambda z, *_: [z.new_empty(z.shape), *(z.new_empty(*z.shape[:-1], z.shape[-1] // 4) for _ in range(3))],
-)
-"""Projections, [T, P, B, 4 U] -> gates, cell states before each step, tanh of those after it, and hidden states."""
+def _gates_and_states(z: Tensor, *_: Tensor) -> list[Tensor]:
+    return [z.new_empty(z.shape), *(z.new_empty(*z.shape[:-1], z.shape[-1] // 4) for _ in range(3))]
 
-run_tangent = _as_operator(
-    "lstm_tangent",
-    "tz weight k a forget_gate",
-    _tangent_loop,
-    4,
-    lambda tz, *_: [tz.new_empty(tz.shape), *(tz.new_empty(*tz.shape[:-1], tz.shape[-1] // 4) for _ in range(3))],
-)
-"""z' from outside -> z', c' before and after each step, and h'."""
 
-run_backward = _as_operator(
-    "lstm_backward",
-    "dhidden weight k a forget_gate more_dcell more_dz",
-    _backward_loop,
-    2,
-    lambda dhidden, weight, k, *_: [k.new_empty(k.shape) for _ in range(2)],
+def _two_gates(dhidden: Tensor, weight: Tensor, k: Tensor, *_: Tensor) -> list[Tensor]:
+    return [k.new_empty(k.shape), k.new_empty(k.shape)]
+
+
+LOOPS: tuple[Loop, Loop, Loop] = (_loop, _tangent_loop, _backward_loop)
+"""Projections, [T, P, B, 4 U] -> gates, cell states before each step, tanh of those after it, and hidden states.
+
+z' from outside -> z', c' before and after each step, and h'.
+
+dh from outside, [T, P, B, U], and what is added to dc and dz of every step -> dz and (dc, dc, dc, dh), [T, P, B, 4 U].
+"""
+
+OPERATORS: tuple[Loop, Loop, Loop] = (
+    _as_operator("lstm", "z weight scale is_candidate", _loop, 4, _gates_and_states),
+    _as_operator("lstm_tangent", "tz weight k a forget_gate", _tangent_loop, 4, _gates_and_states),
+    _as_operator("lstm_backward", "dhidden weight k a forget_gate more_dcell more_dz", _backward_loop, 2, _two_gates),
 )
-"""dh from outside, [T, P, B, U], and what is added to dc and dz of every step -> dz and (dc, dc, dc, dh), [T, P, B, 4 U]."""
+"""The same for compiled updates on the CPU."""
 
 
 class BackwardLSTM(Layer):
@@ -127,10 +121,14 @@ class BackwardLSTM(Layer):
     Args:
         weight: W, [P, U, 4 U].
         valid: [P, B, T].
+        as_operators: whether a compiled update calls the loops as operators. Autograd sees nothing of what an operator does, so this is
+            for callers that need no autograd.
     """
 
-    def __init__(self, weight: Tensor, valid: Tensor) -> None:
+    def __init__(self, weight: Tensor, valid: Tensor, as_operators: bool = False) -> None:
         self._weight, self._valid = weight, valid
+        on_cpu = as_operators and weight.device.type == "cpu"
+        self._loop, self._tangent_loop, self._backward_loop = OPERATORS if on_cpu else LOOPS
         num_units = weight.shape[1]
         # Narrow objectives: see stacked_linear.
         self._num_missing = -valid.shape[1] % ALIGNMENT if valid.shape[1] * num_units % ALIGNMENT else 0
@@ -142,7 +140,7 @@ class BackwardLSTM(Layer):
         scale = 1 + self._is_candidate
         # Far below 0, input and forget gate are exactly 0: cell and hidden state stay 0 until the last valid step is reached.
         z = torch.where(self._valid.flatten(1, 2).unsqueeze(-1) > 0, torch.addcmul(self._is_forget, scale, x), -1e4)
-        loop = run_lstm(self._by_step(z), scale * self._weight, scale, self._is_candidate)
+        loop = self._loop(self._by_step(z), scale * self._weight, scale, self._is_candidate)
         self._gates, self._cell_before, self._squashed, self._hidden = loop
         return self._by_row(self._hidden)
 
@@ -159,7 +157,7 @@ class BackwardLSTM(Layer):
 
     def tangent(self, tx: Tensor) -> Tensor:
         """h'."""
-        loop = run_tangent(self._by_step(tx), self._weight, self._k, self._a, self._forget_gate)
+        loop = self._tangent_loop(self._by_step(tx), self._weight, self._k, self._a, self._forget_gate)
         tz, self._tcell_before, self._tcell, self._thidden = loop
         self._tgates = self._slope * tz
         return self._by_row(self._thidden)
@@ -193,7 +191,7 @@ class BackwardLSTM(Layer):
 
     def _run_backward(self, dhidden: Tensor, more_dcell: Tensor, more_dz: Tensor) -> Sequence[Tensor]:
         every = [x.expand(len(dhidden), *x.shape[1:]) for x in (more_dcell, more_dz)]
-        return run_backward(dhidden, self._weight, self._k, self._a, self._forget_gate, *every)
+        return self._backward_loop(dhidden, self._weight, self._k, self._a, self._forget_gate, *every)
 
     def _by_step(self, x: Tensor) -> Tensor:
         """[P, B * T, V] -> [T, P, B, V] in the order of reading, where B may be rounded up."""

@@ -61,7 +61,7 @@ class TracedObjective:
         self._lstm: tuple[Linear, BackwardLSTM] | None = None
         if objective.use_lstm:
             projection = Linear(parameters["lstm.weight_input"], parameters["lstm.bias"])
-            self._lstm = projection, BackwardLSTM(parameters["lstm.weight_hidden"], inputs.valid)
+            self._lstm = projection, BackwardLSTM(parameters["lstm.weight_hidden"], inputs.valid, as_operators=True)
         self._reader = Chain([*(self._lstm or ()), self._head])
 
         each_action = objective._of_each_action(inputs)
