@@ -195,6 +195,10 @@ class Mixed(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """See Layer."""
+        if torch.compiler.is_compiling():  # the compiler makes one loop of this, but slow code for the slices below
+            is_square = torch.arange(x.shape[-1], device=x.device) >= self._half
+            self._slope = torch.where(is_square, x + x, (x > 0).to(x.dtype))
+            return x * torch.where(is_square, x, self._slope)
         self._slope = x + x  # 2 x, right for squares; of relu it is 1 where that is positive
         self._slope[..., : self._half].gt_(0)
         y = x * self._slope
@@ -214,6 +218,9 @@ class Mixed(Layer):
     def backward_tangent(self, tdy: Tensor) -> Tensor:
         """(dy)' slope + dy slope', where the slope of squares changes by 2 x'."""
         tdx = tdy * self._slope
+        if torch.compiler.is_compiling():
+            is_square = torch.arange(tdx.shape[-1], device=tdx.device) >= self._half
+            return torch.where(is_square, tdx + 2 * self._dy * self._tx, tdx)
         tdx[..., self._half :].addcmul_(self._dy[..., self._half :], self._tx[..., self._half :], value=2)
         return tdx
 

@@ -33,7 +33,8 @@ class TracedMLP(Chain):
         hidden = [f"{mlp.prefix}hidden.{k}" for k in range(mlp.num_hidden)]
         self._names = [*hidden, f"{mlp.prefix}out"] if mlp.has_out else hidden
         self._num_units = parameters[f"{hidden[0]}.bias"].shape[-1]
-        self._num_padded = -self._num_units % ALIGNMENT
+        # Padding makes products faster, but compiled loops over padded units slower, by more.
+        self._num_padded = 0 if torch.compiler.is_compiling() else -self._num_units % ALIGNMENT
         self._linears = [self._linear(k) for k in range(len(self._names))]
         layers: list[Layer] = []
         for linear in self._linears[: mlp.num_hidden]:

@@ -113,6 +113,8 @@ def _prepare(stop: Event, done: "Synchronized[int]", newest: "SynchronizedArray[
     _stop, _done, _newest = stop, done, newest
     install_handler(lambda *_: None)  # the parent answers signals, and ends this process
     torch.set_num_threads(num_threads)
+    if hasattr(os, "nice"):  # Windows lacks it
+        os.nice(10)  # meta-training goes first where both want the same core, as while they compile
     seed_global_generators(seed)
     keep_freed_memory()
 

@@ -10,10 +10,10 @@ import torch
 from torch._inductor.cpp_builder import get_cpp_compiler
 
 from metagenrl_pl.agents.population import AgentSettings
-from metagenrl_pl.learning.onednn import inductor_options
+from metagenrl_pl.learning.onednn import OneDNNProducts, onednn_is_faster
 
-COMPILE_FROM_SECONDS = 3600.0
-"""Compile if the eager run would take at least this long. Compiling takes minutes, then saves about half of the time."""
+COMPILE_FROM_SECONDS = 300.0
+"""Compile if the eager run would take at least this long. Compiling takes one to two minutes, then saves about half of the time."""
 
 Notify = Callable[[str], None]
 
@@ -80,8 +80,7 @@ class Compiled:
     def __init__(self, function: Callable[..., Any], name: str, notify: Notify, device: torch.device) -> None:
         # One function is compiled for many sizes (agents, objectives, meta-tests). Above the limit torch would run it eagerly.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        options: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": inductor_options()}
-        self._function = torch.compile(function, dynamic=False, **options)
+        self._function = torch.compile(function, dynamic=False, **_options(device))
         self._name, self._notify, self._signatures = name, notify, set[tuple[bool, ...]]()
 
     def __call__(self, *arguments: Any) -> Any:
@@ -89,11 +88,27 @@ class Compiled:
         if signature in self._signatures:
             return self._function(*arguments)
         self._signatures.add(signature)
-        self._notify(f"Compiling the {self._name}: minutes at first, seconds once it is kept ...")
+        self._notify(f"Compiling the {self._name}: up to a minute at first, seconds once it is kept ...")
         start = time.perf_counter()
         out = self._function(*arguments)
         self._notify(f"Compiled the {self._name} in {time.perf_counter() - start:.0f} s")
         return out
+
+
+def _options(device: torch.device) -> dict[str, Any]:
+    """Arguments of `torch.compile` for updates on a device."""
+    if device.type == "cuda":
+        return {"mode": "reduce-overhead"}
+    # Two C++ files for each update, its loops and their calls, instead of one for each loop: half of the C++ compiler's time. Headers
+    # that are compiled ahead cost more than so few files save.
+    options: dict[str, Any] = {
+        "cpp_wrapper": True,
+        "cpp_wrapper_build_separate": True,
+        "cpp_cache_precompile_headers": False,
+    }
+    if onednn_is_faster():
+        options["post_grad_custom_post_pass"] = OneDNNProducts()
+    return {"options": options}
 
 
 def _has_cpp_compiler() -> bool:

@@ -82,6 +82,8 @@ class Learner:
         """The objective's parameters of each agent, [P, ...]; the same for all, unless they have objectives of their own."""
         if self._own_alpha is None and self.evolution is not None:
             self._own_alpha = self.evolution.perturbed(self.objective, self._generation)
+        if self._own_alpha is None and not self.is_meta_training:
+            self.give_objectives([self.objective] * self.population.num_agents)
         if self._own_alpha is None:
             return self.objective.stacked_parameters(self.population.num_agents)
         return self._own_alpha
@@ -200,11 +202,15 @@ class Learner:
     def _objective_share(self, env_steps: int) -> Tensor | None:
         """The objective's share p during annealing (paper section 3.3), a scalar.
 
-        None once it is 1, and outside meta-training.
+        None outside meta-training. Once it is 1, None as well, unless dQ/da is among the objective's inputs: there a share of 1 costs
+        nothing, and None would have the policy update compiled a second time.
         """
-        if self.meta is None or env_steps >= self.meta.settings.annealing_env_steps:
+        if self.meta is None or not (length := self.meta.settings.annealing_env_steps):
             return None
-        return torch.full((), env_steps / self.meta.settings.annealing_env_steps, device=self.population.device)
+        has_slope = self.objective.needs_critic_gradient and self.objective.critic_gradient_of == "first"
+        if env_steps >= length and not has_slope:
+            return None
+        return torch.full((), min(env_steps / length, 1.0), device=self.population.device)
 
     def _move_targets(self) -> None:
         flat = self.population.flat

@@ -6,7 +6,6 @@ weights only. So we replace large products in the compiled graph.
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +15,9 @@ _MIN_SIDE, _MIN_MULTIPLICATIONS = 32, 2**24
 """Limits for one agent's product. Below them, a call per agent and stacking the results cost more than they save."""
 
 
-def inductor_options() -> dict[str, Any]:
-    """The `options` argument of `torch.compile` for updates on this processor."""
-    return {"post_grad_custom_post_pass": OneDNNProducts()} if _onednn_is_faster() else {}
-
-
 @cache
-def _onednn_is_faster() -> bool:
+def onednn_is_faster() -> bool:
+    """Whether this processor is one of these."""
     processor = Path("/proc/cpuinfo")
     is_amd = processor.exists() and "AuthenticAMD" in processor.read_text()
     return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
