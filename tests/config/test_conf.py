@@ -11,12 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 import metagenrl_pl.launch.entry  # noqa: F401  (registers ${run_folder:})
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import ConfigError, build, import_target, validate
+from metagenrl_pl.learning.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.learning.inner_step import SGD, Adam
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml") if path.parent != CONF)
-OPTIONAL = ("pytorch_lightning.loggers.WandbLogger", "pytorch_lightning.loggers.MLFlowLogger")
+OPTIONAL = ("metagenrl_pl.training.tracking.RunWandbLogger", "metagenrl_pl.training.tracking.RunMLFlowLogger")
 """Classes that need a package which is not installed everywhere."""
 
 
@@ -224,3 +225,12 @@ def test_every_variant_differs_from_the_protocol_and_leaves_its_unseen_environme
     assert len(set(config.env.test) - set(config.env.train)) == 4
     for node in (config.meta, config.inner, config.objective, config.population):
         build(node)
+
+
+def test_the_default_run_is_compiled_and_a_short_one_is_not(composed: Any) -> None:
+    chosen = {}
+    for experiment in ("quickstart", "debug"):
+        config = composed(f"experiment={experiment}")
+        seconds = estimated_seconds(build(config.agent), config.population.size, config.env_steps, is_meta_training=True)
+        chosen[experiment] = choose_compile(None, seconds)[0]
+    assert chosen == {"quickstart": True, "debug": False}

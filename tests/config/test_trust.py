@@ -116,7 +116,7 @@ PLANTED = {"_target_": "os.system", "command": "true"}
         ("callbacks.checkpoint.run_dir", "runs/other", "would write outside of the run folder runs/mine; valid is a path in it"),
         ("callbacks.checkpoint.run_dir", "runs/mine/../other", "would write outside of the run folder"),
         ("logger.csv.run_dir", "~/else", "logger.csv.run_dir=~/else would write outside of the run folder"),
-        ("logger.mlflow.save_dir", "https://example.org", "logger.mlflow.save_dir=https://example.org would write outside"),
+        ("logger.mlflow.run_dir", "https://example.org", "logger.mlflow.run_dir=https://example.org would write outside"),
         (
             "logger.mlflow.tracking_uri",
             "sqlite:////tmp/x.db",

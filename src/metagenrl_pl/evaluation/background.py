@@ -55,7 +55,8 @@ class BackgroundTests:
         # For each method the env steps of its newest evaluation, then the mean return in each environment. Shared memory, not a queue:
         # a full queue would stop the other process, also from ending.
         self._newest = context.Array("d", len(tests) * (1 + len(self._environments)))
-        shared = (self._stop, self._done, self._newest, torch.get_num_threads(), draw_seed())
+        of_torch = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        shared = (self._stop, self._done, self._newest, draw_seed(), *of_torch)
         self._executor = ProcessPoolExecutor(1, context, _prepare, shared)
         resources = replace(resources, notify=ignore)  # two processes would write over each other's lines
         # Pickled here: the pool's own pickler would hand tensors over as shared memory, which needs both processes to be alive.
@@ -107,12 +108,22 @@ _done: "Synchronized[int]"
 _newest: "SynchronizedArray[float]"
 
 
-def _prepare(stop: Event, done: "Synchronized[int]", newest: "SynchronizedArray[float]", num_threads: int, seed: int) -> None:
+def _prepare(
+    stop: Event,
+    done: "Synchronized[int]",
+    newest: "SynchronizedArray[float]",
+    seed: int,
+    num_threads: int,
+    matmul_precision: str,
+) -> None:
     """What the other process does first."""
     global _stop, _done, _newest
     _stop, _done, _newest = stop, done, newest
     install_handler(lambda *_: None)  # the parent answers signals, and ends this process
     torch.set_num_threads(num_threads)
+    torch.set_float32_matmul_precision(
+        matmul_precision
+    )  # to say so even where it is the default: it is part of a compiled update's key
     if hasattr(os, "nice"):  # Windows lacks it
         os.nice(10)  # meta-training goes first where both want the same core, as while they compile
     seed_global_generators(seed)

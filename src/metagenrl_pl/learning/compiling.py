@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.learning.onednn import OneDNNProducts, onednn_is_faster
 
 COMPILE_FROM_SECONDS = 300.0
 """Compile if the eager run would take at least this long. Compiling takes one to two minutes, then saves about half of the time."""
+
+_CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
 
 Notify = Callable[[str], None]
 
@@ -59,9 +62,10 @@ def choose_compile(wanted: bool | None, eager_seconds: float) -> tuple[bool, str
 def keep_compiled_in(folder: Path) -> None:
     """Set the cache folder of compiled code, so that later runs with the same sizes start in seconds. Call it before compiling.
 
-    The environment variable TORCHINDUCTOR_CACHE_DIR takes precedence.
+    The environment variable TORCHINDUCTOR_CACHE_DIR takes precedence. PyTorch sets it to its default when it is imported.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.expanduser()))
+    if os.environ.get(_CACHE_DIR) in (None, default_cache_dir()):
+        os.environ[_CACHE_DIR] = str(folder.expanduser())
 
 
 class Compiled:

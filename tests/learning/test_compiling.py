@@ -1,0 +1,21 @@
+"""When updates are compiled, and where the result is kept."""
+
+import os
+from pathlib import Path
+
+import pytest
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+from metagenrl_pl.learning.compiling import keep_compiled_in
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "own"), (default_cache_dir(), "own"), ("/elsewhere", "/elsewhere")])
+def test_compiled_updates_are_kept_in_the_configured_folder(
+    before: str | None, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch sets the variable to its default when it is imported; only what a user has set is left alone."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    if before is not None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
+    keep_compiled_in(tmp_path / "own")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (str(tmp_path / "own") if after == "own" else after)
