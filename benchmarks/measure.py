@@ -161,6 +161,7 @@ def machine(turns: Turns) -> dict[str, Any]:
     """What absolute times depend on."""
     product = MatrixProduct()
     return {
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load average": os.getloadavg()[0],
@@ -170,6 +171,16 @@ def machine(turns: Turns) -> dict[str, Any]:
         "torch": torch.__version__,
         "float32 gigaflops": 1e-9 * product.flop / median(turns.take({"product": product})["product"]),
     }
+
+
+def _processor() -> str:
+    """Its name and, since clouds hide the name, its family and model."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().split("\n\n")[0].splitlines() if file.exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
 
 
 def format_value(value: Any) -> str:

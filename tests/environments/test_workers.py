@@ -1,5 +1,6 @@
 """Environments in worker processes: the bits of those in this process, errors told, nothing left behind."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -213,6 +214,31 @@ def test_warnings_are_told_once(
         opened([doing("warn"), doing("warn"), EnvironmentSpec("HalfCheetah-v5")], 2).close()
     assert len(caught) == 1
     assert capfd.readouterr() == ("", "")  # nor is MuJoCo's deprecation line, which `test_envs` shows otherwise
+
+
+def test_a_worker_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The odd environment hangs in its 20th step."""
+    monkeypatch.chdir(tmp_path)
+    group = make_group([EnvironmentSpec("odd_environments:Hangs-v0"), counting()], 1, timeout=3.0)
+    with contextlib.closing(group):
+        assert isinstance(group, WorkerGroup)
+        process = group._workers[0].process
+        group.reset(0, 0)
+        group.reset(1, 0)
+        action = np.zeros((2, group.action_size), np.float32)
+        with pytest.raises(
+            EnvironmentFailure, match=r"has not answered for 3 s, .* odd_environments:Hangs-v0, .*env_timeout_seconds"
+        ):
+            for _ in range(20):
+                group.begin_step(action)
+                group.end_step()
+    assert process.poll() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
+def test_a_timeout_that_is_not_positive_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="^env_timeout_seconds must be positive, or null"):
+        make_group([counting()], 0, timeout=seconds)
 
 
 def test_nothing_is_left_after_close() -> None:

@@ -23,7 +23,9 @@ def trainer_of(num_processes: int, rank: int = 0, world_size: int = 1) -> Any:
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     node = {"_target_": "metagenrl_pl.experience.replay.ReplaySettings", "capacity": 500}
-    config = OmegaConf.create({"replay": node, "env_workers": 0, "compile": False, **LONG, "env_steps": 1000})
+    config = OmegaConf.create(
+        {"replay": node, "env_workers": 0, "env_timeout_seconds": None, "compile": False, **LONG, "env_steps": 1000}
+    )
     monkeypatch.setattr(replay_module, "available_bytes", lambda device: memory_bytes(sizes_of(TOYS), 500))
     resources = choose_resources(config, trainer_of(1), TOYS, print)  # just fits
     assert resources.replay_capacity == 500 and len(resources.make_group(TOYS)) == len(TOYS)
@@ -35,5 +37,7 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
 
 def test_a_replay_is_no_larger_than_the_run_needs() -> None:
     node = {"_target_": "metagenrl_pl.experience.replay.ReplaySettings", "capacity": 1_000_000}
-    config = OmegaConf.create({"replay": node, "env_workers": 0, "compile": False, **LONG, "env_steps": 130})
+    config = OmegaConf.create(
+        {"replay": node, "env_workers": 0, "env_timeout_seconds": None, "compile": False, **LONG, "env_steps": 130}
+    )
     assert choose_resources(config, trainer_of(1), TOYS, print).replay_capacity == 2 * 130 + 4 + 2

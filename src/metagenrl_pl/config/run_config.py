@@ -26,6 +26,7 @@ class RunConfig:
     float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
     num_threads: int | None = None
     env_workers: int | None = None
+    env_timeout_seconds: float | None = 600.0
     ckpt_path: str | None = None
     trusted_packages: list[str] = field(default_factory=list)
     callbacks: dict[str, Any] = field(default_factory=dict)

@@ -8,6 +8,7 @@ import contextlib
 import mmap
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -70,31 +71,36 @@ def choose_num_workers(num_workers: int | None, num_environments: int, num_proce
     return min(num_workers, num_environments)
 
 
-def make_group(specs: Sequence[EnvironmentSpec], num_workers: int | None, num_processes: int = 1) -> EnvironmentGroup:
-    """Environments in `choose_num_workers` worker processes, or in this process if that number is 0.
+def make_group(
+    specs: Sequence[EnvironmentSpec], num_workers: int | None, num_processes: int = 1, timeout: float | None = None
+) -> EnvironmentGroup:
+    """Environments in `choose_num_workers` worker processes, or in this process if that number is 0. `timeout` as in `WorkerGroup`.
 
     Raises:
         ValueError: if an environment is not usable, or the number is not valid.
     """
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"env_timeout_seconds must be positive, or null to wait for ever, got {timeout}")
     num_workers = choose_num_workers(num_workers, len(specs), num_processes)
-    return SerialGroup(specs) if num_workers == 0 else WorkerGroup(specs, num_workers)
+    return SerialGroup(specs) if num_workers == 0 else WorkerGroup(specs, num_workers, timeout)
 
 
 class WorkerGroup(EnvironmentGroup):
     """Environments in worker processes.
 
-    An exception in a worker is raised here, with the worker's traceback as a note. If a worker dies, this raises an
+    An exception in a worker is raised here, with the worker's traceback as a note. If a worker dies or hangs, this raises an
     `EnvironmentFailure`; after that the group can only be closed.
 
     Args:
         specs: which environments to make.
         num_workers: number of processes, at least 1. There are never more than environments.
+        timeout: seconds after which a worker that has not answered counts as hung; None to wait for ever.
 
     Raises:
         ValueError: if an environment is not usable, here or in a worker, or the number is not valid.
     """
 
-    def __init__(self, specs: Sequence[EnvironmentSpec], num_workers: int) -> None:
+    def __init__(self, specs: Sequence[EnvironmentSpec], num_workers: int, timeout: float | None = None) -> None:
         if choose_num_workers(num_workers, len(specs)) == 0:
             raise ValueError(
                 f"env_workers must be a whole number from 1 for environments in worker processes, got {num_workers!r}"
@@ -110,7 +116,7 @@ class WorkerGroup(EnvironmentGroup):
             with _anonymous_file(Table.num_bytes(*shape)) as file:
                 self._table = Table.within(mmap.mmap(file, 0), *shape)
                 for indices in assign_to_workers(specs, min(num_workers, len(specs))):
-                    self._workers.append(_Worker({index: specs[index].name for index in indices}, file, shape))
+                    self._workers.append(_Worker({index: specs[index].name for index in indices}, file, shape, timeout))
             self._pending = self._workers
             for worker in self._workers:
                 worker.send("make", {index: (name, pickled_specs[index]) for index, name in worker.names.items()})
@@ -181,12 +187,15 @@ class _Worker:
         names: names of the worker's environments, by index.
         memory_file: file descriptor of the table's shared memory.
         shape: of the table: E, O, A.
+        timeout: as in `WorkerGroup`.
     """
 
-    def __init__(self, names: dict[int, str], memory_file: int, shape: tuple[int, int, int]) -> None:
-        self.names, self.rows = names, np.array(list(names))
+    def __init__(self, names: dict[int, str], memory_file: int, shape: tuple[int, int, int], timeout: float | None) -> None:
+        self.names, self.rows, self._timeout = names, np.array(list(names)), timeout
         worker_requests, self._requests = Pipe(duplex=False)
         self._answers, worker_answers = Pipe(duplex=False)
+        self._has_answer = select.poll()
+        self._has_answer.register(self._answers.fileno(), select.POLLIN)
         files = worker_requests.fileno(), worker_answers.fileno(), memory_file
         numbers = (*files, draw_seed(), *shape)
         warning_options = [f"-W{option}" for option in sys.warnoptions]
@@ -212,7 +221,10 @@ class _Worker:
             os.write(self._requests.fileno(), STEP)
 
     def receive(self) -> Any:
-        """Wait for the answer. It is a Failure if an environment raised an exception or the process died."""
+        """Wait for the answer. It is a Failure if an environment raised an exception, or the process died or hangs."""
+        if not self._has_answer.poll(None if self._timeout is None else 1000 * self._timeout):
+            self.process.kill()
+            return Failure(next(iter(self.names)), self._hang_failure())
         if os.read(self._answers.fileno(), 1) == DONE:
             return None
         try:
@@ -232,6 +244,12 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+    def _hang_failure(self) -> EnvironmentFailure:
+        return EnvironmentFailure(
+            f"a worker process has not answered for {self._timeout:g} s, with the environments {', '.join(self.names.values())}; "
+            "valid is a larger env_timeout_seconds if they are slow"
+        )
 
     def _death_failure(self) -> EnvironmentFailure:
         code = self.wait_or_kill()

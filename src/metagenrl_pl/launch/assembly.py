@@ -95,7 +95,9 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
         device=device,
         replay_device=replay_device,
         replay_capacity=capacity,
-        make_group=partial(make_group, num_workers=config.env_workers, num_processes=num_processes),
+        make_group=partial(
+            make_group, num_workers=config.env_workers, num_processes=num_processes, timeout=config.env_timeout_seconds
+        ),
         compile=config.compile,
         rank=trainer.global_rank,
         world_size=trainer.world_size,

@@ -31,6 +31,7 @@ OVERRIDABLE = (
     "trainer.accelerator",
     "num_threads",
     "env_workers",
+    "env_timeout_seconds",
     "compile",
     "compile_cache",
     "trusted_packages",
