@@ -84,10 +84,11 @@ def test_activations() -> None:
 
 
 def test_norm() -> None:
-    ones, zeros = torch.ones(NUM_AGENTS, NUM_UNITS), torch.zeros(NUM_AGENTS, NUM_UNITS)
-    for eps in (1e-5, 0.5):
-        x = randn(NUM_ROWS, NUM_UNITS)
-        assert_passes(Norm(NUM_UNITS, eps), lambda x, eps=eps: stacked_layer_norm(x, ones, zeros, eps), x, check=nothing_else)
+    for num_units in (NUM_UNITS, 128):  # narrow and wide ones are computed differently
+        ones, zeros = torch.ones(NUM_AGENTS, num_units), torch.zeros(NUM_AGENTS, num_units)
+        for eps in (1e-5, 0.5):
+            x = randn(NUM_ROWS, num_units)
+            assert_passes(Norm(eps), lambda x, eps=eps: stacked_layer_norm(x, ones, zeros, eps), x, check=nothing_else)
 
 
 def test_mean_over_actions() -> None:

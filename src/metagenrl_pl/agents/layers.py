@@ -23,6 +23,8 @@ from torch.nn import functional
 
 from metagenrl_pl.agents.stacked_networks import ALIGNMENT, num_missing_inputs, stacked_linear
 
+_WIDE = 128  # units from which on PyTorch's layer norm is faster than its parts
+
 
 class Layer(ABC):
     """One run of a layer. Every tensor holds the rows of each agent, [P, N, units]."""
@@ -81,22 +83,17 @@ class Linear(Layer):
     Args:
         weight: W, [P, in, out].
         bias: b, [P, out].
-        num_inputs, num_outputs: of x and y, where they are padded to more than W has. Padded outputs are 0.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, num_inputs: int | None = None, num_outputs: int | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._shape = weight.shape[1:]
-        num_inputs = num_inputs or weight.shape[1] + num_missing_inputs(weight)
-        self._missing = num_inputs - weight.shape[1], (num_outputs or weight.shape[2]) - weight.shape[2]
-        self._weight, self._bias = self._padded(weight, bias)
+        self._num_missing = num_missing_inputs(weight)
+        self._weight, self._bias = self._padded(weight), bias
         self._num_rows = self._num_columns = 0  # what follows is set by the passes
         self._x = self._dy = self._tx = self._tdy = bias
 
-    def _padded(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        num_inputs, num_outputs = self._missing
-        if num_inputs or num_outputs:
-            weight = functional.pad(weight, (0, num_outputs, 0, num_inputs))
-        return weight, functional.pad(bias, (0, num_outputs)) if num_outputs else bias
+    def _padded(self, weight: Tensor) -> Tensor:
+        return functional.pad(weight, (0, 0, 0, self._num_missing)) if self._num_missing else weight
 
     def forward(self, x: Tensor) -> Tensor:
         """See Layer."""
@@ -119,7 +116,7 @@ class Linear(Layer):
 
     def tangent_along(self, weight: Tensor, bias: Tensor, tx: Tensor | None) -> Tensor:
         """x W' + b' + x' W, where the parameters have a direction as well, W' and b'; the input has none where x' is None."""
-        of_parameters = stacked_linear(self._x, *self._padded(weight, bias))[:, : self._num_rows]
+        of_parameters = stacked_linear(self._x, self._padded(weight), bias)[:, : self._num_rows]
         return of_parameters if tx is None else of_parameters + self.tangent(tx)
 
     def backward_tangent(self, tdy: Tensor) -> Tensor:
@@ -141,8 +138,7 @@ class Linear(Layer):
         return self._unpadded(weight, self._tdy)
 
     def _unpadded(self, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-        num_inputs, num_outputs = self._shape
-        return weight[:, :num_inputs, :num_outputs], dy.sum(1)[:, :num_outputs]
+        return weight[:, : self._shape[0]], dy.sum(1)
 
     def _times_transposed_weight(self, dy: Tensor) -> Tensor:
         dx = dy * self._weight.mT if dy.shape[-1] == 1 else torch.bmm(dy, self._weight.mT)
@@ -187,7 +183,7 @@ class Mixed(Layer):
     """Relu on the first half of the units, square on the second half; `mixed` with derivatives.
 
     Args:
-        num_units: without padded ones.
+        num_units: of x.
     """
 
     def __init__(self, num_units: int) -> None:
@@ -229,20 +225,21 @@ class Norm(Layer):
     """Layer norm without scale and shift: y = r (x - <x>), with < > the mean over units and r = 1 / sqrt(<(x - <x>)^2> + eps).
 
     Args:
-        num_units: U, those that count. Padded ones may follow, where all that comes in has to be 0; what comes out has no meaning there.
         eps: added to the variance.
     """
 
-    def __init__(self, num_units: int, eps: float) -> None:
-        self._num_units, self._eps = num_units, eps
+    def __init__(self, eps: float) -> None:
+        self._eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """See Layer."""
-        self._x, self._mean = x, self._mean_over_units(x)
+        self._x = x
+        if x.shape[-1] >= _WIDE and not torch.compiler.is_compiling():
+            self._y, self._mean, self._r = torch.native_layer_norm(x, x.shape[-1:], None, None, self._eps)
+            return self._y
+        self._mean = x.mean(-1, keepdim=True)
         centred = x - self._mean
-        if x.shape[-1] > self._num_units:
-            centred[..., self._num_units :] = 0
-        self._r = torch.rsqrt(self._mean_over_units(centred * centred) + self._eps)
+        self._r = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self._eps)
         self._y = centred * self._r
         return self._y
 
@@ -265,20 +262,12 @@ class Norm(Layer):
         """
         tdx = self._times_jacobian(tdy)
         for a, b, c in ((self._y, self._tx, self._dx), (self._y, self._dy, self._ty), (self._ty, self._dy, self._y)):
-            tdx = torch.addcmul(tdx, self._mean_over_units(a * b) * self._r, c, value=-1)
+            tdx = torch.addcmul(tdx, (a * b).mean(-1, keepdim=True) * self._r, c, value=-1)
         return tdx
 
     def _times_jacobian(self, dy: Tensor) -> Tensor:
-        if dy.shape[-1] == self._num_units:  # one operation for all
-            layer_norm_backward, dy = torch.ops.aten.native_layer_norm_backward, dy.contiguous()  # it takes dy for contiguous
-            return layer_norm_backward(dy, self._x, dy.shape[-1:], self._mean, self._r, None, None, [True, False, False])[0]
-        projected = torch.addcmul(dy - self._mean_over_units(dy), self._mean_over_units(self._y * dy), self._y, value=-1)
-        return projected * self._r
-
-    def _mean_over_units(self, x: Tensor) -> Tensor:
-        if x.shape[-1] == self._num_units:
-            return x.mean(-1, keepdim=True)
-        return x.sum(-1, keepdim=True) / self._num_units
+        layer_norm_backward, dy = torch.ops.aten.native_layer_norm_backward, dy.contiguous()  # it takes dy for contiguous
+        return layer_norm_backward(dy, self._x, dy.shape[-1:], self._mean, self._r, None, None, [True, False, False])[0]
 
 
 class ScaleShift(Layer):

@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from metagenrl_pl.agents.layers import Chain, Layer, Linear, Mixed, Norm, Relu
-from metagenrl_pl.agents.stacked_networks import ALIGNMENT, Parameters, StackedMLP, mixed
+from metagenrl_pl.agents.stacked_networks import Parameters, StackedMLP, mixed
 
 _ACTIVATIONS: dict[Callable[[Tensor], Tensor], Callable[[int], Layer]] = {torch.relu: lambda num_units: Relu(), mixed: Mixed}
 
@@ -32,47 +31,17 @@ class TracedMLP(Chain):
         self._mlp, self._parameters = mlp, parameters
         hidden = [f"{mlp.prefix}hidden.{k}" for k in range(mlp.num_hidden)]
         self._names = [*hidden, f"{mlp.prefix}out"] if mlp.has_out else hidden
-        self._num_units = parameters[f"{hidden[0]}.bias"].shape[-1]
-        # Padding makes products faster, but compiled loops over padded units slower, by more.
-        self._num_padded = 0 if torch.compiler.is_compiling() else -self._num_units % ALIGNMENT
-        self._linears = [self._linear(k) for k in range(len(self._names))]
+        num_units = parameters[f"{hidden[0]}.bias"].shape[-1]
+        self._linears = [Linear(*self._folded(k)) for k in range(len(self._names))]
         layers: list[Layer] = []
         for linear in self._linears[: mlp.num_hidden]:
-            layers += [linear, _ACTIVATIONS[mlp.activation](self._num_units)]
+            layers += [linear, _ACTIVATIONS[mlp.activation](num_units)]
             if mlp.layer_norm_eps is not None:
-                layers.append(Norm(self._num_units, mlp.layer_norm_eps))
+                layers.append(Norm(mlp.layer_norm_eps))
         super().__init__([*layers, *self._linears[mlp.num_hidden :]])
-
-    def _linear(self, k: int) -> Linear:
-        weight, bias = self._folded(k)
-        width = self._num_units + self._num_padded
-        return Linear(weight, bias, width if k > 0 else None, width if k < self._mlp.num_hidden else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See Layer."""
-        return self._without_padding(super().forward(x))
-
-    def backward(self, dy: Tensor) -> Tensor:
-        """See Layer."""
-        return super().backward(self._with_padding(dy))
-
-    def tangent(self, tx: Tensor) -> Tensor:
-        """See Layer."""
-        return self._without_padding(super().tangent(tx))
-
-    def backward_tangent(self, tdy: Tensor) -> Tensor:
-        """See Layer."""
-        return super().backward_tangent(self._with_padding(tdy))
-
-    def _without_padding(self, y: Tensor) -> Tensor:
-        return y if self._mlp.has_out or not self._num_padded else y[..., : self._num_units]
-
-    def _with_padding(self, dy: Tensor) -> Tensor:
-        return dy if self._mlp.has_out or not self._num_padded else functional.pad(dy, (0, self._num_padded))
 
     def backward_to_parameters(self, dy: Tensor) -> Parameters:
         """The parameters' gradients, [P, ...]; those of the input are not computed."""
-        dy = self._with_padding(dy)
         for layer in reversed(self.layers[1:]):
             dy = layer.backward(dy)
         self._linears[0].keep_gradient(dy)
@@ -80,7 +49,6 @@ class TracedMLP(Chain):
 
     def backward_tangent_to_parameters(self, tdy: Tensor) -> Parameters:
         """How the parameters' gradients change, [P, ...]."""
-        tdy = self._with_padding(tdy)
         for layer in reversed(self.layers[1:]):
             tdy = layer.backward_tangent(tdy)
         self._linears[0].keep_gradient_tangent(tdy)
