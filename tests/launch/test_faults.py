@@ -1,9 +1,11 @@
 """Runs that are killed, stopped and damaged in many ways, and environments that break habits. In minutes: `-m faults`."""
 
+import contextlib
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from metagenrl_pl.results.origin import read_card
 from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO, CheckpointError
 
 pytestmark = pytest.mark.faults
+ROOT = Path(__file__).parents[2]
 
 SMALL = ["experiment=debug", "population.size=2", "env.train=[Pendulum-v1,InvertedPendulum-v5]", "run_dir=run", "logger=csv"]
 SMALL += ["agent.window_length=3", "agent.num_windows=2", "agent.random_env_steps=40", "agent.warmup_env_steps=40"]
@@ -81,7 +84,7 @@ def go_on(folder: Path, arguments: list[str]) -> Ended:
 # --------------------------------------------------------------------------------------------------------------- kills and stops
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(25))
 def test_a_run_that_is_killed_twice_at_any_moment_gives_the_same_results(seed: int, straight: Straight, tmp_path: Path) -> None:
     moments = random.Random(seed)
     fork = Fork(tmp_path, *WITHOUT_TEST)
@@ -96,7 +99,7 @@ def test_a_run_that_is_killed_twice_at_any_moment_gives_the_same_results(seed: i
     assert results(tmp_path) == straight.results
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10))
 def test_so_does_one_with_meta_tests(seed: int, straight_with_test: Straight, tmp_path: Path) -> None:
     fork = Fork(tmp_path, *WITH_TEST)
     fork.kill_after(straight_with_test.seconds * random.Random(seed).uniform(0.1, 0.95))
@@ -104,6 +107,51 @@ def test_so_does_one_with_meta_tests(seed: int, straight_with_test: Straight, tm
     ended = go_on(tmp_path, WITH_TEST)
     assert ended.code == 0 and "Traceback" not in ended.errors, ended
     assert results(tmp_path) == straight_with_test.results
+
+
+TWO = [*WITHOUT_TEST, "trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def start_two(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """`train.py`, which starts a second process, in a session of its own."""
+    command, errors = [sys.executable, str(ROOT / "train.py"), *arguments], (folder / ".stderr").open("wb")
+    with errors:
+        return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, number = file.read_text().rpartition(")")[2].split()[:4]
+            if int(number) == leader and state != "Z":
+                found.append(int(file.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_two_processes_of_which_some_are_killed_end_and_resume(seed: int, straight: Straight, tmp_path: Path) -> None:
+    """Both, the first or the second. Those that are left end by themselves, and the resumed run gives the bits of one process."""
+    process = start_two(tmp_path, *TWO)
+    while not list((tmp_path / "run").glob("metrics.csv")) and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(random.Random(seed).uniform(0, 2))
+    alive = session(process.pid)
+    for victim in {0: alive, 1: alive[:1], 2: alive[1:2]}[seed % 3]:
+        os.kill(victim, signal.SIGKILL)
+    process.wait(timeout=120)
+    deadline = time.monotonic() + 60
+    while session(process.pid):
+        assert time.monotonic() < deadline, "a process is left behind"
+        time.sleep(0.1)
+    if list((tmp_path / "run" / "checkpoints").glob("env_steps_*.ckpt")):
+        process = start_two(tmp_path, "ckpt_path=run")
+    else:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        process = start_two(tmp_path, *TWO)
+    assert process.wait(timeout=200) == 0, (tmp_path / ".stderr").read_text()
+    assert results(tmp_path) == straight.results
 
 
 @pytest.mark.parametrize("moment", range(20))
