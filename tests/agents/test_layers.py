@@ -1,6 +1,7 @@
 """Hand-written derivatives of layers, the LSTM, networks and the learned objective: against autograd, in float64."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -87,8 +88,8 @@ def test_norm() -> None:
     for num_units in (NUM_UNITS, 128):  # narrow and wide ones are computed differently
         ones, zeros = torch.ones(NUM_AGENTS, num_units), torch.zeros(NUM_AGENTS, num_units)
         for eps in (1e-5, 0.5):
-            x = randn(NUM_ROWS, num_units)
-            assert_passes(Norm(eps), lambda x, eps=eps: stacked_layer_norm(x, ones, zeros, eps), x, check=nothing_else)
+            norm = partial(stacked_layer_norm, weight=ones, bias=zeros, eps=eps)
+            assert_passes(Norm(eps), norm, randn(NUM_ROWS, num_units), check=nothing_else)
 
 
 def test_mean_over_actions() -> None:

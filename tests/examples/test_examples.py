@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from examples.own_objective import Blend
 from metagenrl_pl.objectives import LearnedObjective
@@ -74,3 +76,16 @@ def test_an_objective_of_ones_own_is_meta_trained_kept_and_used(tmp_path: Path) 
     )
     train("experiment=meta_test", *load, "env=pendulum", "env_steps=30", "population.size=1", "run_dir=used")
     assert {row.method for row in read_rows(tmp_path / "used" / "meta_test.csv")} == {"learned", "critic", "random"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "env_steps"), [("use_an_objective", "1500"), ("meta_train_your_own", "600")])
+def test_a_notebook_runs_and_is_shown_with_its_pictures(
+    name: str, env_steps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTEBOOK_ENV_STEPS", env_steps)
+    path = ROOT / "examples" / f"{name}.ipynb"
+    shown = nbformat.read(path, 4)
+    NotebookClient(nbformat.read(path, 4), timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    pictures = [output for cell in shown.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", ())]
+    assert pictures and "/tmp" not in str([cell.source for cell in shown.cells])
