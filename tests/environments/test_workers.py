@@ -93,8 +93,8 @@ def opened() -> Iterator[Callable[..., WorkerGroup]]:
     """Makes groups that are closed after the test."""
     groups = []
 
-    def make(specs: Sequence[EnvironmentSpec], num_workers: int) -> WorkerGroup:
-        groups.append(WorkerGroup(specs, num_workers))
+    def make(specs: Sequence[EnvironmentSpec], num_workers: int, timeout: float | None = None) -> WorkerGroup:
+        groups.append(WorkerGroup(specs, num_workers, timeout))
         return groups[-1]
 
     yield make
@@ -246,6 +246,7 @@ def test_nothing_is_left_after_close() -> None:
         shared = [line for line in Path("/proc/self/maps").read_text().splitlines() if "environments" in line]
         return shared, len(os.listdir("/proc/self/fd")), os.listdir("/dev/shm")
 
+    gc.collect()  # what another test has left
     before = left()
     closed, deleted = WorkerGroup([counting()], 1), WorkerGroup([counting()], 1)
     processes = [group._workers[0].process for group in (closed, deleted)]
