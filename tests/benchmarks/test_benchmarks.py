@@ -133,3 +133,10 @@ def test_environments(tmp_path: Path) -> None:
     for result in report["results"]:
         assert all(value > 0 for value in columns_of(result, "env steps per s", "speed / this process"))
         assert result["rows"][0][2] == 1  # this process against itself
+
+
+def test_the_default_run_is_measured_whole(tmp_path: Path) -> None:
+    report, _ = quick_run("default_run.py", tmp_path)
+    minutes, cpu_minutes, memory = (row[1] for row in report["results"][0]["rows"])
+    assert 0.02 < minutes < 5 and 0.02 < cpu_minutes < 10
+    assert 0.2 < memory < 10  # PyTorch alone takes 0.2 GB
