@@ -14,8 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
 from callbacks.schedule import agents_of, check_interval, datamodule_of, env_steps_of, is_due, is_last, module_of
 from metagenrl_pl.common.commands import resume_command
-from metagenrl_pl.common.files import is_unwritable
-from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.common.files import is_unwritable, why_unwritable
 from metagenrl_pl.common.signals import ignore_in_command, install_handler, restore_handlers
 from metagenrl_pl.config.trust import untrusted_packages
 from metagenrl_pl.objectives import ParametricObjective
@@ -88,7 +87,9 @@ class RunCheckpoint(Checkpoint):
             except Exception as error:
                 if is_needed or not is_unwritable(error, self._folder):
                     raise
-                rank_zero_warn(f"the checkpoint at {env_steps_of(trainer):,} env steps could not be written ({one_line(error)})")
+                rank_zero_warn(
+                    f"the checkpoint at {env_steps_of(trainer):,} env steps could not be written ({why_unwritable(error)})"
+                )
                 return
             self._is_complete = is_last(trainer)
             if stop:

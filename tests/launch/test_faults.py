@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -310,6 +311,13 @@ def test_a_full_disk_costs_a_save_and_not_the_run(straight: Straight, tmp_path: 
     ended = run(tmp_path, *WITHOUT_TEST, before=fill_for_a_while)
     assert ended.code == 0 and ended.errors.count("could not be written") == 3, ended
     assert results(tmp_path) == straight.results
+
+
+def test_a_limit_on_the_size_of_files_is_told_in_one_line(tmp_path: Path) -> None:
+    ended = run(tmp_path, *WITHOUT_TEST, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    (line,) = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
+    assert ended.code == MISTAKE and line.startswith("error: run_dir=run cannot be written: "), ended
+    assert "enforce fail" not in ended.errors and "Traceback" not in ended.errors, ended
 
 
 def test_a_run_survives_a_closed_output(straight: Straight, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from metagenrl_pl.common.messages import one_line
+
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
@@ -38,6 +40,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     _fsync_folder(path.parent)
 
 
+_OF_PYTORCH = ("inline_container.cc", "PytorchStreamWriter")  # in its errors when a checkpoint cannot be written
+
+
 def is_unwritable(error: Exception, folder: Path) -> bool:
     """Whether an error says that files cannot be written, whichever library raised it: a full or read-only disk, a lost folder.
 
@@ -51,11 +56,15 @@ def is_unwritable(error: Exception, folder: Path) -> bool:
             isinstance(name, str | Path) and Path(name).resolve().is_relative_to(folder.resolve())
         )
     text = str(error)  # PyTorch's and safetensors' own errors
-    return (
-        any(os.strerror(number) in text for number in _UNWRITABLE)
-        or "inline_container.cc" in text
-        or "PytorchStreamWriter" in text
-    )
+    return any(os.strerror(number) in text for number in _UNWRITABLE) or any(name in text for name in _OF_PYTORCH)
+
+
+def why_unwritable(error: Exception) -> str:
+    """The reason in one line, for an error that `is_unwritable`."""
+    text = one_line(error)
+    if any(os.strerror(number) in text for number in _UNWRITABLE) or not any(name in text for name in _OF_PYTORCH):
+        return text
+    return "a checkpoint could not be written whole; the disk may be full, or the size of files limited"
 
 
 def checksum(path: Path, num_bytes: int | None = None) -> bytes:

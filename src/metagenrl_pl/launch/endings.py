@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.common.commands import resume_command
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE, STOPPED
-from metagenrl_pl.common.files import is_unwritable
+from metagenrl_pl.common.files import is_unwritable, why_unwritable
 from metagenrl_pl.common.messages import choice_message, one_line
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.config.trust import untrusted_packages
@@ -139,7 +139,7 @@ def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictC
         where = f"{Path(place.filename).name}, line {place.lineno}"
         raise ConfigError(f"sys.exit({error.code!r}) was called in the run ({where}){saved_before(config)}") from error
     if isinstance(error, Exception) and is_unwritable(error, Path(config.run_dir)):
-        raise ConfigError(f"run_dir={config.run_dir} cannot be written: {one_line(error)}{saved_before(config)}") from error
+        raise ConfigError(f"run_dir={config.run_dir} cannot be written: {why_unwritable(error)}{saved_before(config)}") from error
     raise error
 
 
