@@ -36,7 +36,7 @@ from metagenrl_pl.results.rows import MetaTestRow, append_rows, read_rows
 from side_by_side import compose_yaml
 
 ON_POLICY: dict[str, Any] = {"learning_rate": 3e-3, "n_steps": 512, "gae_lambda": 0.97}
-SB3_METHODS = [name for name, method in METHODS.items() if method.library == "stable_baselines3"]
+SB3_METHODS = [name for name, method in METHODS.items() if method.package == "stable_baselines3"]
 
 
 class Episodes(gym.Env):

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from metagenrl_pl.common.signals import STOP_SIGNALS, ignore_in_command, install_handler, interrupting, restore_handlers
+from metagenrl_pl.common.signals import (
+    STOP_SIGNALS,
+    ignore_in_command,
+    install_handler,
+    interrupting,
+    restore_handlers,
+    sparing_programs,
+)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -19,6 +26,24 @@ def test_a_command_is_interrupted_by_each(number: int) -> None:
         os.kill(os.getpid(), number)
         time.sleep(1)
     assert signal.getsignal(number) is before
+
+
+def test_programs_can_be_spared_from_signals() -> None:
+    came: list[int] = []
+    former = install_handler(lambda number, frame: came.append(number))
+    try:
+        with sparing_programs():
+            program = subprocess.Popen(
+                [sys.executable, "-c", "import time; print(flush=True); time.sleep(1)"], stdout=subprocess.PIPE
+            )
+            with program:
+                assert program.stdout is not None and program.stdout.readline()
+                program.send_signal(signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert program.returncode == 0
+        assert came == [signal.SIGTERM]
+    finally:
+        restore_handlers(former)
 
 
 def test_a_command_that_ends_is_not_ended_otherwise() -> None:

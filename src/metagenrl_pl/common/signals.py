@@ -36,6 +36,19 @@ def restore_handlers(former: dict[int, object]) -> None:
         signal.signal(number, handler)  # type: ignore[arg-type]
 
 
+@contextlib.contextmanager
+def sparing_programs() -> Iterator[None]:
+    """Programs that the body starts are not ended by `STOP_SIGNALS`. This process gets them, in or after the body."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_in_command() -> None:
     """Ignore `STOP_SIGNALS` from now on, if this is in the body of `interrupting`.
 

@@ -121,9 +121,8 @@ def _prepare(
     _stop, _done, _newest = stop, done, newest
     install_handler(lambda *_: None)  # the parent answers signals, and ends this process
     torch.set_num_threads(num_threads)
-    torch.set_float32_matmul_precision(
-        matmul_precision
-    )  # to say so even where it is the default: it is part of a compiled update's key
+    # Said even where it is the default, as in the parent: it is part of the key by which compiled updates are found.
+    torch.set_float32_matmul_precision(matmul_precision)
     if hasattr(os, "nice"):  # Windows lacks it
         os.nice(10)  # meta-training goes first where both want the same core, as while they compile
     seed_global_generators(seed)

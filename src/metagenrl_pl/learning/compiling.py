@@ -11,6 +11,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from metagenrl_pl.agents.population import AgentSettings
+from metagenrl_pl.common.signals import sparing_programs
 from metagenrl_pl.learning.onednn import OneDNNProducts, onednn_is_faster
 
 COMPILE_FROM_SECONDS = 300.0
@@ -94,7 +95,8 @@ class Compiled:
         self._signatures.add(signature)
         self._notify(f"Compiling the {self._name}: up to a minute at first, seconds once it is kept ...")
         start = time.perf_counter()
-        out = self._function(*arguments)
+        with sparing_programs():  # Ctrl-C would also reach the C++ compiler, and end it
+            out = self._function(*arguments)
         self._notify(f"Compiled the {self._name} in {time.perf_counter() - start:.0f} s")
         return out
 

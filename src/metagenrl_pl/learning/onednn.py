@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 _MIN_SIDE, _MIN_MULTIPLICATIONS = 32, 2**24
@@ -30,9 +30,9 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0)  # unsqueeze avoids a copy
 
 
-# Register the operator that the graphs use. `torch.library.custom_op` would add three Python calls to each call, for derivatives
-# that we do not need.
-_library = torch.library.Library("metagenrl_pl", "DEF")
+# Register the operator that the graphs use. PyTorch's decorator for own operators would add three Python calls to each call, for
+# derivatives that we do not need.
+_library = library.Library("metagenrl_pl", "DEF")
 _library.define("product(Tensor x, Tensor weight) -> Tensor")
 _library.impl("product", product, "CPU")
 _library.impl("product", lambda x, weight: x.new_empty(x.shape[0], x.shape[1], weight.shape[2]), "Meta")

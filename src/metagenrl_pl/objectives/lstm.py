@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import functional
 
 from metagenrl_pl.agents.layers import Layer
@@ -54,7 +54,7 @@ def _backward_loop(
 
 # Compiled, a loop of T steps would become T copies of its operations, which take minutes to compile. On the CPU a compiled update
 # calls the loop as a single operator instead. On a GPU the copies are worth it: CUDA graphs launch them without Python.
-_library = torch.library.Library("metagenrl_pl", "FRAGMENT")
+_library = library.Library("metagenrl_pl", "FRAGMENT")
 
 
 def _as_operator(name: str, arguments: str, loop: Loop, num_outputs: int, like: Callable[..., list[Tensor]]) -> Loop:

@@ -25,7 +25,7 @@ class Method:
         is_built_in: whether a meta-test makes its objective itself, so that no baseline may have this name.
         switch: the override of `callbacks.meta_test` that leaves it out; None if it cannot be left out, or is never tested there.
         experiment: the preset that trains agents with it alone.
-        library: whose agents these are; None for this project's own.
+        package: whose agents these are; None for this project's own.
         normalised_score: what normalised scores give it by definition, if anything.
     """
 
@@ -40,7 +40,7 @@ class Method:
     is_built_in: bool = False
     switch: str | None = None
     experiment: str | None = None
-    library: str | None = None
+    package: str | None = None
     normalised_score: float | None = None
 
     def fits(self, objective: Objective) -> bool:
@@ -117,16 +117,16 @@ CRITIC_BOTH = Method(
     kind=CriticObjective,
     options={"critic_gradient_of": "both"},
 )
-PPO = Method("ppo", "PPO (Stable-Baselines3)", "PPO", "#D55E00", library="stable_baselines3")
-TD3 = Method("td3", "TD3 (Stable-Baselines3)", "TD3 (SB3)", "#56B4E9", library="stable_baselines3")
+PPO = Method("ppo", "PPO (Stable-Baselines3)", "PPO", "#D55E00", package="stable_baselines3")
+TD3 = Method("td3", "TD3 (Stable-Baselines3)", "TD3 (SB3)", "#56B4E9", package="stable_baselines3")
 ON_POLICY_REINFORCE = Method(
     "on_policy_reinforce",
     "on-policy REINFORCE (Stable-Baselines3)",
     "on-policy REINFORCE",
     "#F0E442",
-    library="stable_baselines3",
+    package="stable_baselines3",
 )
-RL2 = Method("rl2", "RL2 (sb3-contrib)", "RL2", "#882255", library="sb3_contrib")
+RL2 = Method("rl2", "RL2 (sb3-contrib)", "RL2", "#882255", package="sb3_contrib")
 RANDOM = Method(
     "random",
     "random actions",
