@@ -303,6 +303,27 @@ def test_check_finite_names_the_agent() -> None:
 # Compiled
 
 
+@pytest.mark.parametrize(("sees_slope", "kinds"), [(True, 1), (False, 2)])
+def test_the_end_of_the_annealing_needs_no_second_compilation_where_it_costs_nothing(sees_slope: bool, kinds: int) -> None:
+    """The policy update is compiled once for a share of the objective, and once for None."""
+    objective = LearnedObjective(hidden_units=8, context_units=3, use_critic_gradient=sees_slope)
+    learner = learner_of(objective, MetaLearning(SGD(), CriticJudge(), MetaSettings(annealing_env_steps=2)))
+    shares: list[Tensor | None] = []
+    gradients = learner.policy_gradients
+    learner.policy_gradients = lambda *arguments: (shares.append(arguments[6]), gradients(*arguments))[1]  # type: ignore[func-returns-value]
+    for cycle in range(5):
+        learner.update(numbered_draw(cycle), env_steps=cycle)
+    assert len({share is None for share in shares}) == kinds
+    assert [1.0 if share is None else float(share) for share in shares] == [0.0, 1.0, 1.0]
+
+
+def test_a_frozen_objective_and_one_for_each_agent_have_the_same_layout() -> None:
+    """So that meta-tests of a learned and of untrained objectives share a compiled update."""
+    one, several = learner_of(small_objective().requires_grad_(False)), learner_of(small_objective().requires_grad_(False))
+    several.give_objectives([small_objective(seed) for seed in range(len(SEEDS))])
+    assert {name: p.stride() for name, p in one.alpha.items()} == {name: p.stride() for name, p in several.alpha.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_inner_steps", "judge"), [(1, CriticJudge()), (2, CriticJudge()), (1, ReturnsJudge())])
 def test_compiled_updates_compute_the_same(num_inner_steps: int, judge: Judge) -> None:
