@@ -12,7 +12,7 @@ import metagenrl_pl.launch.entry  # noqa: F401  (registers ${run_folder:})
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import ConfigError, build, import_target, validate
 from metagenrl_pl.learning.compiling import choose_compile, estimated_seconds
-from metagenrl_pl.learning.inner_step import SGD, Adam
+from metagenrl_pl.learning.inner_step import SGD, Adam, NormalisedSGD
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -161,6 +161,7 @@ def test_what_is_typed_arrives(arguments: str, key: str, value: Any, composed: A
         ("objective=reinforce", Reinforce),
         ("inner=sgd", SGD),
         ("inner=adam", Adam),
+        ("inner=normalised_sgd", NormalisedSGD),
     ],
 )
 def test_a_choice_builds_its_class(choice: str, built: type, composed: Any) -> None:

@@ -9,7 +9,7 @@ from random_population import random_like
 from torch import Tensor
 
 from metagenrl_pl.agents.stacked_networks import Parameters
-from metagenrl_pl.learning.inner_step import SGD, Adam, AdamMoments, InnerStep
+from metagenrl_pl.learning.inner_step import SGD, Adam, AdamMoments, InnerStep, NormalisedSGD
 
 NUM_VALID = torch.tensor([10, 5, 8], dtype=torch.float64)
 
@@ -36,6 +36,36 @@ def test_sgd_steps_on_the_sum() -> None:
     stepped = SGD(step_size=0.5)(policy, gradient, NUM_VALID, None)
     for name in policy:
         torch.testing.assert_close(stepped[name], policy[name] - 0.5 * gradient[name])
+
+
+def test_normalised_sgd_steps_as_far_for_every_agent() -> None:
+    policy, gradient = policy_of_three(), summed_gradient(1)
+    stepped = NormalisedSGD(step_size=0.5)(policy, gradient, NUM_VALID, None)
+    larger = NormalisedSGD(step_size=0.5)(policy, {name: 10 * g for name, g in gradient.items()}, NUM_VALID, None)
+    for agent in range(3):
+        step = torch.cat([(policy[name] - stepped[name])[agent].flatten() for name in policy])
+        direction = torch.cat([gradient[name][agent].flatten() for name in policy])
+        torch.testing.assert_close(step, 0.5 * direction / direction.norm())
+    for name in policy:
+        torch.testing.assert_close(larger[name], stepped[name])
+
+
+def test_normalised_sgd_does_not_step_without_a_gradient() -> None:
+    policy = policy_of_three()
+    gradient = {name: torch.zeros_like(p).requires_grad_() for name, p in policy.items()}
+    stepped = NormalisedSGD()(policy, gradient, NUM_VALID, None)
+    assert all(torch.equal(stepped[name], policy[name]) for name in policy)
+    grads = torch.autograd.grad(sum(p.sum() for p in stepped.values()), list(gradient.values()))  # type: ignore[arg-type]
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
+def test_normalised_sgd_derivative() -> None:
+    policy = policy_of_three()
+
+    def step(*gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(NormalisedSGD()(policy, dict(zip(policy, gradient, strict=True)), NUM_VALID, None).values())
+
+    assert torch.autograd.gradcheck(step, [g.requires_grad_() for g in random_like(policy, 99).values()])
 
 
 def real_optimizer(policy: Parameters, max_norm: float | None, num_steps: int) -> tuple[torch.optim.Adam, list[Tensor]]:

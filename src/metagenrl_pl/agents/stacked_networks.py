@@ -145,9 +145,10 @@ def _squared_norm_per_agent(gradients: Parameters) -> Tensor:
     return torch.stack([(g * g).flatten(1).sum(1) for g in gradients.values()], 1).sum(1)
 
 
-def norm_per_agent(gradients: Parameters) -> Tensor:
-    """Norm of each agent's gradient over all parameters, [P]. Its derivative at 0 is infinite."""
-    return _squared_norm_per_agent(gradients).sqrt()
+def norm_per_agent(gradients: Parameters, minimum: float = 0.0) -> Tensor:
+    """Norm of each agent's gradient over all parameters, [P], and at least `minimum`. With 0, its derivative at 0 is infinite."""
+    # Clamp before the root. The root's derivative is infinite at 0, so a saturated policy's zero gradient would give NaN.
+    return _squared_norm_per_agent(gradients).clamp(min=minimum**2).sqrt()
 
 
 def scale_per_agent(gradients: Parameters, scale: Tensor) -> Parameters:
@@ -163,6 +164,4 @@ def inverse_root_mean_square(x: Tensor, action_weight: Tensor, valid: Tensor) ->
 
 def clip_per_agent(gradients: Parameters, max_norm: float) -> Parameters:
     """Scale each agent's gradient, [P, ...], down to norm `max_norm` if it is larger. Differentiable, also at 0."""
-    # Clamp before the root. The root's derivative is infinite at 0, so a saturated policy's zero gradient would give NaN.
-    norm = _squared_norm_per_agent(gradients).clamp(min=max_norm**2).sqrt()
-    return scale_per_agent(gradients, max_norm / norm)
+    return scale_per_agent(gradients, max_norm / norm_per_agent(gradients, minimum=max_norm))

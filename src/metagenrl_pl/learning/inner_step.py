@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metagenrl_pl.agents.stacked_networks import Parameters, clip_per_agent, scale_per_agent
+from metagenrl_pl.agents.stacked_networks import Parameters, clip_per_agent, norm_per_agent, scale_per_agent
+
+_SMALLEST_NORM = 1e-12  # a saturated policy has no gradient, and takes no step
 
 
 class AdamMoments(NamedTuple):
@@ -85,6 +87,31 @@ class SGD(InnerStep):
     ) -> tuple[Parameters, Callable[[Parameters], Parameters]]:
         stepped = self(policy, gradient, num_valid, moments)
         return stepped, lambda dstepped: {name: -self.step_size * d for name, d in dstepped.items()}
+
+
+class NormalisedSGD(InnerStep):
+    """phi' = phi - step_size * gradient / its norm, agent by agent. Not in the paper.
+
+    The step's length does not depend on the size of the gradient, and neither does that of the policy's own optimizer, Adam. So the
+    objective is judged by the direction of its gradient alone: larger gradients do not count as better ones.
+
+    Args:
+        step_size: length of the step, over all parameters of a policy.
+        num_steps: see InnerStep.
+
+    Raises:
+        ValueError: if `step_size` is not positive.
+    """
+
+    def __init__(self, step_size: float = 0.05, num_steps: int = 1) -> None:
+        super().__init__(num_steps)
+        if not step_size > 0:
+            raise ValueError(f"step_size must be positive, got {step_size}")
+        self.step_size = step_size
+
+    def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
+        step = scale_per_agent(gradient, self.step_size / norm_per_agent(gradient, minimum=_SMALLEST_NORM))
+        return {name: p - step[name] for name, p in policy.items()}
 
 
 class Adam(InnerStep):
