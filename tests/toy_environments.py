@@ -2,11 +2,15 @@
 
 import os
 import signal
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.environments.group import SerialGroup, Steps
 
 
 class Echo(gym.Env):
@@ -43,6 +47,31 @@ class Showing(gym.Env):
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return self._observation, self._reward, False, False, {}
+
+
+class Losing(SerialGroup):
+    """Loses the episodes of an environment in given steps of the group, as `WorkerGroup` does after a hang."""
+
+    def __init__(self, specs: Sequence[EnvironmentSpec], losses: Mapping[int, int]) -> None:
+        super().__init__(specs)
+        self.seeds: list[list[int]] = [[] for _ in specs]
+        self._losses, self._num_steps = losses, 0
+
+    def reset(self, index: int, seed: int) -> np.ndarray:
+        self.seeds[index].append(seed)
+        self.lost[index] = False
+        return super().reset(index, seed)
+
+    def end_step(self) -> Steps:
+        assert not (self._is_open & self.lost).any(), "a lost environment was stepped"
+        steps = super().end_step()
+        self._num_steps += 1
+        if self._num_steps in self._losses:
+            index = self._losses[self._num_steps]
+            self.lost[index] = True
+            for array in steps:
+                array[index] = -1  # has no meaning
+        return steps
 
 
 class Counting(gym.Env):

@@ -49,6 +49,8 @@ class Doing(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         self._num_steps = 0
+        if self._do == "hang at reset":
+            time.sleep(3600)
         if self._do == "fail at reset":
             raise OSError("no reset")
         return self._observation(), {}
@@ -58,6 +60,8 @@ class Doing(gymnasium.Env):
         if self._num_steps == self._when:
             if self._do == "exit":
                 os._exit(7)
+            if self._do == "hang":
+                time.sleep(3600)
             if self._do == "value":
                 raise ValueError("bad value")
             if self._do == "own":
@@ -216,23 +220,54 @@ def test_warnings_are_told_once(
     assert capfd.readouterr() == ("", "")  # nor is MuJoCo's deprecation line, which `test_envs` shows otherwise
 
 
-def test_a_worker_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The odd environment hangs in its 20th step."""
+def test_a_worker_that_hangs_in_a_step_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first environment hangs in its 20th step, once; the third one has another worker and loses nothing."""
     monkeypatch.chdir(tmp_path)
-    group = make_group([EnvironmentSpec("odd_environments:Hangs-v0"), counting()], 1, timeout=3.0)
+    group = make_group([EnvironmentSpec("odd_environments:Hangs-v0"), counting(), counting()], 2, timeout=3.0)
     with contextlib.closing(group):
         assert isinstance(group, WorkerGroup)
-        process = group._workers[0].process
+        assert [list(worker.names) for worker in group._workers] == [[0, 2], [1]]
+        processes = [worker.process for worker in group._workers]
+        for index in range(3):
+            group.reset(index, index)
+        action = np.zeros((3, group.action_size), np.float32)
+        for step in range(19):
+            group.begin_step(action)
+            assert group.end_step().observation[1, 1] == step + 1
+        group.begin_step(action)
+        with pytest.warns(UserWarning, match=r"has not answered for 3 s and was replaced; .*Hangs-v0, .* replaced so far: 1$"):
+            assert group.end_step().observation[1, 1] == 20
+        assert group.lost.tolist() == [True, False, True]
+        assert [worker.process is process for worker, process in zip(group._workers, processes, strict=True)] == [False, True]
+        assert processes[0].poll() == -signal.SIGKILL
+        group.reset(2, 7)
+        assert group.lost.tolist() == [True, False, False]
+        group.begin_step(action)  # not of the first environment, which has not been reset
+        assert group.end_step().observation[:, 1].tolist() == [0, 21, 1]
+        group.reset(0, 8)
+        for _ in range(30):
+            group.begin_step(action)
+            group.end_step()
+        assert not group.lost.any()
+
+
+def test_an_environment_that_hangs_again_and_again_is_named(doing: Callable[..., EnvironmentSpec]) -> None:
+    group = WorkerGroup([doing("hang")], 1, timeout=1.5)
+    with contextlib.closing(group), pytest.warns(UserWarning, match="replaced so far: 3"):
+        for _ in range(env_workers.MAX_RESTARTS):
+            group.reset(0, 0)
+            group.begin_step(np.zeros((1, 1), np.float32))
+            group.end_step()
         group.reset(0, 0)
-        group.reset(1, 0)
-        action = np.zeros((2, group.action_size), np.float32)
-        with pytest.raises(
-            EnvironmentFailure, match=r"has not answered for 3 s, .* odd_environments:Hangs-v0, .*env_timeout_seconds"
-        ):
-            for _ in range(20):
-                group.begin_step(action)
-                group.end_step()
-    assert process.poll() == -signal.SIGKILL
+        group.begin_step(np.zeros((1, 1), np.float32))
+        with pytest.raises(EnvironmentFailure, match=r"has not answered for 1\.5 s, .* doing_environments:Doing-v0.*env_timeout"):
+            group.end_step()
+
+
+def test_a_hang_at_a_reset_is_named(doing: Callable[..., EnvironmentSpec]) -> None:
+    group = WorkerGroup([doing("hang at reset")], 1, timeout=1.5)
+    with contextlib.closing(group), pytest.raises(EnvironmentFailure, match="has not answered"):
+        group.reset(0, 0)
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])

@@ -1,7 +1,7 @@
 """Meta-testing: what an evaluation measures, and that fresh agents are compared on equal terms."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_runs import tiny_objective, tiny_settings
 from torch import Tensor
-from toy_environments import Counting
+from toy_environments import Counting, Losing
 
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.workers import make_group
@@ -47,6 +47,21 @@ def test_returns_are_summed_to_each_episodes_end() -> None:
     before = Counting.steps_taken_by_all
     np.testing.assert_array_equal(evaluator(still), [6, 15])
     assert Counting.steps_taken_by_all - before == 4 * (3 + 5)  # nobody goes on after an end
+
+
+def test_an_episode_that_is_lost_is_begun_again() -> None:
+    """The third episode is lost in the second step. A lost environment whose episode has ended waits for the next evaluation."""
+    groups: list[Losing] = []
+
+    def make(specs: Sequence[EnvironmentSpec]) -> Losing:
+        groups.append(Losing(specs, {2: 2, 4: 0}))
+        return groups[-1]
+
+    evaluator = Evaluator([THREE_STEPS, FIVE_STEPS], [0, 1], 2, make)
+    np.testing.assert_array_equal(evaluator(still), [6, 15])
+    assert [len(seeds) for seeds in groups[0].seeds] == [1, 1, 2, 1] and len(set(groups[0].seeds[2])) == 2
+    np.testing.assert_array_equal(evaluator(still), [6, 15])
+    assert not groups[0].lost.any()
 
 
 def test_returns_are_the_mean_over_episodes_of_each_agent() -> None:

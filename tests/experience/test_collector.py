@@ -127,6 +127,31 @@ def test_the_newest_step_can_be_drawn_at_once() -> None:
         assert (windows.reward[0] == (number - 1) % 6 + 1).any()
 
 
+def test_a_lost_episode_is_truncated_and_its_step_taken_in_the_next_one() -> None:
+    """Agent 1 loses its episode in the fourth step, and the next episode in its first step."""
+    collector = collect(counting(), counting())
+    collector.environments = group = toy_environments.Losing(collector.environments.specs, {4: 1, 5: 1})
+    steps(collector, 6)
+    assert [len(seeds) for seeds in group.seeds] == [1, 3] and len(set(group.seeds[1])) == 3
+    assert collector.replay.count.tolist() == [6, 6] and collector.env_steps == 6
+    windows = collector.draw(200)
+    lengths = windows.valid.sum(-1)
+    assert lengths[0].unique().tolist() == [4] and lengths[1].unique().tolist() == [3]  # 6 steps; 3 and 3
+    numbers = windows.observation[1, :, :, 0]
+    assert numbers[:, :4].eq(numbers[:, :1]).all()  # no window reaches over the loss
+    assert windows.observation[1, :, 0, 1].unique().tolist() == [0] and not windows.terminated.any()
+    assert windows.reward[1, 0].tolist() == [1, 2, 3, 0]
+    assert collector.take_returns() == [[], []]  # a truncated episode has no return to tell
+    assert collector.newest_returns() == [1 + 2 + 3 + 4 + 5 + 6, 1 + 2 + 3]
+
+
+def test_a_run_that_has_lost_an_episode_resumes() -> None:
+    collector, other = collect(counting(), counting()), collect(counting(), counting())
+    collector.environments = toy_environments.Losing(collector.environments.specs, {4: 1})
+    steps(collector, 6)
+    assert restored(other, saved(collector)) == []
+
+
 # ------------------------------------------------------------------------------------------------------- halves of an env step
 
 

@@ -273,13 +273,11 @@ def test_an_unusable_environment_is_named(name: str, tmp_path: Path) -> None:
     assert name in line or "odd_environments.py, line " in line
 
 
-def test_a_run_whose_environment_hangs_ends_and_resumes(tmp_path: Path) -> None:
+def test_a_run_whose_environment_hangs_goes_on(tmp_path: Path) -> None:
     arguments = [a for a in WITHOUT_TEST if not a.startswith(("env.train", "population"))]
     arguments += ["env.train=[odd_environments:Hangs-v0]", "population.size=1", "env_workers=1", "env_timeout_seconds=5"]
-    ended = run(tmp_path, *arguments)
-    assert ended.code == MISTAKE and "has not answered for 5 s" in ended.errors and "newest checkpoint" in ended.errors, ended
-    ended = run(tmp_path, "ckpt_path=run", "trusted_packages=[odd_environments]")  # it hangs once
-    assert ended.code == 0, ended
+    ended = run(tmp_path, *arguments)  # it hangs once
+    assert ended.code == 0 and ended.errors.count("has not answered for 5 s and was replaced") == 1, ended
 
 
 def test_an_endless_environment_is_evaluated(tmp_path: Path) -> None:

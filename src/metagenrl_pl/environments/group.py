@@ -45,6 +45,8 @@ class EnvironmentGroup(ABC):
     def __init__(self, specs: Sequence[EnvironmentSpec], sizes: Sequence[tuple[int, int]]) -> None:
         self.specs, self.sizes = list(specs), list(sizes)
         self.observation_size, self.action_size = max(o for o, _ in sizes), max(a for _, a in sizes)
+        #: Environments that have lost their episode and take no step before they are reset, [E]; see `WorkerGroup`.
+        self.lost = np.zeros(len(specs), bool)
 
     def __len__(self) -> int:
         return len(self.specs)
@@ -65,7 +67,7 @@ class EnvironmentGroup(ABC):
 
     @abstractmethod
     def end_step(self) -> Steps:
-        """Wait for the step and return its results. The arrays belong to the caller."""
+        """Wait for the step and return its results. The arrays belong to the caller. Rows of `lost` environments have no meaning."""
 
     @abstractmethod
     def repeat(self, index: int, seed: int, actions: np.ndarray) -> RepeatedEpisode:

@@ -13,10 +13,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing import Pipe
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,6 +32,9 @@ MIN_CORES = 4
 
 SECONDS_TO_CLOSE = 5.0
 """How long a worker may take to finish before it is killed."""
+
+MAX_RESTARTS = 3
+"""How often in a row a worker is replaced that hangs in a step, before the environment counts as broken."""
 
 NOT_ENDED = "the previous step has not ended"
 
@@ -85,11 +89,19 @@ def make_group(
     return SerialGroup(specs) if num_workers == 0 else WorkerGroup(specs, num_workers, timeout)
 
 
+class WorkerHang(EnvironmentFailure):
+    """A worker process does not answer."""
+
+
 class WorkerGroup(EnvironmentGroup):
     """Environments in worker processes.
 
-    An exception in a worker is raised here, with the worker's traceback as a note. If a worker dies or hangs, this raises an
-    `EnvironmentFailure`; after that the group can only be closed.
+    An exception in a worker is raised here, with the worker's traceback as a note. If a worker dies, or hangs outside of a step, this
+    raises an `EnvironmentFailure`; after that the group can only be closed.
+
+    A worker that hangs in a step is replaced by a new one, with a warning. The episodes of its environments are then lost: `lost` is
+    set for them, and they take no step until the caller has reset them, with other seeds. If the step after that hangs as well, and
+    again up to `MAX_RESTARTS` times, this raises an `EnvironmentFailure`.
 
     Args:
         specs: which environments to make.
@@ -107,42 +119,48 @@ class WorkerGroup(EnvironmentGroup):
             )
         # Make one environment of each kind here first. So errors and warnings appear once, and are the same as in SerialGroup.
         super().__init__(specs, sizes_of(specs))
-        shape = len(specs), self.observation_size, self.action_size
-        pickled_specs = [_pickle_spec(spec) for spec in specs]
+        self._shape, self._timeout = (len(specs), self.observation_size, self.action_size), timeout
+        self._pickled_specs = [_pickle_spec(spec) for spec in specs]
         self._workers: list[_Worker] = []
         self._pending: list[_Worker] = []  # workers whose answers have not been read yet
-        self._finalizer = weakref.finalize(self, _close, self._workers)  # runs when the group is deleted, and at exit
+        self._num_replaced = 0
+        self._memory_file = _anonymous_file(Table.num_bytes(*self._shape))  # kept open for workers that replace others
+        self._finalizer = weakref.finalize(self, _close, self._workers, self._memory_file)  # at its deletion, and at exit
         try:
-            with _anonymous_file(Table.num_bytes(*shape)) as file:
-                self._table = Table.within(mmap.mmap(file, 0), *shape)
-                for indices in assign_to_workers(specs, min(num_workers, len(specs))):
-                    self._workers.append(_Worker({index: specs[index].name for index in indices}, file, shape, timeout))
-            self._pending = self._workers
-            for worker in self._workers:
-                worker.send("make", {index: (name, pickled_specs[index]) for index, name in worker.names.items()})
+            self._table = Table.within(mmap.mmap(self._memory_file.fileno(), 0), *self._shape)
+            for indices in assign_to_workers(specs, min(num_workers, len(specs))):
+                self._workers.append(self._start({index: specs[index].name for index in indices}))
+            self._pending = list(self._workers)
             self._receive_all()
         except BaseException:
             self.close()
             raise
-        self._worker_of = {index: worker for worker in self._workers for index in worker.names}
 
     def reset(self, index: int, seed: int) -> np.ndarray:
-        return self._call(index, "reset", seed)
+        first: np.ndarray = self._call(index, "reset", seed)
+        self.lost[index] = False
+        return first
 
     def begin_step(self, action: np.ndarray, is_open: np.ndarray | None = None) -> None:
         assert not self._pending, NOT_ENDED
         table = self._table
         table.action[:] = action[:, : self.action_size]
-        table.is_open[:] = True if is_open is None else is_open
-        if is_open is not None:
-            for array in table.steps:
-                array[~is_open] = 0  # as in SerialGroup
-        self._pending = [worker for worker in self._workers if is_open is None or is_open[worker.rows].any()]
+        table.is_open[:] = ~self.lost if is_open is None else is_open & ~self.lost
+        for array in table.steps:
+            array[~table.is_open] = 0  # as in SerialGroup
+        self._pending = [worker for worker in self._workers if table.is_open[worker.rows].any()]
         for worker in self._pending:
             worker.send_step()
 
     def end_step(self) -> Steps:
-        self._receive_all()
+        answers = self._read_all()
+        hung = [worker for worker, answer in answers.items() if _is_hang(answer) and worker.num_restarts < MAX_RESTARTS]
+        _raise_failure(answer for worker, answer in answers.items() if worker not in hung)
+        for worker in answers:
+            if worker in hung:
+                self._replace(worker)
+            else:
+                worker.num_restarts = 0
         return Steps(*(array.copy() for array in self._table.steps))
 
     def repeat(self, index: int, seed: int, actions: np.ndarray) -> RepeatedEpisode:
@@ -154,20 +172,55 @@ class WorkerGroup(EnvironmentGroup):
 
     def _call(self, index: int, request: str, *arguments: Any) -> Any:
         assert not self._pending, NOT_ENDED
-        self._pending = [self._worker_of[index]]
+        self._pending = [worker for worker in self._workers if index in worker.names]
         self._pending[0].send(request, index, *arguments)
         return self._receive_all()[0]
 
     def _receive_all(self) -> list[Any]:
+        answers = list(self._read_all().values())
+        _raise_failure(answers)
+        return answers
+
+    def _read_all(self) -> "dict[_Worker, Any]":
         # 1. Read every pending answer, also after a Failure: an answer that stays in a pipe would be read for the next request.
-        answers = [worker.receive() for worker in self._pending]
+        answers = {worker: worker.receive() for worker in self._pending}
         # 2. Clear `_pending` only now. If Ctrl-C interrupts the reading, it stays set, and the next request fails its assert.
         self._pending = []
-        # 3. Raise the failure of the lowest environment, which is the one that SerialGroup would raise.
-        failures = [answer for answer in answers if isinstance(answer, Failure)]
-        if failures:
-            raise min(failures, key=lambda failure: failure.environment).error
         return answers
+
+    def _start(self, names: dict[int, str]) -> "_Worker":
+        """A new worker that has been asked to make these environments."""
+        worker = _Worker(names, self._memory_file.fileno(), self._shape, self._timeout)
+        worker.send("make", {index: (name, self._pickled_specs[index]) for index, name in names.items()})
+        return worker
+
+    def _replace(self, worker: "_Worker") -> None:
+        """Start a new worker in place of one that has been killed."""
+        worker.close_pipes()
+        worker.wait_or_kill()
+        new = self._start(worker.names)
+        new.num_restarts = worker.num_restarts + 1
+        self._workers[self._workers.index(worker)] = new
+        self._pending = [new]
+        self._receive_all()
+        self.lost[new.rows] = True
+        self._num_replaced += 1
+        warnings.warn(
+            f"a worker process has not answered for {self._timeout:g} s and was replaced; the open episodes of its environments "
+            f"({', '.join(worker.names.values())}) are lost. Workers replaced so far: {self._num_replaced}",
+            stacklevel=3,
+        )
+
+
+def _is_hang(answer: Any) -> bool:
+    return isinstance(answer, Failure) and isinstance(answer.error, WorkerHang)
+
+
+def _raise_failure(answers: Iterable[Any]) -> None:
+    """Raise the failure of the lowest environment, if there is one. It is the one that `SerialGroup` would raise."""
+    failures = [answer for answer in answers if isinstance(answer, Failure)]
+    if failures:
+        raise min(failures, key=lambda failure: failure.environment).error
 
 
 def assign_to_workers(specs: Sequence[EnvironmentSpec], num_workers: int) -> list[list[int]]:
@@ -192,6 +245,7 @@ class _Worker:
 
     def __init__(self, names: dict[int, str], memory_file: int, shape: tuple[int, int, int], timeout: float | None) -> None:
         self.names, self.rows, self._timeout = names, np.array(list(names)), timeout
+        self.num_restarts = 0  # workers before this one that hung, without a step in between
         worker_requests, self._requests = Pipe(duplex=False)
         self._answers, worker_answers = Pipe(duplex=False)
         self._has_answer = select.poll()
@@ -245,8 +299,8 @@ class _Worker:
             self.process.kill()
             return self.process.wait()
 
-    def _hang_failure(self) -> EnvironmentFailure:
-        return EnvironmentFailure(
+    def _hang_failure(self) -> WorkerHang:
+        return WorkerHang(
             f"a worker process has not answered for {self._timeout:g} s, with the environments {', '.join(self.names.values())}; "
             "valid is a larger env_timeout_seconds if they are slow"
         )
@@ -260,11 +314,12 @@ class _Worker:
         )
 
 
-def _close(workers: Iterable[_Worker]) -> None:
+def _close(workers: Iterable[_Worker], memory_file: IO[bytes]) -> None:
     """End all workers in parallel.
 
     In a fork of the parent this closes only the fork's copies of the pipes, and the workers go on.
     """
+    memory_file.close()
     for worker in workers:
         worker.close_pipes()
     for worker in workers:
@@ -280,13 +335,11 @@ def _pickle_spec(spec: EnvironmentSpec) -> bytes:
         ) from error
 
 
-@contextlib.contextmanager
-def _anonymous_file(num_bytes: int) -> Iterator[int]:
-    """The descriptor of a file without a name. The system deletes the file when the last process closes it."""
+def _anonymous_file(num_bytes: int) -> IO[bytes]:
+    """A file without a name. The system deletes it when the last process closes it."""
     if hasattr(os, "memfd_create"):
-        file = os.fdopen(os.memfd_create("environments"), "r+b")
+        file: IO[bytes] = os.fdopen(os.memfd_create("environments"), "r+b")
     else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115
-    with file:
-        file.truncate(num_bytes)
-        yield file.fileno()
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (for the life of the group)
+    file.truncate(num_bytes)
+    return file

@@ -18,7 +18,8 @@ Act = Callable[[Tensor], Tensor]
 class Evaluator:
     """Measures noise-free returns. Every evaluation uses the same initial states.
 
-    An episode of an environment without a time limit ends after `MAX_EPISODE_STEPS` env steps.
+    An episode of an environment without a time limit ends after `MAX_EPISODE_STEPS` env steps. An episode that is lost (see
+    `WorkerGroup`) is begun again with another seed.
 
     Args:
         specs: environment of each agent.
@@ -58,10 +59,16 @@ class Evaluator:
         """
         environments, size = self.environments, self.environments.observation_size
         observation = np.zeros((len(environments), self._observation_size), np.float32)
-        returns, is_open, num_steps = np.zeros(len(environments)), np.ones(len(environments), bool), 0
-        for index, seed in enumerate(self._seeds):
+        returns, is_open = np.zeros(len(environments)), np.ones(len(environments), bool)
+        num_steps, num_lost = np.zeros(len(environments), int), 0
+
+        def begin(index: int, seed: int) -> None:
             first = environments.reset(index, seed)
             observation[index, : len(first)] = first
+            returns[index], num_steps[index] = 0, 0
+
+        for index, seed in enumerate(self._seeds):
+            begin(index, seed)
         while is_open.any():
             action = act(torch.from_numpy(observation).view(*self._shape, -1)).cpu().flatten(0, 1).numpy()
             has_diverged = is_open & ~self._are_finite(action)
@@ -69,10 +76,15 @@ class Evaluator:
             is_open = is_open & ~has_diverged
             environments.begin_step(action, is_open)
             steps = environments.end_step()
-            observation[is_open, :size] = steps.observation[is_open]
-            returns[is_open] += steps.reward[is_open]
-            num_steps += 1
-            is_open = is_open & ~steps.ended & (num_steps < self._limits)
+            lost = is_open & environments.lost
+            stepped = is_open & ~lost
+            observation[stepped, :size] = steps.observation[stepped]
+            returns[stepped] += steps.reward[stepped]
+            num_steps[stepped] += 1
+            is_open = lost | (stepped & ~steps.ended & (num_steps < self._limits))
+            for index in np.flatnonzero(lost).tolist():  # begin the episode again, elsewhere
+                num_lost += 1
+                begin(index, derive_seed(self._seeds[index], "after a hang", num_lost) % 2**31)
         return returns.reshape(self._shape).mean(1)
 
     def close(self) -> None:

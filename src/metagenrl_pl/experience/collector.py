@@ -12,7 +12,7 @@ from metagenrl_pl.agents.lifetimes import Lifetimes
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.common.messages import read_count
 from metagenrl_pl.common.streams import AgentStreams, derive_seed, to_device
-from metagenrl_pl.environments.group import EnvironmentGroup
+from metagenrl_pl.environments.group import EnvironmentGroup, Steps
 from metagenrl_pl.experience.replay import Replay
 
 
@@ -124,6 +124,7 @@ class Collector:
             self._action_copied = None
             self.environments.begin_step(self._action.numpy())
         steps, action = self.environments.end_step(), self._action.numpy()
+        self._step_lost_again(steps, action)
         self.env_steps += 1
         self._observation[:, : steps.observation.shape[1]] = steps.observation  # other processes may have wider observations
         self.replay.append(action, steps.reward, steps.terminated, steps.observation)
@@ -134,6 +135,19 @@ class Collector:
             self._new_returns[agent].append(self._episode_return[agent])
             self.recent_returns[agent].append(self._episode_return[agent])
             self._begin_episode(agent)
+
+    def _step_lost_again(self, steps: Steps, action: np.ndarray) -> None:
+        """Begin a new episode where the open one is lost, and take the step there, so that every agent has taken one.
+
+        The lost episode counts as truncated. Its last action, chosen for another state, is an exploring one in the new episode.
+        """
+        while (lost := self.environments.lost.copy()).any():
+            for agent in np.flatnonzero(lost).tolist():
+                self._begin_episode(agent)
+            self.environments.begin_step(action, lost)
+            again = self.environments.end_step()
+            for array, new in zip(steps, again, strict=True):
+                array[lost] = new[lost]
 
     @property
     def num_collected(self) -> int:
