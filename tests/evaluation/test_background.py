@@ -52,15 +52,14 @@ def test_the_rows_are_those_of_this_process(started: Any) -> None:
     assert tests.newest() == {method: (30, mean_returns(rows)) for method, rows in final.items()}
 
 
-def test_it_ends_soon_when_it_is_closed(started: Any) -> None:
+def test_it_ends_before_its_tests_do_when_it_is_closed(started: Any) -> None:
     tests = started({"critic": CriticObjective(), "reinforce": Reinforce()}, plan(10**9), Resources())
     while tests.env_steps < 200:  # the other process asks whether it should stop every 100 env steps
         time.sleep(0.05)
     with pytest.raises(TimeoutError):
         tests.result("critic", seconds=0.01)
-    start = time.monotonic()
-    tests.close()
-    assert time.monotonic() - start < 30
+    tests.close()  # returns after seconds; the tests would take months
+    assert 200 <= tests.env_steps < 10**9
 
 
 def test_what_fails_there_is_raised_here(started: Any) -> None:

@@ -729,6 +729,15 @@ def test_a_damaged_provenance_is_named(debug: tuple[Path, str], in_process: Trai
     assert code == 2 and errors == "error: run_dir=copy: provenance.json is damaged; valid is a list of entries, or no file\n"
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "meta_test.csv"])
+def test_a_resume_names_a_foreign_file_of_results(name: str, debug: tuple[Path, str], in_process: Train, tmp_path: Path) -> None:
+    shutil.copytree(debug[0], tmp_path / "copy")
+    (tmp_path / "copy" / name).write_text("epoch,loss\n0,1\n")
+    code, _, errors = in_process("ckpt_path=copy", "env_steps=440")
+    assert code == 2 and errors.count("\n") == 1 and errors.startswith(f"error: copy/{name} "), errors
+    assert (tmp_path / "copy" / name).read_text() == "epoch,loss\n0,1\n"
+
+
 @pytest.mark.parametrize(
     ("kwargs", "told"),
     [

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from metagenrl_pl.common.files import ForeignFileError
 from metagenrl_pl.results.rows import (
+    COLUMNS,
     MetaTestRow,
     append_rows,
     drop_rows,
@@ -73,6 +75,23 @@ def test_refuses_a_file_with_other_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"meta_test.csv has the columns environment,reward"):
         append_rows(path, BASELINE)
     with pytest.raises(ValueError, match=r"meta_test.csv has the columns environment,reward"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Hopper-v5,learned,x,1,1.0,1", "seed is 'x'; valid is a whole number from 0"),
+        ("Hopper-v5,learned,0,1e400,1.0,1", "env_steps is '1e400'; valid is a whole number from 0"),
+        ("Hopper-v5,learned,0,1,good,1", "return is 'good'; valid is a number"),
+        ("Hopper-v5,learned,0,1,1.0,-1", "meta_training_env_steps is '-1'; valid is a whole number from 0"),
+        ("Hopper-v5,learned,0,1,1.0", "5 cells; valid is 6, as in its header"),
+    ],
+)
+def test_refuses_a_file_with_other_content(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "meta_test.csv"
+    path.write_text(f"{','.join(COLUMNS)}\nHopper-v5,learned,0,1,nan,\n{line}\n")
+    with pytest.raises(ForeignFileError, match=f"meta_test.csv, row 3: {message}$"):
         read_rows(path)
 
 

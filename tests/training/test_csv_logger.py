@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from metagenrl_pl.common.files import ForeignFileError
 from metagenrl_pl.training.csv_logger import RunCSVLogger
 
 
@@ -66,6 +67,27 @@ def test_refuses_a_missing_step_and_a_file_of_another_program(tmp_path: Path) ->
     with pytest.raises(ValueError, match="begins with the column 'epoch'"):
         RunCSVLogger(tmp_path).log_metrics({"a": 1}, step=1)
     assert (tmp_path / "metrics.csv").read_text() == "epoch,loss\n0,1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epoch,loss\n0,1\n", "begins with the column 'epoch'; valid is 'env_steps'$"),
+        (b"env_steps,a\nnan,1\n", "row 2: env_steps is 'nan'; valid is a whole number from 0$"),
+        (b"env_steps,a\n-5,1\n", "row 2: env_steps is '-5'; valid is a whole number from 0$"),
+        (b"env_steps,a\n5,1\n6,abc\n", "row 3: a is 'abc'; valid is a number$"),
+        (b"env_steps,a\n5\n", "row 2: 1 cells; valid is 2, as in its header$"),
+        (b"env_steps,a\n5,1,2\n", "row 2: 3 cells; valid is 2, as in its header$"),
+        (b"env_steps,a,a\n5,1,2\n", "two columns are called 'a'$"),
+        (b"env_steps,\xff\n5,1\n", "not a table of comma-separated text"),
+        (b'env_steps,"a\n5,1\n', "not a table of comma-separated text"),
+    ],
+)
+def test_a_resume_refuses_a_foreign_file_and_leaves_it_alone(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(ForeignFileError, match=f"^{tmp_path}/metrics.csv.* {message}"):
+        RunCSVLogger(tmp_path).keep_until(10)
+    assert (tmp_path / "metrics.csv").read_bytes() == content
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

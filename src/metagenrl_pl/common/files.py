@@ -9,12 +9,14 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from metagenrl_pl.common.messages import one_line
+
+T = TypeVar("T", int, float)
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
@@ -77,11 +79,52 @@ def checksum(path: Path, num_bytes: int | None = None) -> bytes:
     return digest.digest()
 
 
+class ForeignFileError(ValueError):
+    """A file that is not what this project writes under its name. The message names the file and the place in it."""
+
+
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Header and rows (column -> text) of a CSV file. A last line without a newline is skipped."""
+    """Header and rows (column -> text) of a CSV file. A last line without a newline is skipped.
+
+    Raises:
+        ForeignFileError: if it is not text, names a column twice, or a line has more or fewer cells than the header.
+    """
     content = path.read_bytes()
-    reader = csv.DictReader(io.StringIO(content[: content.rfind(b"\n") + 1].decode(), newline=""))
-    return list(reader.fieldnames or ()), list(reader)
+    try:
+        lines = list(csv.reader(io.StringIO(content[: content.rfind(b"\n") + 1].decode(), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ForeignFileError(f"{path}: not a table of comma-separated text ({error})") from error
+    columns, *rows = lines or [[]]
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        raise ForeignFileError(f"{path}: two columns are called {twice!r}")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(columns):
+            raise ForeignFileError(f"{path}, row {number}: {len(row)} cells; valid is {len(columns)}, as in its header")
+    return columns, [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def read_cell(path: Path, number: int, row: Mapping[str, str], column: str, kind: Callable[[str], T]) -> T:
+    """A cell as `int`, a whole number from 0, or as `float`.
+
+    Args:
+        path: of the file, for the message.
+        number: of the row, counted from 1 without the header.
+        row: column -> text.
+        column: of the cell.
+        kind: `int` or `float`.
+
+    Raises:
+        ForeignFileError: if the cell is something else.
+    """
+    try:
+        value = kind(row[column])
+        if kind is int and value < 0:
+            raise ValueError
+        return value
+    except ValueError as error:
+        valid = "a whole number from 0" if kind is int else "a number"
+        raise ForeignFileError(f"{path}, row {number + 1}: {column} is {row[column][:80]!r}; valid is {valid}") from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.common.commands import resume_command
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE, STOPPED
-from metagenrl_pl.common.files import is_unwritable, why_unwritable
+from metagenrl_pl.common.files import ForeignFileError, is_unwritable, why_unwritable
 from metagenrl_pl.common.messages import choice_message, one_line
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.config.trust import untrusted_packages
@@ -116,7 +116,7 @@ def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictC
     """End all processes after an error in this one. Call it in the `except` clause.
 
     Raises:
-        ConfigError: with one line, if the environment, the disk or an exit inside the run caused the error.
+        ConfigError: with one line, if the environment, a file of results, the disk or an exit inside the run caused the error.
         SystemExit: if another process has already reported the error.
         Exception: `error` itself if it is a bug.
     """
@@ -127,7 +127,7 @@ def end_failed(trainer: pl.Trainer, error: Exception | SystemExit, config: DictC
         sys.exit(MISTAKE)
     if dead is not None:
         raise ConfigError(f"{dead}{saved_before(config)}") from error
-    if isinstance(error, EnvironmentFailure):
+    if isinstance(error, EnvironmentFailure | ForeignFileError):
         raise ConfigError(f"{error}{saved_before(config)}") from error
     if isinstance(error, Exception) and is_restoring(error):
         raise ConfigError(

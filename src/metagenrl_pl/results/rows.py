@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metagenrl_pl.common.files import append_csv, read_csv, write_csv
+from metagenrl_pl.common.files import ForeignFileError, append_csv, read_cell, read_csv, write_csv
 from metagenrl_pl.results.statistics import Interval, mean_interval
 
 COLUMNS = ("environment", "method", "seed", "env_steps", "return", "meta_training_env_steps")
@@ -37,7 +37,7 @@ def append_rows(path: Path, rows: Iterable[MetaTestRow]) -> None:
     """Append to `meta_test.csv`, made with its header if there is none. On return the rows are on the disk.
 
     Raises:
-        ValueError: the file has other columns.
+        ForeignFileError: the file has other columns.
     """
     if path.exists():
         _check_columns(path, read_csv(path)[0])
@@ -51,7 +51,7 @@ def read_rows(path: Path) -> list[MetaTestRow]:
     their return alone, the last one counts.
 
     Raises:
-        ValueError: the file has other columns.
+        ForeignFileError: the file has other columns, or something else than numbers in them.
     """
     if not path.exists():
         return []
@@ -61,12 +61,14 @@ def read_rows(path: Path) -> list[MetaTestRow]:
         MetaTestRow(
             environment=cell["environment"],
             method=cell["method"],
-            seed=int(cell["seed"]),
-            env_steps=int(cell["env_steps"]),
-            episode_return=float(cell["return"]),
-            meta_training_env_steps=int(stage) if (stage := cell["meta_training_env_steps"]) else None,
+            seed=read_cell(path, number, cell, "seed", int),
+            env_steps=read_cell(path, number, cell, "env_steps", int),
+            episode_return=read_cell(path, number, cell, "return", float),
+            meta_training_env_steps=read_cell(path, number, cell, stage, int)
+            if cell[stage := "meta_training_env_steps"]
+            else None,
         )
-        for cell in cells
+        for number, cell in enumerate(cells, 1)
     ]
     return list({row._replace(episode_return=0.0): row for row in rows}.values())
 
@@ -80,7 +82,7 @@ def drop_rows(path: Path, is_made_again: Callable[[MetaTestRow], bool]) -> None:
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     if columns and tuple(columns) != COLUMNS:
-        raise ValueError(f"{path} has the columns {','.join(columns)}: valid are {','.join(COLUMNS)}")
+        raise ForeignFileError(f"{path} has the columns {','.join(columns)}: valid are {','.join(COLUMNS)}")
 
 
 def newest_stage(rows: Sequence[MetaTestRow]) -> list[MetaTestRow]:

@@ -8,20 +8,44 @@ from pathlib import Path
 
 import numpy as np
 
-from metagenrl_pl.common.files import read_csv
+from metagenrl_pl.common.files import ForeignFileError, read_cell, read_csv
+
+STEP_COLUMN = "env_steps"
+"""The first column of `metrics.csv`: env steps per agent, the x axis of every plot."""
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Env steps [points], values [points]; only finite values, env steps ascending."""
 
 
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows of `metrics.csv`. The first column holds whole numbers, the others numbers or nothing.
+
+    Raises:
+        ForeignFileError: another program wrote it.
+    """
+    columns, rows = read_csv(path)
+    if columns and columns[0] != STEP_COLUMN:
+        raise ForeignFileError(f"{path} begins with the column {columns[0]!r}; valid is {STEP_COLUMN!r}")
+    for number, row in enumerate(rows, 1):
+        read_cell(path, number, row, STEP_COLUMN, int)
+        for column in columns[1:]:
+            if row[column]:
+                read_cell(path, number, row, column, float)
+    return columns, rows
+
+
 def agent_curves(path: Path, kinds: Sequence[str]) -> dict[str, dict[str, list[Curve]]]:
-    """From `metrics.csv`, if there is one: environment -> kind of metric -> a curve for each agent that has one."""
+    """From `metrics.csv`, if there is one: environment -> kind of metric -> a curve for each agent that has one.
+
+    Raises:
+        ForeignFileError: another program wrote it.
+    """
     metric = re.compile(rf"({'|'.join(map(re.escape, kinds))})/(.+)/agent_(\d+)")
     curves: dict[str, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
-    columns, rows = read_csv(path) if path.exists() else ([], [])
+    columns, rows = read_metrics(path) if path.exists() else ([], [])
     for column in columns:
         if match := metric.fullmatch(column):
-            points = [(int(row["env_steps"]), float(row[column])) for row in rows if row[column]]
+            points = [(int(row[STEP_COLUMN]), float(row[column])) for row in rows if row[column]]
             points = [point for point in points if math.isfinite(point[1])]
             if points:
                 env_steps, values = np.array(sorted(points)).T

@@ -10,9 +10,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.common.files import append_csv, read_csv, write_csv
-
-STEP_COLUMN = "env_steps"
-"""The first column of `metrics.csv`: env steps per agent, the x axis of every plot."""
+from metagenrl_pl.results.training_curves import STEP_COLUMN, read_metrics
 
 
 class RunCSVLogger(Logger):
@@ -73,7 +71,8 @@ class RunCSVLogger(Logger):
             step: env steps per agent.
 
         Raises:
-            ValueError: `step` is missing, or another program wrote `metrics.csv`.
+            ValueError: `step` is missing.
+            ForeignFileError: another program wrote `metrics.csv`.
         """
         if step is None:
             raise ValueError("step=None: log_metrics needs the number of env steps per agent")
@@ -99,18 +98,14 @@ class RunCSVLogger(Logger):
         """Remove the lines after `env_steps` env steps per agent. A run that resumes there writes them again.
 
         Raises:
-            ValueError: another program wrote `metrics.csv`.
+            ForeignFileError: another program wrote `metrics.csv`.
         """
         columns = self._read_columns()
         if columns:
-            rows = [row for row in read_csv(self.path)[1] if int(row[STEP_COLUMN]) <= env_steps]
-            write_csv(self.path, columns, rows)
+            write_csv(self.path, columns, [row for row in read_metrics(self.path)[1] if int(row[STEP_COLUMN]) <= env_steps])
 
     def _read_columns(self) -> list[str]:
         """The header of the file, which is read once. Empty if there is no file yet."""
         if self._columns is None:
-            columns = read_csv(self.path)[0] if self.path.exists() else []
-            if columns and columns[0] != STEP_COLUMN:
-                raise ValueError(f"{self.path} begins with the column {columns[0]!r}: valid is {STEP_COLUMN!r}")
-            self._columns = columns
+            self._columns = read_metrics(self.path)[0] if self.path.exists() else []
         return self._columns
