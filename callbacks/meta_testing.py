@@ -27,7 +27,7 @@ from callbacks.schedule import (
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
-from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.environments.group import declare_bytes, sizes_of
 from metagenrl_pl.evaluation.background import BackgroundTests, can_run_in_background
 from metagenrl_pl.evaluation.fresh_agents import (
     MetaTestPlan,
@@ -38,7 +38,7 @@ from metagenrl_pl.evaluation.fresh_agents import (
     meta_test,
     random_returns,
 )
-from metagenrl_pl.experience.replay import check_memory, memory_bytes
+from metagenrl_pl.experience.memory import check_memory, memory_bytes
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
@@ -126,8 +126,8 @@ class MetaTest(pl.Callback):
             self._seeds = [number for spec, number in zip(specs, numbers, strict=True) if spec.name == specs[0].name]
         resources, plan = agents_of(trainer).resources, self._plan(trainer)
         specs, _, seeds = fresh_seeds(self._specs, self._seeds)
-        sizes = resources.placement(len(seeds)).local(sizes_of(specs)) if seeds else []
-        needed = memory_bytes(sizes, plan.replay_capacity(resources.replay_capacity))
+        local = resources.placement(len(seeds)).local(specs) if seeds else []
+        needed = memory_bytes(sizes_of(local), plan.replay_capacity(resources.replay_capacity), declare_bytes(local))
         device = agents_of(trainer).replay.device
         if device.type == "cpu":  # compared with physical memory, so add the training's replay; a GPU reports its free memory
             num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its memory

@@ -27,7 +27,7 @@ from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
-from metagenrl_pl.experience.replay import memory_bytes
+from metagenrl_pl.experience.memory import memory_bytes
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
 from metagenrl_pl.objectives.contract import ObjectiveInputs

@@ -9,8 +9,9 @@ import torch
 
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.common.streams import AgentStreams
-from metagenrl_pl.experience import replay as replay_module
-from metagenrl_pl.experience.replay import Replay, available_bytes, check_memory, memory_bytes
+from metagenrl_pl.experience import memory
+from metagenrl_pl.experience.memory import available_bytes, check_memory, memory_bytes
+from metagenrl_pl.experience.replay import Replay
 
 SIZES = [(2, 1), (3, 4), (2, 1)]  # two groups, the first of two agents that are no neighbours
 SEEDS = [11, 12, 13]
@@ -320,6 +321,81 @@ def test_a_buffer_that_is_not_full_yet_fits_any_capacity_that_holds_it() -> None
         assert torch.equal(windows.states, expected.states[:1, ..., :2])
 
 
+# ---------------------------------------------------------------------------------------------------------------------- bytes
+
+ARE_BYTES = [True, False, True]
+
+
+class ByteHistory(History):
+    """The agents with two numbers observe bytes."""
+
+    def observation(self, row: int, state: int) -> np.ndarray:
+        padded = super().observation(row, state)
+        return padded if self.agents[row] == 1 else padded % 256
+
+
+def drive_both(num_steps: int, capacity: int = 40) -> tuple[ByteHistory, Replay]:
+    """A history in a replay of bytes, and the replay of 32-bit numbers that got the same."""
+    history = ByteHistory(Replay(SIZES, capacity, 5, are_bytes=ARE_BYTES))
+    history.mirror = floats = Replay(SIZES, capacity, 5)
+    for row in range(3):
+        floats.begin_episode(row, history.observation(row, 0)[: SIZES[row][0]])
+    for _ in range(num_steps):
+        history.step()
+    return history, floats
+
+
+def same_windows(one: Replay, other: Replay) -> bool:
+    both = (replay.sample(32, AgentStreams(SEEDS, "windows")) for replay in (one, other))
+    return all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+
+
+def test_bytes_give_the_same_windows_in_a_quarter_of_the_memory() -> None:
+    history, floats = drive_both(300)
+    assert same_windows(history.replay, floats)
+    assert history.replay.num_bytes == memory_bytes(SIZES, 40, ARE_BYTES) == floats.num_bytes - 2 * 3 * 40 * 2
+
+
+@pytest.mark.parametrize("number", [0.5, -1.0, 256.0])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_number_that_is_no_byte_is_kept_as_it_is(number: float, is_first: bool) -> None:
+    """Its space was declared wrongly. Then all agents in such an environment store 32-bit numbers from then on."""
+    history, floats = drive_both(30)
+    for replay in (history.replay, floats):
+        if is_first:
+            replay.begin_episode(0, np.array([number, 1], np.float32))
+        else:
+            observation = np.ones((3, 3), np.float32)
+            observation[2, 1] = number
+            replay.append(np.ones((3, 4), np.float32), np.ones(3, np.float32), np.zeros(3, np.float32), observation)
+    for _ in range(30):
+        history.step()
+    assert same_windows(history.replay, floats)
+    assert history.replay.num_bytes == floats.num_bytes
+
+
+def test_bytes_that_become_numbers_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    history, _ = drive_both(30)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: memory_bytes(SIZES, 40) - 1)
+    with pytest.raises(ValueError, match=r"^replay.capacity needs"):
+        history.replay.begin_episode(0, np.array([0.5, 1], np.float32))
+
+
+@pytest.mark.parametrize("was_wrong", [False, True])
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_bytes_come_back_bit_for_bit(was_wrong: bool, is_wrong: bool) -> None:
+    """From a replay that had found a number that is no byte, or into one; agents one by one, as from other processes."""
+    history, _ = drive_both(100)
+    other = Replay(SIZES, 40, 5, are_bytes=ARE_BYTES)
+    for replay, has_number in ((history.replay, was_wrong), (other, is_wrong)):
+        if has_number:
+            replay.begin_episode(0, np.array([0.5, 1], np.float32))
+    for agent in range(3):
+        other.load_agent_state(agent, history.replay.agent_state(agent))
+    assert same_windows(history.replay, other)
+    assert other.num_bytes == memory_bytes(SIZES, 40, [False] * 3 if was_wrong or is_wrong else ARE_BYTES)
+
+
 # ---------------------------------------------------------------------------------------------------------------------- sizes
 
 
@@ -331,7 +407,7 @@ def test_memory_is_counted_unpadded() -> None:
 
 def test_refuses_what_the_machine_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < available_bytes(torch.device("cpu")) < 1e15
-    monkeypatch.setattr(replay_module, "available_bytes", lambda device: 32_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 32_000)
     assert Replay([(5, 1)], 1000).capacity == 1000  # 4 bytes x 1000 x 8: just fits
     with pytest.raises(
         ValueError, match=r"^replay.capacity needs 0.0 GB on cpu .* a smaller replay.capacity or population.size$"

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from tiny_runs import TOYS
 
 from metagenrl_pl.environments.group import sizes_of
-from metagenrl_pl.experience import replay as replay_module
-from metagenrl_pl.experience.replay import memory_bytes
+from metagenrl_pl.experience import memory
+from metagenrl_pl.experience.memory import memory_bytes
 from metagenrl_pl.launch.assembly import choose_resources
 
 LONG = {"env_steps": 10_000, "agent": {"window_length": 4}}
@@ -26,7 +26,7 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     config = OmegaConf.create(
         {"replay": node, "env_workers": 0, "env_timeout_seconds": None, "compile": False, **LONG, "env_steps": 1000}
     )
-    monkeypatch.setattr(replay_module, "available_bytes", lambda device: memory_bytes(sizes_of(TOYS), 500))
+    monkeypatch.setattr(memory, "available_bytes", lambda device: memory_bytes(sizes_of(TOYS), 500))
     resources = choose_resources(config, trainer_of(1), TOYS, print)  # just fits
     assert resources.replay_capacity == 500 and len(resources.make_group(TOYS)) == len(TOYS)
     with pytest.raises(ValueError, match=r"^replay.capacity needs 0.0 GB on cpu"):

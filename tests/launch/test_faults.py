@@ -155,6 +155,33 @@ def test_two_processes_of_which_some_are_killed_end_and_resume(seed: int, straig
     assert results(tmp_path) == straight.results
 
 
+@pytest.mark.parametrize("receiver", ["first", "second", "both"])
+@pytest.mark.parametrize("seconds", [0.0, 0.7, 1.5])
+def test_a_signal_before_the_first_batch_ends_both_processes(
+    receiver: str, seconds: float, straight: Straight, tmp_path: Path
+) -> None:
+    """Between the line that names the run folder and the first batch. The same command then begins the run."""
+    process = start_two(tmp_path, *TWO)
+    while not (tmp_path / "run" / "config.yaml").exists():
+        assert process.poll() is None, (tmp_path / ".stderr").read_text()
+        time.sleep(0.02)
+    time.sleep(seconds)
+    for pid in {"first": session(process.pid)[:1], "second": session(process.pid)[1:2], "both": session(process.pid)}[receiver]:
+        os.kill(pid, signal.SIGTERM)
+    code = process.wait(timeout=120)
+    deadline = time.monotonic() + 60
+    while session(process.pid):
+        assert time.monotonic() < deadline, "a process is left behind"
+        time.sleep(0.1)
+    assert "Traceback" not in (tmp_path / ".stderr").read_text()
+    if not list((tmp_path / "run" / "checkpoints").glob("env_steps_*.ckpt")):  # on a slow machine, or the signal came early
+        process = start_two(tmp_path, *TWO)
+    elif code:
+        process = start_two(tmp_path, "ckpt_path=run")
+    assert process.wait(timeout=200) == 0, (tmp_path / ".stderr").read_text()
+    assert results(tmp_path) == straight.results
+
+
 @pytest.mark.parametrize("moment", range(20))
 def test_a_signal_at_any_moment_ends_a_run_in_one_line_and_loses_nothing(moment: int, straight: Straight, tmp_path: Path) -> None:
     number = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)[moment % 4]

@@ -5,8 +5,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from tiny_runs import TOYS, tiny_objective, tiny_settings
 
 from metagenrl_pl.agents.lifetimes import Lifetimes
@@ -14,6 +16,7 @@ from metagenrl_pl.agents.population import Population
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import SerialGroup, sizes_of
+from metagenrl_pl.experience.memory import memory_bytes
 from metagenrl_pl.learning.cycle import Agents, Resources
 from metagenrl_pl.learning.inner_step import SGD
 from metagenrl_pl.learning.judges import CriticJudge
@@ -52,6 +55,15 @@ def test_updates_begin_after_the_warm_up() -> None:
         has_learned = [not torch.equal(flat, first[kind]) for kind, flat in agents.population.flat.items()]
         assert all(has_learned) if n > WARMUP else not any(has_learned)
     assert critic_steps == list(range(WARMUP, WARMUP + 5))  # env steps that were over by then
+
+
+def test_observations_that_are_declared_as_bytes_are_stored_as_bytes() -> None:
+    space = spaces.Box(0, 255, (2, 3), np.uint8)
+    pictures = EnvironmentSpec("Showing-v0", {"observation_space": space, "observation": np.full((2, 3), 200, np.uint8)})
+    agents = agents_of(specs=[pictures, *TOYS[:2]])
+    assert agents.replay.num_bytes == memory_bytes(sizes_of(agents.specs), 500) - 3 * 6 * 500
+    run(agents, WARMUP + 1)
+    assert agents.collector.draw(2).states[0, :, 0, :6].unique().tolist() == [200]
 
 
 def test_the_annealing_goes_by_the_env_steps_that_are_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,11 @@ class Environment:
         return self._env.spec.max_episode_steps if self._env.spec else None
 
     @property
+    def declares_bytes(self) -> bool:
+        """Whether the space of observations consists of bytes. The observations themselves need not: see `observations`."""
+        return isinstance(self._observation_space, spaces.Box) and self._observation_space.dtype == np.uint8
+
+    @property
     def cameras(self) -> list[str]:
         """Names of a MuJoCo model's cameras; an empty list for other environments."""
         model: Any = getattr(self._env.unwrapped, "model", None)

@@ -1,12 +1,14 @@
 """Groups of environments that are stepped together. Collector and evaluator use this interface, in this process or in workers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
+
+T = TypeVar("T")
 
 
 class Steps(NamedTuple):
@@ -149,10 +151,23 @@ def sizes_of(specs: Sequence[EnvironmentSpec]) -> list[tuple[int, int]]:
     Raises:
         ValueError: if an environment is not usable (see `Environment`).
     """
-    sizes: dict[str, tuple[int, int]] = {}
+    return _of_each_kind(specs, lambda environment: (environment.observation_size, environment.action_size))
+
+
+def declare_bytes(specs: Sequence[EnvironmentSpec]) -> list[bool]:
+    """Whether the observations of each environment are declared as bytes, as pictures are.
+
+    Raises:
+        ValueError: if an environment is not usable (see `Environment`).
+    """
+    return _of_each_kind(specs, lambda environment: environment.declares_bytes)
+
+
+def _of_each_kind(specs: Sequence[EnvironmentSpec], ask: Callable[[Environment], T]) -> list[T]:
+    answers: dict[str, T] = {}
     for spec in specs:
-        if spec.name not in sizes:
+        if spec.name not in answers:
             environment = Environment(spec)
-            sizes[spec.name] = environment.observation_size, environment.action_size
+            answers[spec.name] = ask(environment)
             environment.close()
-    return [sizes[spec.name] for spec in specs]
+    return [answers[spec.name] for spec in specs]

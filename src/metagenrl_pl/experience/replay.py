@@ -1,6 +1,5 @@
 """Replay: one ring buffer per agent. Windows are drawn for all agents at once; each lies inside a single episode."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from metagenrl_pl.agents.windows import Windows, widest
 from metagenrl_pl.common.streams import AgentStreams, to_device
+from metagenrl_pl.experience.memory import check_capacity, check_memory, memory_bytes
 
 _NEVER = torch.iinfo(torch.int64).max
 
@@ -51,6 +51,24 @@ class _Group:
     observation_size: int
     action_size: int
     rows: Tensor  # [G, capacity, O + A + 2]: observation, then action, reward and terminated of the step taken from it
+    pixels: Tensor | None = None  # [G, capacity, O], uint8: the observations, which `rows` then lacks
+
+    @property
+    def num_before_steps(self) -> int:
+        """Numbers of a row before those of the step."""
+        return self.observation_size if self.pixels is None else 0
+
+    def store_as_floats(self) -> None:
+        """Keep observations in `rows`, where any number fits."""
+        if self.pixels is not None:
+            self.rows, self.pixels = torch.cat([self.pixels.float(), self.rows], -1), None
+
+    def write_observation(self, row: Tensor | int, slot: Tensor | int, observation: Tensor) -> None:
+        """Store observations, [O] or [G, O], in slots of rows."""
+        if self.pixels is None:
+            self.rows[row, slot, : self.observation_size] = observation
+        else:
+            self.pixels[row, slot] = observation.to(torch.uint8)
 
 
 class Replay:
@@ -66,6 +84,8 @@ class Replay:
         window_length: T.
         device: of the buffers and the windows.
         padded_to: observation and action size of windows; the largest of `sizes` by default.
+        are_bytes: whether each agent's observations are kept as bytes, in a quarter of the memory; none by default. If one of them
+            turns out not to be a byte, they are kept as 32-bit numbers from then on.
 
     Raises:
         ValueError: if the capacity is too small for one window, or the memory is too small for the buffers.
@@ -78,18 +98,25 @@ class Replay:
         window_length: int = 20,
         device: torch.device | str = "cpu",
         padded_to: tuple[int, int] | None = None,
+        are_bytes: Sequence[bool] | None = None,
     ) -> None:
         check_capacity(capacity, window_length)
+        are_bytes = list(are_bytes or [False] * len(sizes))
         self.sizes, self.capacity, self.window_length, self.device = list(sizes), capacity, window_length, torch.device(device)
-        check_memory(memory_bytes(sizes, capacity), self.device)
+        check_memory(memory_bytes(sizes, capacity, are_bytes), self.device)
         self.observation_size, self.action_size = padded_to or widest(sizes)
         self._groups = []
-        for observation_size, action_size in dict.fromkeys(self.sizes):
-            agents = [i for i, size in enumerate(self.sizes) if size == (observation_size, action_size)]
-            rows = torch.zeros(len(agents), capacity, observation_size + action_size + 2, device=self.device)
+        kinds = list(zip(self.sizes, are_bytes, strict=True))
+        for kind in dict.fromkeys(kinds):
+            (observation_size, action_size), is_bytes = kind
+            agents = [i for i, other in enumerate(kinds) if other == kind]
+            num_floats = action_size + 2 + (0 if is_bytes else observation_size)
+            rows = torch.zeros(len(agents), capacity, num_floats, device=self.device)
+            shape = len(agents), capacity, observation_size
+            pixels = torch.zeros(shape, dtype=torch.uint8, device=self.device) if is_bytes else None
             index = torch.tensor(agents, device=self.device)
             row = torch.arange(len(agents), device=self.device)
-            self._groups.append(_Group(agents, index, row, observation_size, action_size, rows))
+            self._groups.append(_Group(agents, index, row, observation_size, action_size, rows, pixels))
         self._group_and_row = {agent: (group, g) for group in self._groups for g, agent in enumerate(group.agents)}
 
         num_agents = len(self.sizes)
@@ -106,7 +133,8 @@ class Replay:
     @property
     def num_bytes(self) -> int:
         """Memory of all buffers, in bytes."""
-        return memory_bytes(self.sizes, self.capacity)
+        buffers = [buffer for group in self._groups for buffer in (group.rows, group.pixels) if buffer is not None]
+        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
 
     def __len__(self) -> int:
         """The smallest number of stored steps of any agent."""
@@ -122,8 +150,9 @@ class Replay:
         self.head[agent] += 1
         self._forget_overwritten(agent)
         group, row = self._group_and_row[agent]
+        self._check_bytes(group, observation)
         first = to_device(torch.from_numpy(observation), self.device)
-        group.rows[row, self.head[agent] % self.capacity, : group.observation_size] = first
+        group.write_observation(row, int(self.head[agent] % self.capacity), first)
 
     def append(self, action: np.ndarray, reward: np.ndarray, terminated: np.ndarray, next_observation: np.ndarray) -> None:
         """Store one step of every agent.
@@ -139,11 +168,12 @@ class Replay:
         self.count += 1
         for group in self._groups:
             agents, o, a = group.agents, group.observation_size, group.action_size
+            self._check_bytes(group, next_observation[agents, :o])
             parts = (next_observation[agents, :o], action[agents, :a], reward[agents, None], terminated[agents, None])
             values = to_device(torch.from_numpy(np.concatenate(parts, 1, dtype=np.float32)), self.device)
             slot, next_slot = self._device_tensor(np.stack([slots[agents], next_slots[agents]]))
-            group.rows[group.row, slot, o:] = values[:, o:]
-            group.rows[group.row, next_slot, :o] = values[:, :o]
+            group.rows[group.row, slot, group.num_before_steps :] = values[:, o:]
+            group.write_observation(group.row, next_slot, values[:, :o])
         for agent in range(len(self.sizes)):
             self._forget_overwritten(agent)
 
@@ -189,9 +219,10 @@ class Replay:
         for group in self._groups:
             agents, o, a = group.index, group.observation_size, group.action_size
             index = slots[agents] + self.capacity * group.row[:, None, None]
-            rows = group.rows.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
-            steps = rows[:, :, :-1, o:] * valid[agents].unsqueeze(-1)
-            states[agents, :, :, :o] = rows[..., :o] * is_state[agents]
+            rows = _take(group.rows, index)
+            observations = rows[..., :o] if group.pixels is None else _take(group.pixels, index)
+            steps = rows[:, :, :-1, group.num_before_steps :] * valid[agents].unsqueeze(-1)
+            states[agents, :, :, :o] = observations * is_state[agents]
             action[agents, :, :, :a] = steps[..., :a]
             reward[agents], terminated[agents] = steps[..., a], steps[..., a + 1]
         return Windows(states, action, reward, terminated, valid)
@@ -199,6 +230,12 @@ class Replay:
     @property
     def _counters(self) -> tuple[np.ndarray, ...]:
         return self.head, self.count, self.oldest, self._oldest_episode, self._num_dropped
+
+    def _check_bytes(self, group: _Group, observation: np.ndarray) -> None:
+        """Turn a buffer of bytes into one of 32-bit numbers if these observations do not fit into it."""
+        if group.pixels is not None and not np.array_equal(observation, observation.clip(0, 255).round()):
+            check_memory(self.num_bytes + 3 * group.pixels.numel(), self.device)
+            group.store_as_floats()
 
     def _device_tensor(self, values: np.ndarray) -> Tensor:
         return to_device(torch.from_numpy(values.copy()), self.device)
@@ -232,7 +269,8 @@ class Replay:
         """The replay of one agent as tensors: the used slots and the bookkeeping."""
         group, row = self._group_and_row[agent]
         used = min(int(self.head[agent]) + 1, self.capacity)
-        return {
+        pixels = {} if group.pixels is None else {"pixels": group.pixels[row, :used].cpu().clone()}
+        return pixels | {
             "rows": group.rows[row, :used].cpu().clone(),
             "starts": torch.from_numpy(self._starts[agent, : self._num_starts[agent]].copy()),
             "counters": torch.tensor([counter[agent] for counter in self._counters], dtype=torch.int64),
@@ -245,11 +283,17 @@ class Replay:
             ValueError: if it was saved with another capacity or environment.
         """
         group, row = self._group_and_row[agent]
-        rows, starts = state["rows"], state["starts"]
+        rows, starts, pixels = state["rows"], state["starts"], state.get("pixels")
         head = int(state["counters"][0])
+        if pixels is None:
+            group.store_as_floats()  # what was declared as bytes had other numbers
+        elif group.pixels is None:
+            rows = torch.cat([pixels.float(), rows], -1)  # those of another agent in the same environment had
         if rows.shape[1] != group.rows.shape[2] or len(rows) != min(head + 1, self.capacity):
             raise ValueError(f"saved with another environment, or a capacity other than {self.capacity}")
         group.rows[row, : len(rows)] = rows.to(self.device)
+        if group.pixels is not None and pixels is not None:
+            group.pixels[row, : len(rows)] = pixels.to(self.device)
         for counter, value in zip(self._counters, state["counters"].tolist(), strict=True):
             counter[agent] = value
         width = self._starts.shape[1]
@@ -263,45 +307,6 @@ class Replay:
         self._num_starts[agent] = len(starts)
 
 
-def check_capacity(capacity: int, window_length: int) -> None:
-    """Raise a ValueError if `capacity` slots are too few for a window of `window_length` steps."""
-    needed = window_length + 2  # one slot more for the episode's last observation, and one for the next episode's first
-    if capacity < needed:
-        raise ValueError(f"replay.capacity must be at least {needed} for windows of {window_length} steps, got {capacity}")
-
-
-def slots_for(env_steps: int, window_length: int) -> int:
-    """Slots that a run of so many env steps needs at most: two for each step, if all episodes had one step."""
-    return 2 * env_steps + window_length + 2
-
-
-def memory_bytes(sizes: Sequence[tuple[int, int]], capacity: int) -> int:
-    """Memory of the buffers of agents with these observation and action sizes, in bytes."""
-    return sum(4 * capacity * (o + a + 2) for o, a in sizes)
-
-
-def available_bytes(device: torch.device) -> int:
-    """Available memory in bytes: free memory of a GPU, or physical memory (limited by the container) of a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            total = min(total, int(file.read()))
-    except (OSError, ValueError):  # no container, or no limit
-        pass
-    return total
-
-
-def check_memory(needed: int, device: torch.device) -> None:
-    """Report too little memory before the run begins, instead of in the middle.
-
-    Raises:
-        ValueError: if `needed` bytes are more than the device has.
-    """
-    available = available_bytes(device)
-    if needed > available:
-        raise ValueError(
-            f"replay.capacity needs {needed / 1e9:.1f} GB on {device} and there are {available / 1e9:.1f} GB; "
-            "choose a smaller replay.capacity or population.size"
-        )
+def _take(buffer: Tensor, index: Tensor) -> Tensor:
+    """Rows of a buffer [G, capacity, N] by their place in G * capacity, [...] -> [..., N]."""
+    return buffer.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)

@@ -15,7 +15,7 @@ from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.probing import probe
-from metagenrl_pl.experience.replay import available_bytes
+from metagenrl_pl.experience.memory import available_bytes
 from metagenrl_pl.launch.resume import resume_config
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import check_loss

@@ -11,7 +11,7 @@ from metagenrl_pl.agents.population import AgentSettings, Population
 from metagenrl_pl.agents.windows import widest
 from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.environments.environment import EnvironmentSpec
-from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup, sizes_of
+from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup, declare_bytes, sizes_of
 from metagenrl_pl.experience.collector import Collector
 from metagenrl_pl.experience.replay import Replay
 from metagenrl_pl.learning.compiling import Notify, ignore
@@ -87,7 +87,8 @@ class Agents:
         device, sizes = torch.device(resources.device), sizes_of(specs)
         local_sizes, local_seeds, padded_to = placement.local(sizes), placement.local(seeds), widest(sizes)
         replay_device = device if resources.replay_device is None else resources.replay_device
-        replay = Replay(local_sizes, resources.replay_capacity, settings.window_length, replay_device, padded_to)
+        are_bytes = declare_bytes(placement.local(self.specs))
+        replay = Replay(local_sizes, resources.replay_capacity, settings.window_length, replay_device, padded_to, are_bytes)
         population = Population(local_sizes, local_seeds, settings, padded_to)
         self.learner = Learner(population, objective, settings, local_seeds, meta, placement, resources.compile, resources.notify)
         self.learner.to(device)
