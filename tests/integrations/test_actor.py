@@ -11,7 +11,7 @@ from random_population import random_windows, small_population
 from torch import Tensor
 
 from metagenrl_pl.integrations import WindowBatch, actor_loss, find_objective, meta_trained_with
-from metagenrl_pl.learning.policy_update import policy_gradients
+from metagenrl_pl.learning.policy_update import objective_inputs, policy_gradients
 from metagenrl_pl.objectives import CriticObjective, Objective, ParametricObjective, Reinforce
 
 SIZES, SEEDS = [(3, 2)], [11]
@@ -60,7 +60,14 @@ def test_its_gradient_is_that_of_the_learners_policy_update(make: Callable[[], O
     batch = WindowBatch(states, action * half.to(action) + middle.to(action), *rest)
     twins = [lambda s, a, twin=twin: critic(twin, s, a) for twin in range(2)]
     bounds = {"action_low": LOW, "action_high": HIGH} if has_bounds else {}
-    actor_loss(objective, policy, twins, batch, **bounds).backward()
+    loss = actor_loss(objective, policy, twins, batch, **bounds)
+    loss.backward()
+    inputs = objective_inputs(
+        networks, objective, population.policy, critics, windows, networks.action(population.policy, windows.observation)
+    )
+    torch.testing.assert_close(
+        loss, objective.loss(objective.stacked_parameters(1), inputs).sum() / windows.num_valid.sum(), atol=1e-9, rtol=1e-9
+    )
     for name, p in mine.items():
         torch.testing.assert_close(p.grad, expected[name])
         assert p.grad is not None and p.grad.any()

@@ -131,6 +131,16 @@ def session(leader: int) -> list[int]:
     return sorted(found)
 
 
+def trainers(leader: int) -> list[int]:
+    """The processes of a session that run `train.py`, and not what they have started for a moment, such as git."""
+    found = []
+    for pid in session(leader):
+        with contextlib.suppress(OSError):
+            if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_two_processes_of_which_some_are_killed_end_and_resume(seed: int, straight: Straight, tmp_path: Path) -> None:
     """Both, the first or the second. Those that are left end by themselves, and the resumed run gives the bits of one process."""
@@ -165,8 +175,11 @@ def test_a_signal_before_the_first_batch_ends_both_processes(
     while not (tmp_path / "run" / "config.yaml").exists():
         assert process.poll() is None, (tmp_path / ".stderr").read_text()
         time.sleep(0.02)
+    while len(both := trainers(process.pid)) < 2:
+        assert process.poll() is None, (tmp_path / ".stderr").read_text()
+        time.sleep(0.02)
     time.sleep(seconds)
-    for pid in {"first": session(process.pid)[:1], "second": session(process.pid)[1:2], "both": session(process.pid)}[receiver]:
+    for pid in {"first": both[:1], "second": both[1:], "both": both}[receiver]:
         os.kill(pid, signal.SIGTERM)
     code = process.wait(timeout=120)
     deadline = time.monotonic() + 60

@@ -10,6 +10,7 @@ from torch import Tensor
 from metagenrl_pl.agents.windows import valid_states
 from metagenrl_pl.integrations.windows import WindowBatch
 from metagenrl_pl.objectives import Objective, ParametricObjective
+from metagenrl_pl.objectives.contract import ObjectiveInputs
 
 Policy = Callable[[Tensor], Tensor]
 """From observations, [N, ...], to actions, [N, A]."""
@@ -51,7 +52,7 @@ def actor_loss(
     num_actions = action.shape[-1]
     scaled = ((action - middle) / half).view(num_windows, num_states, num_actions)
     slope = None if slope is None else (slope * half).view(num_windows, num_states, num_actions)[:, :-1]  # per unit of [-1, 1]
-    return objective(
+    inputs = objective.inputs_of_one(
         policy_action=scaled[:, :-1],
         replay_action=(windows.action - middle) / half * windows.valid[..., None],
         reward=windows.reward,
@@ -59,8 +60,25 @@ def actor_loss(
         terminated=windows.terminated,
         valid=windows.valid,
         critic_gradient=slope,
-        reduction="mean",
     )
+    return _MeanLoss.apply(inputs.policy_action, objective, inputs)
+
+
+class _MeanLoss(torch.autograd.Function):
+    """The mean of an objective's loss over valid steps. Its derivative is the action gradient, which is cheaper than autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, policy_action: Tensor, objective: Objective, inputs: ObjectiveInputs) -> Tensor:
+        constants = inputs._replace(policy_action=policy_action.detach())
+        loss, gradient = objective.loss_and_action_gradient(objective.stacked_parameters(1), constants)
+        num_valid = inputs.valid.sum()
+        ctx.save_for_backward(gradient / num_valid)
+        return loss.sum() / num_valid
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, None, None]:
+        return dloss * ctx.saved_tensors[0], None, None
 
 
 def _value_and_slope(

@@ -91,6 +91,21 @@ class Objective(nn.Module, ABC):
         """
         if reduction not in ("none", "mean"):
             raise ValueError(f"reduction={reduction!r}: valid is 'none' or 'mean'")
+        inputs = self.inputs_of_one(policy_action, replay_action, reward, value, terminated, valid, critic_gradient)
+        loss = self.loss(self.stacked_parameters(1), inputs)[0]
+        return loss.sum() / inputs.valid.sum() if reduction == "mean" else loss
+
+    def inputs_of_one(
+        self,
+        policy_action: Tensor,
+        replay_action: Tensor,
+        reward: Tensor,
+        value: Tensor | None,
+        terminated: Tensor,
+        valid: Tensor | None = None,
+        critic_gradient: Tensor | None = None,
+    ) -> ObjectiveInputs:
+        """The inputs of `loss` for a single policy, with an agent axis in front. Arguments and errors are those of `forward`."""
         steps = policy_action.shape[:-1]
         expected = {
             "replay_action": (replay_action, policy_action.shape),
@@ -116,7 +131,7 @@ class Objective(nn.Module, ABC):
             self._was_called = True
             warn_of(self, policy_action, replay_action, valid)
         num_actions = policy_action.shape[-1]
-        inputs = ObjectiveInputs(
+        return ObjectiveInputs(
             policy_action[None],
             replay_action=constant(replay_action),
             reward=constant(reward),
@@ -126,8 +141,6 @@ class Objective(nn.Module, ABC):
             action_weight=policy_action.new_full((1, num_actions), 1 / num_actions),
             critic_gradient=None if critic_gradient is None else constant(critic_gradient),
         )
-        loss = self.loss(self.stacked_parameters(1), inputs)[0]
-        return loss.sum() / inputs.valid.sum() if reduction == "mean" else loss
 
     @abstractmethod
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
@@ -138,6 +151,11 @@ class Objective(nn.Module, ABC):
         return torch.func.grad(lambda action: self.loss(parameters, inputs._replace(policy_action=action)).sum())(
             inputs.policy_action
         )
+
+    def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
+        """`loss`, [P, B, T], and `action_gradient`, [P, B, T, A], as constants."""
+        with torch.no_grad():
+            return self.loss(parameters, inputs), self.action_gradient(parameters, inputs)
 
     def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
         """g = dL/da, and how <g, c> depends on the parameters for a constant c. By autograd, unless a subclass writes it out."""
@@ -194,7 +212,7 @@ def warn_of(objective: Objective, policy_action: Tensor, replay_action: Tensor, 
             f"{num_windows} windows of {length} steps are far from the {trained[0]} of {trained[1]} of this objective's meta-training"
         )
     for message in messages:
-        warnings.warn(message, stacklevel=5)  # where the objective is called
+        warnings.warn(message, stacklevel=6)  # where the objective is called
 
 
 def check_critics(critic_gradient_of: CriticChoice) -> CriticChoice:

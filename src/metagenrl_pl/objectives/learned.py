@@ -116,6 +116,14 @@ class LearnedObjective(ParametricObjective):
             error = torch.tanh(1e-3 * error) / 1e-3
         return error * inputs.valid
 
+    def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        if not self._is_written_out:
+            return super().loss_and_action_gradient(parameters, inputs)
+        with torch.no_grad():
+            traced = TracedObjective(self, parameters, inputs)
+            return traced.loss(), traced.action_gradient()
+
     def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
         """See `Objective`."""
         if not self._is_written_out:

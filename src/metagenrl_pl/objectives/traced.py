@@ -41,7 +41,7 @@ class MeanOverActions(Layer):
 
 
 class TracedObjective:
-    """One run of the network: `action_gradient` gives g = dL/da, after it `pull_back` tells how <g, c> depends on alpha.
+    """One run of the network: `loss` gives L, `action_gradient` g = dL/da, after it `pull_back` tells how <g, c> depends on alpha.
 
     Args:
         objective: whose network it is.
@@ -68,9 +68,12 @@ class TracedObjective:
         context = self._context.forward(objective._context(inputs).flatten(1, 2))
         self._num_others, self._num_context = each_action.shape[-1] - _POLICY_ACTION - 1, context.shape[-1]
         features = torch.cat([self._actions.forward(each_action), context], -1)
-        error = self._reader.forward(features).view(inputs.valid.shape)
-        # L = tanh(1e-3 e) / 1e-3, or e; of it only the derivatives are needed.
-        self._squashed = torch.tanh(1e-3 * error) if objective.bounded_head else None
+        self._error = self._reader.forward(features).view(inputs.valid.shape)
+        self._squashed = torch.tanh(1e-3 * self._error) if objective.bounded_head else None
+
+    def loss(self) -> Tensor:
+        """L of every step, [P, B, T]: tanh(1e-3 e) / 1e-3, or e; 0 where padded."""
+        return (self._error if self._squashed is None else self._squashed / 1e-3) * self._inputs.valid
 
     def action_gradient(self) -> Tensor:
         """g, [P, B, T, A]."""
