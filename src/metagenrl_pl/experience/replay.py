@@ -61,7 +61,9 @@ class _Group:
     def store_as_floats(self) -> None:
         """Keep observations in `rows`, where any number fits."""
         if self.pixels is not None:
-            self.rows, self.pixels = torch.cat([self.pixels.float(), self.rows], -1), None
+            rows = self.rows.new_zeros(*self.rows.shape[:-1], self.observation_size + self.action_size + 2)
+            rows[..., : self.observation_size], rows[..., self.observation_size :] = self.pixels, self.rows
+            self.rows, self.pixels = rows, None
 
     def write_observation(self, row: Tensor | int, slot: Tensor | int, observation: Tensor) -> None:
         """Store observations, [O] or [G, O], in slots of rows."""
