@@ -27,7 +27,7 @@ from callbacks.schedule import (
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
-from metagenrl_pl.environments.group import declare_bytes, sizes_of
+from metagenrl_pl.environments.group import layouts_of
 from metagenrl_pl.evaluation.background import BackgroundTests, can_run_in_background
 from metagenrl_pl.evaluation.fresh_agents import (
     MetaTestPlan,
@@ -126,8 +126,8 @@ class MetaTest(pl.Callback):
             self._seeds = [number for spec, number in zip(specs, numbers, strict=True) if spec.name == specs[0].name]
         resources, plan = agents_of(trainer).resources, self._plan(trainer)
         specs, _, seeds = fresh_seeds(self._specs, self._seeds)
-        local = resources.placement(len(seeds)).local(specs) if seeds else []
-        needed = memory_bytes(sizes_of(local), plan.replay_capacity(resources.replay_capacity), declare_bytes(local))
+        sizes, are_bytes = layouts_of(resources.placement(len(seeds)).local(specs) if seeds else [])
+        needed = memory_bytes(sizes, plan.replay_capacity(resources.replay_capacity), are_bytes)
         device = agents_of(trainer).replay.device
         if device.type == "cpu":  # compared with physical memory, so add the training's replay; a GPU reports its free memory
             num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its memory

@@ -1,14 +1,12 @@
 """Groups of environments that are stepped together. Collector and evaluator use this interface, in this process or in workers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
-
-T = TypeVar("T")
 
 
 class Steps(NamedTuple):
@@ -146,28 +144,24 @@ def repeat_episode(environment: Environment, seed: int, actions: np.ndarray) -> 
 
 
 def sizes_of(specs: Sequence[EnvironmentSpec]) -> list[tuple[int, int]]:
-    """Observation and action size of each environment. One environment of each kind is made to find out.
+    """Observation and action size of each environment, see `layouts_of`."""
+    return layouts_of(specs)[0]
+
+
+def layouts_of(specs: Sequence[EnvironmentSpec]) -> tuple[list[tuple[int, int]], list[bool]]:
+    """Of each environment its observation and action size, and whether its observations are declared as bytes, as pictures are.
+
+    One environment of each kind is made to find out.
 
     Raises:
         ValueError: if an environment is not usable (see `Environment`).
     """
-    return _of_each_kind(specs, lambda environment: (environment.observation_size, environment.action_size))
-
-
-def declare_bytes(specs: Sequence[EnvironmentSpec]) -> list[bool]:
-    """Whether the observations of each environment are declared as bytes, as pictures are.
-
-    Raises:
-        ValueError: if an environment is not usable (see `Environment`).
-    """
-    return _of_each_kind(specs, lambda environment: environment.declares_bytes)
-
-
-def _of_each_kind(specs: Sequence[EnvironmentSpec], ask: Callable[[Environment], T]) -> list[T]:
-    answers: dict[str, T] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    are_bytes: dict[str, bool] = {}
     for spec in specs:
-        if spec.name not in answers:
+        if spec.name not in sizes:
             environment = Environment(spec)
-            answers[spec.name] = ask(environment)
+            sizes[spec.name] = environment.observation_size, environment.action_size
+            are_bytes[spec.name] = environment.declares_bytes
             environment.close()
-    return [answers[spec.name] for spec in specs]
+    return [sizes[spec.name] for spec in specs], [are_bytes[spec.name] for spec in specs]

@@ -12,7 +12,7 @@ from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import build
 from metagenrl_pl.environments.environment import EnvironmentSpec
-from metagenrl_pl.environments.group import declare_bytes, sizes_of
+from metagenrl_pl.environments.group import layouts_of
 from metagenrl_pl.environments.workers import make_group
 from metagenrl_pl.evaluation.fresh_agents import agent_numbers, fresh_seed
 from metagenrl_pl.experience.memory import check_memory, memory_bytes, slots_for
@@ -105,8 +105,8 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
         notify=notify,
     )
     if replay_device.type == "cpu":
-        local = resources.placement(len(specs)).local(specs)
-        check_memory(num_processes * memory_bytes(sizes_of(local), capacity, declare_bytes(local)), replay_device)
+        sizes, are_bytes = layouts_of(resources.placement(len(specs)).local(specs))
+        check_memory(num_processes * memory_bytes(sizes, capacity, are_bytes), replay_device)
     return resources
 
 

@@ -11,7 +11,7 @@ from metagenrl_pl.agents.population import AgentSettings, Population
 from metagenrl_pl.agents.windows import widest
 from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.environments.environment import EnvironmentSpec
-from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup, declare_bytes, sizes_of
+from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup, layouts_of
 from metagenrl_pl.experience.collector import Collector
 from metagenrl_pl.experience.replay import Replay
 from metagenrl_pl.learning.compiling import Notify, ignore
@@ -84,11 +84,11 @@ class Agents:
     ) -> None:
         self.specs, self.seeds, self.settings, self.resources = list(specs), list(seeds), settings, resources
         self.placement = placement = resources.placement(len(specs))
-        device, sizes = torch.device(resources.device), sizes_of(specs)
+        device, (sizes, are_bytes) = torch.device(resources.device), layouts_of(specs)
         local_sizes, local_seeds, padded_to = placement.local(sizes), placement.local(seeds), widest(sizes)
         replay_device = device if resources.replay_device is None else resources.replay_device
-        are_bytes = declare_bytes(placement.local(self.specs))
-        replay = Replay(local_sizes, resources.replay_capacity, settings.window_length, replay_device, padded_to, are_bytes)
+        local_bytes = placement.local(are_bytes)
+        replay = Replay(local_sizes, resources.replay_capacity, settings.window_length, replay_device, padded_to, local_bytes)
         population = Population(local_sizes, local_seeds, settings, padded_to)
         self.learner = Learner(population, objective, settings, local_seeds, meta, placement, resources.compile, resources.notify)
         self.learner.to(device)
