@@ -9,23 +9,57 @@ from pathlib import Path
 
 import pytest
 
+from metagenrl_pl.common.exit_codes import INTERRUPTED
 from metagenrl_pl.common.signals import (
+    LAUNCHER,
     STOP_SIGNALS,
+    end_at_once,
     ignore_in_command,
     install_handler,
-    interrupting,
     restore_handlers,
     sparing_programs,
+    stoppable_command,
 )
+
+SWALLOWS = """
+import time
+from metagenrl_pl.common.signals import stoppable_command
+with stoppable_command():
+    print("ready", flush=True)
+    while True:
+        try:
+            time.sleep(1)
+        except BaseException:  # as some libraries do while they are imported
+            pass
+"""
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_command_is_interrupted_by_each(number: int) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), interrupting():
-        os.kill(os.getpid(), number)
-        time.sleep(1)
-    assert signal.getsignal(number) is before
+def test_a_command_is_ended_by_each_whatever_its_libraries_catch(number: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SWALLOWS], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (INTERRUPTED, "", "Stopped\n")
+
+
+def test_once_it_has_begun_a_run_is_interrupted() -> None:
+    former = install_handler(end_at_once(lambda: ("", 1), is_over=lambda: True))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+    finally:
+        restore_handlers(former)
+
+
+def test_a_launched_process_ends_with_the_one_that_launched_it() -> None:
+    """Here that one has ended before. The run would wait for it, in the rendezvous of processes for a week."""
+    launcher = subprocess.Popen([sys.executable, "-c", ""])
+    launcher.wait()
+    environment = {**os.environ, LAUNCHER: str(launcher.pid)}
+    process = subprocess.run([sys.executable, "train.py"], env=environment, capture_output=True, text=True, timeout=60)
+    assert process.returncode == INTERRUPTED and not process.stderr
 
 
 def test_programs_can_be_spared_from_signals() -> None:
@@ -47,7 +81,7 @@ def test_programs_can_be_spared_from_signals() -> None:
 
 
 def test_a_command_that_ends_is_not_ended_otherwise() -> None:
-    with pytest.raises(SystemExit), interrupting():
+    with pytest.raises(SystemExit), stoppable_command():
         sys.exit(3)
     for number in STOP_SIGNALS:
         os.kill(os.getpid(), number)

@@ -166,7 +166,7 @@ def test_two_processes_of_which_some_are_killed_end_and_resume(seed: int, straig
 
 
 @pytest.mark.parametrize("receiver", ["first", "second", "both"])
-@pytest.mark.parametrize("seconds", [0.0, 0.7, 1.5])
+@pytest.mark.parametrize("seconds", [0.0, 0.4, 0.7, 1.5])
 def test_a_signal_before_the_first_batch_ends_both_processes(
     receiver: str, seconds: float, straight: Straight, tmp_path: Path
 ) -> None:

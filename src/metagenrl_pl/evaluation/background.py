@@ -14,11 +14,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
 from multiprocessing.synchronize import Event
+from typing import cast
 
 import torch
 
 from metagenrl_pl.common.machine import draw_seed, keep_freed_memory, num_cores, seed_global_generators
-from metagenrl_pl.common.signals import install_handler
+from metagenrl_pl.common.signals import end_with, install_handler
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, mean_returns, meta_test
 from metagenrl_pl.learning.compiling import ignore
 from metagenrl_pl.learning.cycle import Resources
@@ -120,6 +121,10 @@ def _prepare(
     global _stop, _done, _newest
     _stop, _done, _newest = stop, done, newest
     install_handler(lambda *_: None)  # the parent answers signals, and ends this process
+    if parent := multiprocessing.parent_process():
+        end_with(
+            cast(int, parent.pid)
+        )  # it may be killed: no one is left to take a result, and the pool would wait for more work
     torch.set_num_threads(num_threads)
     # Said even where it is the default, as in the parent: it is part of the key by which compiled updates are found.
     torch.set_float32_matmul_precision(matmul_precision)
@@ -131,19 +136,14 @@ def _prepare(
 
 def _test(pickled: bytes) -> list[MetaTestRow]:
     index, method, objective, plan, resources = pickle.loads(pickled)
-    before, parent = _done.value, os.getppid()
+    before = _done.value
 
     def report(env_steps: int) -> None:
         _done.value = before + env_steps
-
-    def should_stop() -> bool:
-        if os.getppid() != parent:  # it was killed: no one is left to take a result, and the pool would wait for more work
-            os._exit(1)
-        return _stop.is_set()
 
     def evaluated(rows: Sequence[MetaTestRow]) -> None:
         returns = mean_returns(rows)
         width = 1 + len(plan.specs)
         _newest[index * width : (index + 1) * width] = [rows[0].env_steps, *(returns[spec.name] for spec in plan.specs)]
 
-    return meta_test(method, objective, plan, resources, report, should_stop, evaluated)
+    return meta_test(method, objective, plan, resources, report, _stop.is_set, evaluated)

@@ -25,9 +25,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE
+from metagenrl_pl.common.exit_codes import MISTAKE
 from metagenrl_pl.common.messages import choice_message, key_message, one_line, printable
-from metagenrl_pl.common.signals import interrupting
+from metagenrl_pl.common.signals import stoppable_command
 from metagenrl_pl.config.former import removed_choice_message, removed_key_message
 from metagenrl_pl.config.schema import ConfigError, explanation, import_target, names_of, parameters_of, validate
 from metagenrl_pl.launch.output import surviving_closed_output
@@ -71,11 +71,8 @@ def hydra_entry(
 
     outcomes: list[JobOutcome] = []
     try:
-        with interrupting(), surviving_closed_output(), collecting_outcomes() as outcomes:
+        with stoppable_command(), surviving_closed_output(), collecting_outcomes() as outcomes:
             hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
-    except KeyboardInterrupt:  # before or after training; during training `endings.fit` handles it
-        print("Stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     except Exception as error:
         if error in jobs.bugs:
             raise

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from metagenrl_pl.common.commands import resume_command
 from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE, STOPPED
 from metagenrl_pl.common.files import ForeignFileError, is_unwritable, why_unwritable
 from metagenrl_pl.common.messages import choice_message, one_line
+from metagenrl_pl.common.signals import end_at_once, install_handler, restore_handlers
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.config.trust import untrusted_packages
 from metagenrl_pl.environments.failures import EnvironmentFailure
@@ -52,7 +54,7 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         SystemExit: after a signal, which also ends a sweep, and in processes other than the first one after a failure.
     """
     try:
-        with telling_of_exits(config):
+        with telling_of_exits(config), ending_before_it_begins(trainer, config):
             trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
     except (CheckpointError, MisconfigurationException, FloatingPointError) as error:
         if not trainer.is_global_zero:
@@ -62,10 +64,9 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         if not isinstance(error.__context__, KeyboardInterrupt):
             end_failed(trainer, error, config)
         if trainer.is_global_zero:  # Lightning exits after a KeyboardInterrupt, which a second signal raises within a batch
-            if newest := newest_checkpoint(config.run_dir):
-                trusted = untrusted_packages(OmegaConf.to_container(config))
-                print(f"Stopped at once. To go on: {resume_command(newest, trusted)}", flush=True)
-            sys.exit(exit_code_after_stop(config))
+            line, code = outcome_of_stop(config)
+            print(line, flush=True)
+            sys.exit(code)
         raise
     except Exception as error:
         end_failed(trainer, error, config)
@@ -73,18 +74,39 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
         rank_zero_only(warnings.warn)(message)
     if not (trainer.should_stop and trainer.is_global_zero):
         return 0
-    if stopped_before_it_began(trainer):
+    if not has_begun(trainer):
         raise ConfigError(stopper_message(config.callbacks))
-    code = exit_code_after_stop(config)  # callbacks.checkpoint has saved and printed how to resume
+    line, code = outcome_of_stop(config)
+    if code == INTERRUPTED:  # otherwise callbacks.checkpoint has printed how to resume
+        print(line, flush=True)
     if any(getattr(callback, "stopped_by_signal", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         sys.exit(code)  # a signal also ends a sweep
     return code
 
 
-def stopped_before_it_began(trainer: pl.Trainer) -> bool:
-    """Whether a callback has stopped the run before its first batch."""
+@contextmanager
+def ending_before_it_begins(trainer: pl.Trainer, config: DictConfig) -> Iterator[None]:
+    """A signal before the first batch ends this process at once; later ones raise a KeyboardInterrupt, unless they are handled.
+
+    Of several processes only the first one says something. It ends the others, or is ended if one of them ends.
+    """
+
+    def outcome() -> tuple[str, int]:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # otherwise they report that this one does not answer
+        return outcome_of_stop(config) if trainer.is_global_zero else ("", INTERRUPTED)
+
+    former = install_handler(end_at_once(outcome, partial(has_begun, trainer)))
+    try:
+        yield
+    finally:
+        restore_handlers(former)
+
+
+def has_begun(trainer: pl.Trainer) -> bool:
+    """Whether the run has taken a batch."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return trainer.should_stop and any(isinstance(callback, FirstBatch) and not callback.is_taken for callback in callbacks)
+    return any(isinstance(callback, FirstBatch) and callback.is_taken for callback in callbacks)
 
 
 def stopper_message(callbacks: Mapping[str, Any]) -> str:
@@ -149,12 +171,13 @@ def is_restoring(error: BaseException) -> bool:
     return any(Path(frame.filename).name == "checkpoint_connector.py" and "restore" in frame.name for frame in frames)
 
 
-def exit_code_after_stop(config: DictConfig) -> int:
-    """The exit code of a run that was stopped: whether it can be resumed or has saved nothing."""
-    if newest_checkpoint(config.run_dir) is None:
-        print("Stopped; nothing was saved yet", flush=True)
-        return INTERRUPTED
-    return STOPPED
+def outcome_of_stop(config: DictConfig) -> tuple[str, int]:
+    """What a run that was stopped says at its end, and its exit code: whether it can be resumed or has saved nothing."""
+    newest = newest_checkpoint(config.run_dir)
+    if newest is None:
+        return "Stopped; nothing was saved yet", INTERRUPTED
+    trusted = untrusted_packages(OmegaConf.to_container(config))
+    return f"Stopped at once. To go on: {resume_command(newest, trusted)}", STOPPED
 
 
 def saved_before(config: DictConfig) -> str:

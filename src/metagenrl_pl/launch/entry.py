@@ -6,7 +6,6 @@ the functions that need it, after the first line is on the screen.
 
 import importlib
 import os
-import signal
 import sys
 import warnings
 from datetime import datetime
@@ -18,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import metagenrl_pl
+from metagenrl_pl.common.signals import LAUNCHER, STOP_COMMAND, end_with, install_handler
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.launch.cli import default_folder
 from metagenrl_pl.launch.command_line import allow_new_keys, hydra_entry
@@ -32,8 +32,9 @@ def start(folder: Path) -> None:
     Args:
         folder: of `conf` and `callbacks`.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # the imports take seconds, in which Ctrl-C would print a traceback
-        signal.signal(number, lambda *_: (print("Stopped", file=sys.stderr, flush=True), os._exit(130)))
+    install_handler(STOP_COMMAND)
+    if LAUNCHER in os.environ:
+        end_with(int(os.environ[LAUNCHER]))
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     make_importable(folder)

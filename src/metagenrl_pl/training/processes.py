@@ -21,6 +21,7 @@ from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from metagenrl_pl.common.exit_codes import MISTAKE
+from metagenrl_pl.common.signals import LAUNCHER
 from metagenrl_pl.config.schema import ConfigError
 
 STRATEGIES = ("auto", "ddp")
@@ -40,7 +41,7 @@ SECONDS_TO_REPORT = 4.0
 Lightning looks for dead ones every five seconds.
 """
 _RUN_DIR = "METAGENRL_RUN_DIR"
-_LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN_DIR)
+_LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN_DIR, LAUNCHER)
 
 
 class PopulationStrategy(DDPStrategy):
@@ -189,7 +190,7 @@ def launching(run_dir: str) -> Iterator[None]:
         run_dir: the run's folder.
     """
     arguments, before = sys.argv, {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
-    os.environ[_RUN_DIR] = run_dir
+    os.environ[_RUN_DIR], os.environ[LAUNCHER] = run_dir, str(os.getpid())
     if (
         HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     ):  # a launched process runs this job, not the sweep
