@@ -1,0 +1,86 @@
+"""Final returns of an objective's fresh agents beside those of other methods, and the probability that one of them has the higher return.
+
+    python benchmarks/improvement.py results/paper_inputs/seed_* --others results/paper_inputs/baselines
+
+Prints two tables, with every environment that the objective was tested in; none is left out because DDPG/TD3 does badly there, as it is
+in the report's scores, which are normalised by it. Runs that meta-trained objectives of several seeds count as one method. What they
+tested beside their objectives counts as well.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.results.methods import LEARNED, find_method
+from metagenrl_pl.results.run_folders import find_runs
+from metagenrl_pl.results.scores import Score, improvement, learning_curves, raw_scores
+
+
+def scores_in(folders: Sequence[Path], others: Sequence[Path]) -> list[Score]:
+    """The raw scores of all agents, in the environments in which the learned objectives were tested.
+
+    Raises:
+        ValueError: if there is no such folder, or no learned objective was tested in the first ones.
+    """
+    runs, _ = find_runs(folders)
+    references, _ = find_runs(others) if others else ([], [])
+    # An objective of `others` is not part of the method.
+    curves = learning_curves(runs)[0]
+    known = {curve[:4] for curve in curves}
+    curves += [c for c in learning_curves(references)[0] if c.meta_training_seed is None and c[:4] not in known]
+    tested = {curve.environment for curve in curves if curve.method == LEARNED.name}
+    if not tested:
+        raise ValueError(f"{', '.join(map(str, folders))}: no learned objective was tested there")
+    return raw_scores([curve for curve in curves if curve.environment in tested])[0]
+
+
+def tables(scores: Sequence[Score]) -> str:
+    """Both tables, in Markdown."""
+    returns: dict[str, dict[str, dict[int | None, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for score in scores:
+        returns[score.method][score.environment][score.meta_training_seed].append(score.final)
+    environments = sorted({score.environment for score in scores})
+    header = "| " + " | ".join(["", *environments]) + " |\n|" + "---|" * (1 + len(environments))
+    lines = ["Final returns: each agent of the objectives, and means over agents (their number).", "", header]
+    for seed in sorted({seed for of_seeds in returns[LEARNED.name].values() for seed in of_seeds if seed is not None}):
+        cells = [", ".join(f"{value:,.0f}" for value in returns[LEARNED.name][name][seed]) for name in environments]
+        lines.append(f"| learned, seed {seed} | {' | '.join(cells)} |")
+    for method, of_environments in returns.items():
+        cells = []
+        for name in environments:
+            values = [value for of_seed in of_environments[name].values() for value in of_seed]
+            cells.append(f"{sum(values) / len(values):,.0f} ({len(values)})" if values else "-")
+        lines.append(f"| {find_method(method).label} | {' | '.join(cells)} |")
+    lines += ["", "Probability that an agent of the objectives has the higher final return, with its 95 % interval.", ""]
+    lines.append(header.replace("|  |", "|  | all |", 1) + "---|")
+    for method in returns:
+        if method == LEARNED.name:
+            continue
+        every, *each = (
+            improvement([s for s in scores if s.environment in chosen], LEARNED.name, method, lambda score: score.final)
+            for chosen in (environments, *([name] for name in environments))
+        )
+        if every is not None:
+            cells = ["-" if value is None else f"{value.mean:.2f}" for value in each]
+            interval = f"{every.mean:.2f} [{every.low:.2f}, {every.high:.2f}]"
+            lines.append(f"| {find_method(method).label} | {interval} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="of runs that meta-trained or tested one kind of objective")
+    parser.add_argument("--others", nargs="+", type=Path, default=[], help="of runs of other methods")
+    options = parser.parse_args()
+    try:
+        print(tables(scores_in(options.folders, options.others)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {one_line(error)}")
+
+
+if __name__ == "__main__":
+    main()

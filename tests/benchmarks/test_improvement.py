@@ -1,0 +1,33 @@
+"""The tables of final returns and of probabilities of improvement, from the repository's own results."""
+
+from pathlib import Path
+
+import pytest
+
+from improvement import main, scores_in, tables
+
+RESULTS = Path(__file__).parents[2] / "results" / "paper_inputs"
+
+
+def test_tables_of_three_seeds_and_other_methods() -> None:
+    of_learned = [RESULTS / f"seed_{seed}" for seed in range(3)]
+    lines = tables(scores_in(of_learned, [RESULTS / "baselines"])).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert cells[0] == ["", "HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "Swimmer-v5"]
+    assert [row[0] for row in cells[2:6]] == ["learned, seed 0", "learned, seed 1", "learned, seed 2", "learned objective"]
+    assert cells[2][3] == "8,488, 9,356, 1,566" and cells[5][3] == "3,151 (9)"
+    of_reinforce = [row for row in cells if row[0] == "off-policy REINFORCE (GAE)"]
+    assert of_reinforce[0][1:] == ["-427 (6)", "264 (6)", "318 (6)", "31 (6)"]
+    assert of_reinforce[1][1].startswith("0.40 [") and of_reinforce[1][2:] == ["0.74", "0.04", "0.76", "0.06"]
+
+
+def test_objectives_of_other_folders_are_not_part_of_the_method() -> None:
+    scores = scores_in([RESULTS / "seed_0"], [RESULTS])
+    assert {score.meta_training_seed for score in scores if score.method == "learned"} == {0}
+    assert {score.method for score in scores} >= {"reinforce", "critic", "untrained", "random"}
+
+
+def test_a_folder_without_objectives_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["improvement.py", str(RESULTS / "baselines")])
+    with pytest.raises(SystemExit, match="no learned objective was tested there"):
+        main()
