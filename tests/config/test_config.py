@@ -243,8 +243,11 @@ def test_lightning_trainer_is_checked_by_its_own_signature() -> None:
         trainer(precision="bf17")
 
 
-def test_a_module_without_a_constructor_takes_no_key() -> None:
-    pytest.importorskip("torch")
+@pytest.mark.parametrize("is_patched", [False, True])
+def test_a_module_without_a_constructor_takes_no_key(is_patched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("torch").nn.Module
+    if is_patched:  # as torch.compile does
+        monkeypatch.setattr(module, "__init__", lambda self, *args, **kwargs: None)
     with pytest.raises(ConfigError, match="^unknown key 'env.size'$"):  # torch's own would take **kwargs, and raise later
         validate(OmegaConf.create({"seed": 1, "population": {}, "env": {"_target_": "torch.nn.Tanh", "size": 3}}), RunConfig)
 

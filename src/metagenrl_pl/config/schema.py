@@ -170,7 +170,8 @@ def _arguments(target: Any, values: dict[Any, Any], key: str, complete: bool = T
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
     """The keyword parameters of `target` with evaluated annotations. `**` stands for `**kwargs`. None if they are unknown."""
-    if getattr(getattr(target, "__init__", None), "__module__", None) == "torch.nn.modules.module":
+    module = getattr(sys.modules.get("torch.nn"), "Module", None)  # this module does not import torch, which takes seconds
+    if module and isinstance(target, type) and target.__init__ is module.__init__:  # type: ignore[misc]
         return {}  # a module without its own constructor: nn.Module accepts **kwargs only to reject them
     try:
         signature = inspect.signature(target)
