@@ -1,9 +1,10 @@
 """The page in a real browser: no script errors, nothing wider than a phone, switches and values that work."""
 
+import importlib.util
 import json
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from test_report import _run
 from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.reporting.page import render
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HAS_BROWSER = importlib.util.find_spec("PyQt6") is not None
+needs_browser = pytest.mark.skipif(not HAS_BROWSER, reason="no browser: pip install -e '.[browser]'")
 
-# Opens everything, uses a switch, a tab and the pointer, and leaves what it saw in the document's title.
+# Opens everything, uses a switch, a tab and the pointer, and leaves what it saw in `window.seen`.
 PROBE = """
 <script>
 window.onerror = (message) => { window.mistakes = (window.mistakes || []).concat(message); };
@@ -32,34 +34,35 @@ addEventListener("load", () => {
   panel.dispatchEvent(new PointerEvent("pointermove", { clientX: box.right - 12, clientY: box.top + 60 }));
   const tip = document.getElementById("tip");
   const seen = {
+    paper: getComputedStyle(document.body).backgroundColor,
     mistakes: window.mistakes || [], before, after, forest, tip: tip.hidden ? "" : tip.innerText,
     width: document.documentElement.clientWidth, scrolls: document.documentElement.scrollWidth,
     text: Math.min(...[...document.querySelectorAll("svg.panel text")].map((one) => one.getBoundingClientRect().height)),
-    ink: getComputedStyle(document.body).color,
   };
-  parent.document.title = JSON.stringify(seen);
+  window.seen = seen;
 });
 </script>
 """
 
 
-def _look(page: str, width: int, folder: Path) -> dict[str, object]:
-    """What a window of this width shows; headless windows cannot be as narrow as a phone, but a frame in one can."""
-    assert BROWSER is not None
+def _look(page: str, width: int, folder: Path, *options: str) -> dict[str, object]:
+    """What a window of this width shows."""
     (folder / "page.html").write_text(page.replace("<head>", f"<head>{PROBE}"))
-    frame = f'<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>'
-    (folder / "frame.html").write_text(f"<!DOCTYPE html><body>{frame}</body>")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={folder}"]
-    command = [BROWSER, *options, "--virtual-time-budget=4000", "--window-size=1500,1000", "--dump-dom"]
-    dom = subprocess.run([*command, (folder / "frame.html").as_uri()], capture_output=True, text=True, timeout=120).stdout
-    title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
-    assert title, dom[:500]
-    seen: dict[str, object] = json.loads(title[1].replace("&amp;", "&"))
+    program = Path(__file__).parents[1] / "browser.py"
+    command = [sys.executable, str(program), str(folder / "page.html"), str(width), "window.seen", *options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    seen: dict[str, object] = json.loads(ended.stdout)
     return seen
 
 
+def _brightness(color: str) -> float:
+    """Of `rgb(r, g, b)`, from 0 to 255."""
+    return sum(map(float, re.findall(r"[\d.]+", color)[:3])) / 3
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no browser: apt-get install chromium")
+@needs_browser
 def test_the_page_works_in_a_browser_on_a_desk_and_on_a_phone(tmp_path: Path) -> None:
     for seed in (0, 1):
         objective = LearnedObjective(hidden_units=4, context_units=2)
@@ -73,6 +76,8 @@ def test_the_page_works_in_a_browser_on_a_desk_and_on_a_phone(tmp_path: Path) ->
         assert tip.startswith("100") and "DDPG/TD3 100" in tip and "learned objective 4" in tip, tip
         assert seen["scrolls"] == seen["width"], f"wider than {width} pixels: {seen}"
         assert float(str(seen["text"])) > 9, "charts' letters are too small to read"
+    light, dark = (_brightness(str(of["paper"])) for of in (seen, _look(page, 390, tmp_path, "dark")))
+    assert light > 200 and dark < 60
 
 
 @pytest.mark.slow
@@ -81,6 +86,6 @@ def test_the_page_of_the_protocols_results_is_small(tmp_path: Path) -> None:
     page = render([Path(__file__).parents[2] / "results" / "protocol"])
     assert len(page) < 1_000_000 and "<img" not in page
     assert all(f">{name}<" in page.replace("_<wbr>", "_") for name in ("light", "mixture", "falling", "both_critics"))
-    if BROWSER is not None:
+    if HAS_BROWSER:
         seen = _look(page, 390, tmp_path)
         assert seen["mistakes"] == [] and seen["scrolls"] == seen["width"], seen
