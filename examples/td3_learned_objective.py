@@ -42,6 +42,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def vector(space: gym.Space) -> gym.spaces.Box:
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        raise ValueError(f"a space is {space}; valid is a Box of one dimension")
+    return space
+
+
 def mlp(num_in: int, num_out: int, units: int = 64) -> nn.Sequential:
     hidden = [nn.Linear(num_in, units), nn.ReLU(), nn.LayerNorm(units), nn.Linear(units, units), nn.ReLU(), nn.LayerNorm(units)]
     return nn.Sequential(*hidden, nn.Linear(units, num_out))
@@ -79,9 +85,10 @@ def main(args: argparse.Namespace) -> None:
     num_windows, window_length, max_grad_norm = meta_trained_with(objective)  # learned
 
     envs = gym.make_vec(args.env_id, args.num_envs, vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})
-    space, num_observations = envs.single_action_space, gym.spaces.flatdim(envs.single_observation_space)
-    assert isinstance(space, gym.spaces.Box), "actions must be continuous"
-    low, high = space.low, space.high
+    space, num_observations = vector(envs.single_action_space), vector(envs.single_observation_space).shape[0]
+    if not space.is_bounded():
+        raise ValueError(f"the actions are {space}; valid are bounded ones")
+    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
     actor = Actor(num_observations, low, high)
     critics = nn.ModuleList([QNetwork(num_observations, len(low)) for _ in range(2)])
     target_actor, target_critics = copy.deepcopy(actor), copy.deepcopy(critics)
@@ -143,5 +150,5 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except ValueError as error:
+    except (ValueError, gym.error.Error) as error:
         sys.exit(f"error: {error}")

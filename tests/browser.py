@@ -9,13 +9,13 @@ import os
 import sys
 from pathlib import Path
 
-_DARK = " --blink-settings=preferredColorScheme=0"
-os.environ["QT_QPA_PLATFORM"] = "offscreen"
-os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = "--no-sandbox --disable-gpu" + _DARK * ("dark" in sys.argv[4:])
-
 from PyQt6.QtCore import QTimer, QUrl
 from PyQt6.QtWebEngineWidgets import QWebEngineView
 from PyQt6.QtWidgets import QApplication
+
+_DARK = " --blink-settings=preferredColorScheme=0"
+os.environ["QT_QPA_PLATFORM"] = "offscreen"
+os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = "--no-sandbox --disable-gpu" + _DARK * ("dark" in sys.argv[4:])
 
 page, width, expression = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 application = QApplication(["browser"])

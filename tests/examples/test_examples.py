@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
@@ -40,6 +42,35 @@ def test_td3_with_a_learned_objective_says_what_is_missing(monkeypatch: pytest.M
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert str(caught.value).startswith("error: nowhere.safetensors: no such file") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("Pendulum-v9", "error: Environment version `v9` for environment `Pendulum` doesn't exist"),
+        ("Acrobot-v1", "error: a space is Discrete(3); valid is a Box of one dimension"),
+        ("Unbounded-v0", "error: the actions are Box(-inf, inf, (1,), float32); valid are bounded ones"),
+    ],
+)
+def test_environments_that_do_not_fit_are_named(env_id: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = gym.spaces.Box(-np.inf, np.inf, (1,))
+    gym.register("Unbounded-v0", lambda **_: gym.wrappers.TransformAction(gym.make("Pendulum-v1"), lambda action: action, box))
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--env-id", env_id])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert str(caught.value).startswith(message)
+    del gym.registry["Unbounded-v0"]
+
+
+def test_actions_of_64_bits_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    box = gym.spaces.Box(-2, 2, (1,), np.float64)
+    gym.register("Wide-v0", lambda **_: gym.wrappers.TransformAction(gym.make("Pendulum-v1"), lambda action: action, box))
+    monkeypatch.setattr(
+        sys, "argv", [str(EXAMPLE), "--env-id", "Wide-v0", "--total-timesteps", "210", "--learning-starts", "205"]
+    )
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert "steps       210" in capsys.readouterr().out
+    del gym.registry["Wide-v0"]
 
 
 def test_few_lines_differ_from_td3() -> None:

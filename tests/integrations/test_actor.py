@@ -91,7 +91,7 @@ def test_the_mean_is_over_valid_steps() -> None:
 
 
 def test_probable_mistakes_are_warned_of_once(recwarn: pytest.WarningsRecorder) -> None:
-    def call(objective: Objective, scale: float = 1, valid: list[float] | None = None, num_windows: int = 16) -> list[str]:
+    def call(objective: Objective, scale: float = 1.0, valid: list[float] | None = None, num_windows: int = 16) -> list[str]:
         action, zeros = torch.full((num_windows, 10, 1), scale), torch.zeros(num_windows, 10)
         marks = torch.ones(num_windows, 10) if valid is None else torch.tensor(valid).expand(num_windows, 10)
         for _ in range(2):
@@ -102,7 +102,7 @@ def test_probable_mistakes_are_warned_of_once(recwarn: pytest.WarningsRecorder) 
 
     light = ParametricObjective.pretrained
     assert call(light()) == []
-    (message,) = call(light(), scale=2)
+    (message,) = call(light(), scale=2.0)
     assert message.startswith("actions reach 2; an objective expects them in [-1, 1]")
     (message,) = call(light(), valid=[0.0] + [1.0] * 9)
     assert message.startswith("valid has ones after a zero")
@@ -122,3 +122,71 @@ def test_an_objective_is_found_by_name_file_or_itself(tmp_path: Path) -> None:
         find_objective("Light")
     with pytest.raises(ValueError, match=r"^nowhere.safetensors: no such file"):
         find_objective("nowhere.safetensors")
+
+
+def test_padding_reaches_neither_policy_nor_critics() -> None:
+    """Both see the real states alone, 3 of 2 steps, however long the padding."""
+    seen: list[int] = []
+
+    def policy(states: Tensor) -> Tensor:
+        seen.append(len(states))
+        assert (states == 5).all()
+        return states.mean(-1, keepdim=True) / 10
+
+    def critic(states: Tensor, action: Tensor) -> Tensor:
+        seen.append(len(states))
+        return states.sum(-1) + action[:, 0]
+
+    losses = []
+    for length in (2, 7):
+        pad = (0, length - 2)
+        states = torch.nn.functional.pad(torch.full((1, 3, 3), 5.0), (0, 0, *pad))
+        steps = [torch.nn.functional.pad(x, pad) for x in (torch.ones(1, 2), torch.zeros(1, 2), torch.ones(1, 2))]
+        batch = WindowBatch(states, torch.zeros(1, length, 1), *steps)
+        losses.append(actor_loss(Reinforce(), policy, [critic], batch))
+    torch.testing.assert_close(*losses)
+    assert seen == [3, 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "light"}, "objective='light': valid is an objective"),
+        ({"critics": lambda states, action: action}, "critics=function: valid is a list of one critic"),
+        ({"critics": []}, r"critics=\[\]: valid is one critic"),
+        ({"action_high": float("inf")}, "action_low=-1.0, action_high=inf: valid are finite bounds"),
+        ({"action_high": -1.0}, "action_low=-1.0, action_high=-1.0: valid"),
+        ({"action_low": 1.0, "action_high": -1.0}, "action_low=1.0, action_high=-1.0: valid"),
+        ({"policy": lambda states: states[:, :1].float()}, "policy_action is torch.float32; valid is torch.float64"),
+    ],
+)
+def test_mistakes_are_one_line(changes: dict[str, object], message: str) -> None:
+    batch = WindowBatch(torch.zeros(2, 4, 1), torch.zeros(2, 3, 1), *torch.zeros(2, 2, 3), torch.ones(2, 3))
+    arguments = {
+        "objective": ParametricObjective.pretrained("light"),
+        "policy": lambda states: states[:, :1],
+        "critics": [lambda states, action: states[:, 0] + action[:, 0]],
+        "windows": batch,
+        "action_low": -1.0,
+    }
+    with pytest.raises(ValueError, match=f"^{message}"):
+        actor_loss(**{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def test_actions_without_an_axis_for_windows_are_refused() -> None:
+    action, zeros = torch.zeros(10, 1), torch.zeros(10)
+    with pytest.raises(ValueError, match=r"^policy_action: expected \[B, T, A\], got \(10, 1\)$"):
+        Reinforce()(action, action, zeros, torch.zeros(11), zeros)
+
+
+@pytest.mark.parametrize("wrong", [None, Path("light"), 3, CriticObjective])
+def test_what_is_no_objective_is_named(wrong: object) -> None:
+    with pytest.raises(ValueError, match=r"^(objective=|light: no such file|there is no)"):
+        find_objective(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^there is no pretrained objective"):
+        ParametricObjective.pretrained(wrong)  # type: ignore[arg-type]
+
+
+def test_an_objective_does_not_take_the_place_of_its_card(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"mine.json is where the card goes; valid is a .safetensors file"):
+        ParametricObjective.pretrained("light").save(tmp_path / "mine.json")

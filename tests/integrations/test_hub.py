@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from metagenrl_pl.objectives import LearnedMixture, ParametricObjective
+from metagenrl_pl.objectives import CriticObjective, LearnedMixture, ParametricObjective
 
 
 @pytest.fixture
@@ -73,11 +73,16 @@ def test_failures_are_one_line(hub: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         hub.from_hub("me/none")
 
     def refuse(*_: object, **__: object) -> None:
-        raise OSError("401\nUnauthorized")
+        raise Refusal("401\nUnauthorized")
+
+    class Refusal(Exception):  # of some HTTP library
+        pass
 
     monkeypatch.setattr(sys.modules["huggingface_hub"].HfApi, "create_repo", refuse)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"^me/light: cannot be uploaded \(401 Unauthorized\)$"):
         hub.push_to_hub(ParametricObjective.pretrained("light"), "me/light")
+    with pytest.raises(ValueError, match=r"^objective=CriticObjective\(\): valid is one with weights"):
+        hub.push_to_hub(CriticObjective(), "me/critic")
 
 
 def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

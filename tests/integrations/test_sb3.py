@@ -9,12 +9,13 @@ import pytest
 import torch
 import toy_environments  # noqa: F401  (registers them)
 from stable_baselines3 import TD3
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
-from metagenrl_pl.integrations.actor import actor_loss
+from metagenrl_pl.integrations.actor import actor_loss, find_objective
 from metagenrl_pl.integrations.sb3 import LearnedTD3, WindowReplayBuffer
 from metagenrl_pl.objectives import CriticObjective, Objective
 
@@ -156,7 +157,12 @@ def test_callbacks_and_episodic_updates_work(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"objective": "Light"}, "there is no pretrained objective 'Light'; did you mean 'light'?"),
-        ({"num_windows": 0}, "num_windows=0: valid is a positive number"),
+        ({"num_windows": 0}, "num_windows=0: valid is a positive whole number"),
+        ({"num_windows": 2.5}, "num_windows=2.5: valid is a positive whole number"),
+        ({"window_length": "4"}, "window_length='4': valid is a positive whole number"),
+        ({"objective": 1e-3}, "objective=0.001: valid is the name of a pretrained one, a .safetensors file, or an objective"),
+        ({"objective": CriticObjective}, "objective=<class"),
+        ({"replay_buffer_class": ReplayBuffer}, "replay_buffer_class=ReplayBuffer: valid is WindowReplayBuffer"),
         ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0: valid is a positive number"),
         ({"n_steps": 3}, "n_steps=3: valid is 1"),
         ({"replay_buffer_class": TD3.__mro__[1]}, "replay_buffer_class=OffPolicyAlgorithm: valid is WindowReplayBuffer"),
@@ -179,3 +185,86 @@ def test_observations_that_are_no_box_are_refused() -> None:
         ValueError, match=r"observations are Dict; valid is a Box, as gymnasium.wrappers.FlattenObservation gives"
     ):
         WindowReplayBuffer(10, spaces.Dict({"x": spaces.Box(-1, 1)}), spaces.Box(-1, 1), "cpu")
+
+
+def test_observations_that_are_wider_than_their_space_follow_each_other() -> None:
+    """A vector environment in other processes hands float64 through, which the buffer stores as float32."""
+    from gymnasium import spaces
+
+    buffer = WindowReplayBuffer(50, spaces.Box(-9, 9, (1,)), spaces.Box(-1, 1), "cpu", n_envs=2)
+    path = np.random.default_rng(0).normal(size=(20, 2, 1))  # float64
+    for before, after in zip(path[:-1], path[1:], strict=True):
+        buffer.add(before, after, np.zeros((2, 1)), np.zeros(2), np.zeros(2), [{}, {}])
+    assert not buffer.ends.any()
+    buffer.add(path[3], path[4], np.zeros((2, 1)), np.zeros(2), np.zeros(2), [{}, {}])  # a reset between
+    assert buffer.ends.sum() == 2 and buffer.ends[18].all()
+
+
+def test_padding_does_not_reach_batch_normalisation() -> None:
+    from stable_baselines3.common.torch_layers import FlattenExtractor
+
+    class Normalising(FlattenExtractor):
+        def __init__(self, space: Any) -> None:
+            super().__init__(space)
+            self.norm = torch.nn.BatchNorm1d(self.features_dim)
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            return self.norm(super().forward(observations))
+
+    model = make(counting(), policy_kwargs={"net_arch": [8], "features_extractor_class": Normalising}, window_length=60)
+    model.learn(20)
+    for episode in range(20):
+        step = [np.full((1, *model.observation_space.shape), 100.0 + episode)] * 2  # type: ignore[misc]
+        model.replay_buffer.add(*step, np.zeros((1, 1)), np.zeros(1), np.ones(1), [{}])
+    model.replay_buffer.observations[: model.replay_buffer.pos] = model.replay_buffer.next_observations[
+        : model.replay_buffer.pos
+    ] = 100
+    model.actor.set_training_mode(True)
+    norm: Any = model.actor.features_extractor.norm  # type: ignore[union-attr]
+    norm.reset_running_stats()
+    norm.momentum = None  # the mean over all batches
+    model._update_actor()
+    torch.testing.assert_close(norm.running_mean, torch.full_like(norm.running_mean, 100.0))
+
+
+def test_the_objective_can_be_replaced() -> None:
+    model = make(objective=CriticObjective())
+    model.learn(21)
+    states = model.replay_buffer.sample_windows(4, 3)
+    model.objective = find_objective("mixture")
+    model.learn(2, reset_num_timesteps=False)
+    assert type(model._device_objective) is type(model.objective)
+    assert states.valid.any()
+
+
+def test_a_model_of_td3_goes_on_with_an_objective(tmp_path: Path) -> None:
+    TD3("MlpPolicy", pendulum(), **SMALL).learn(25).save(tmp_path / "td3")
+    model = LearnedTD3.load(tmp_path / "td3", pendulum(), objective="mixture", num_windows=4)
+    model.learn(25)
+    assert repr(model.objective) == repr(find_objective("mixture")) and model.num_windows == 4
+    assert isinstance(model.replay_buffer, WindowReplayBuffer) and model._n_updates == 10
+    for wrong, message in (({"objective": "Light"}, "there is no"), ({"num_windows": 0}, "num_windows=0: valid is")):
+        with pytest.raises(ValueError, match=message):
+            LearnedTD3.load(tmp_path / "td3", pendulum(), **wrong)
+
+
+def test_a_replay_buffer_of_td3_is_refused(tmp_path: Path) -> None:
+    theirs = TD3("MlpPolicy", pendulum(), **SMALL).learn(5)
+    theirs.save_replay_buffer(tmp_path / "buffer")
+    model = make(replay_buffer_class=None)
+    mine = model.replay_buffer
+    with pytest.raises(ValueError, match="the saved replay buffer is a ReplayBuffer; valid is a WindowReplayBuffer"):
+        model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer is mine
+
+
+def test_the_logged_loss_of_critics_is_the_mean_over_updates() -> None:
+    """As TD3 logs it."""
+    losses = []
+    for kind in (LearnedTD3, TD3):
+        model = kind("MlpPolicy", pendulum(), **{**SMALL, "batch_size": 16, "policy_delay": 100}).learn(21)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        model.train(5, 16)
+        losses.append(model.logger.name_to_value["train/critic_loss"])
+    assert losses[0] == pytest.approx(losses[1])

@@ -39,29 +39,43 @@ def actor_loss(
         action_low, action_high: bounds of the environment's actions, numbers or arrays of [A]. The objective sees actions in [-1, 1].
 
     Raises:
-        ValueError: if there is no critic.
+        ValueError: if there is no critic, an argument is something else, or a bound is not finite or not below the other one.
     """
-    if not critics:
-        raise ValueError("critics=[]: valid is one critic, or the twins")
-    num_windows, num_states = windows.states.shape[:2]
-    states = windows.states.flatten(0, 1)
-    action = policy(states)  # in all T + 1 states, since the state after the last step has a value, too
+    critics = _check(objective, critics)
+    real = valid_states(windows.valid) > 0  # [B, T + 1], with the state after the last step, which has a value, too
+    states = windows.states[real]  # padding would spoil the statistics of batch normalisation
+    action = policy(states)
     low, high = (torch.as_tensor(bound, dtype=action.dtype, device=action.device) for bound in (action_low, action_high))
     middle, half = (high + low) / 2, (high - low) / 2
+    if not bool((half.isfinite() & (half > 0)).all()):
+        raise ValueError(f"action_low={action_low}, action_high={action_high}: valid are finite bounds, low ones below high ones")
     value, slope = _value_and_slope(critics if objective.critic_gradient_of == "both" else critics[:1], states, action, objective)
-    num_actions = action.shape[-1]
-    scaled = ((action - middle) / half).view(num_windows, num_states, num_actions)
-    slope = None if slope is None else (slope * half).view(num_windows, num_states, num_actions)[:, :-1]  # per unit of [-1, 1]
+
+    def padded(of_states: Tensor) -> Tensor:
+        return of_states.new_zeros(*real.shape, *of_states.shape[1:]).index_put((real,), of_states)
+
     inputs = objective.inputs_of_one(
-        policy_action=scaled[:, :-1],
+        policy_action=padded((action - middle) / half)[:, :-1],
         replay_action=(windows.action - middle) / half * windows.valid[..., None],
         reward=windows.reward,
-        value=None if value is None else value.view(num_windows, num_states) * valid_states(windows.valid),
+        value=None if value is None else padded(value),
         terminated=windows.terminated,
         valid=windows.valid,
-        critic_gradient=slope,
+        critic_gradient=None if slope is None else padded(slope * half)[:, :-1],  # per unit of [-1, 1]
     )
     return _MeanLoss.apply(inputs.policy_action, objective, inputs)
+
+
+def _check(objective: Objective, critics: Sequence[Critic]) -> list[Critic]:
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective={objective!r}: valid is an objective, as find_objective gives")
+    try:
+        found = list(critics)
+    except TypeError:
+        raise ValueError(f"critics={type(critics).__name__}: valid is a list of one critic, or of the twins") from None
+    if not found:
+        raise ValueError("critics=[]: valid is one critic, or the twins")
+    return found
 
 
 class _MeanLoss(torch.autograd.Function):
@@ -123,10 +137,12 @@ def find_objective(objective: Objective | Path | str) -> Objective:
     """An objective itself, one from a file, or a pretrained one by its name.
 
     Raises:
-        ValueError: if there is no such file and no such name, or the file cannot be read.
+        ValueError: if there is no such file and no such name, the file cannot be read, or it is something else.
     """
     if isinstance(objective, Objective):
         return objective
+    if not isinstance(objective, str | Path):
+        raise ValueError(f"objective={objective!r}: valid is the name of a pretrained one, a .safetensors file, or an objective")
     if isinstance(objective, Path) or objective.endswith(".safetensors"):
         return ParametricObjective.load(objective)
     return ParametricObjective.pretrained(objective)

@@ -31,8 +31,10 @@ def push_to_hub(objective: ParametricObjective, repo_id: str, *, private: bool =
         The address of the upload.
 
     Raises:
-        ValueError: if the Hub refuses it or cannot be reached.
+        ValueError: if the Hub refuses it or cannot be reached, or the objective has no file.
     """
+    if not isinstance(objective, ParametricObjective):
+        raise ValueError(f"objective={objective!r}: valid is one with weights, such as LearnedObjective.load(...)")
     with tempfile.TemporaryDirectory() as folder:
         objective.save(Path(folder) / _FILE)
         (Path(folder) / "README.md").write_text(model_card(objective, repo_id))
@@ -40,7 +42,7 @@ def push_to_hub(objective: ParametricObjective, repo_id: str, *, private: bool =
             api = huggingface_hub.HfApi(token=token)
             api.create_repo(repo_id, private=private, exist_ok=True)
             done = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload an objective of metagenrl-pl")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # versions of the Hub's client raise those of different HTTP libraries
             raise ValueError(f"{repo_id}: cannot be uploaded ({_one_line(error)})") from error
     return str(done.commit_url)
 
@@ -58,7 +60,7 @@ def from_hub(repo_id: str, *, revision: str | None = None, token: str | None = N
     """
     try:
         path = huggingface_hub.hf_hub_download(repo_id, _FILE, revision=revision, token=token)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise ValueError(f"{repo_id}: no {_FILE} could be downloaded ({_one_line(error)})") from error
     return ParametricObjective.load(path)
 
@@ -66,7 +68,7 @@ def from_hub(repo_id: str, *, revision: str | None = None, token: str | None = N
 def model_card(objective: ParametricObjective, repo_id: str) -> str:
     """The page of an objective on the Hub: metadata as YAML, how to use it, how it was made, its scores."""
     card, name = objective.card, repo_id.rpartition("/")[2]
-    scores: Mapping[str, Mapping[str, Any]] = card.get("scores", {})
+    scores: Mapping[str, Mapping[str, Any]] = card.get("scores") or {}
     metadata = {
         "license": str(card.get("licence", "other")).lower(),
         "library_name": "metagenrl-pl",
@@ -75,9 +77,9 @@ def model_card(objective: ParametricObjective, repo_id: str) -> str:
     }
     if not scores:
         del metadata["model-index"]
-    trained = card.get("training_environments", [])
+    trained = card.get("training_environments") or []
     rows = [
-        f"| {environment} | {'training' if environment in trained else 'unseen'} | {score['return']} | {score['normalised']} |"
+        f"| {environment} | {'training' if environment in trained else 'unseen'} | {score['return']} | {score.get('normalised', '-')} |"
         for environment, score in scores.items()
     ]
     table = ["| environment | | return | score |", "|---|---|---|---|", *rows] if rows else ["It has not been scored."]

@@ -1,7 +1,7 @@
 """TD3 of Stable-Baselines3 whose actor descends a learned objective."""
 
 import copy
-from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,7 +53,8 @@ class WindowReplayBuffer(ReplayBuffer):
         """Add one step of every environment."""
         if self.size():  # a new call of `learn` resets environments in the middle of an episode
             previous = self.next_observations[self.pos - 1]
-            goes_on = (previous == np.asarray(obs).reshape(previous.shape)).reshape(self.n_envs, -1).all(1)
+            current = np.asarray(obs, previous.dtype)  # as it is stored: not every vector environment casts to the space's dtype
+            goes_on = (previous == current.reshape(previous.shape)).reshape(self.n_envs, -1).all(1)
             self.ends[self.pos - 1] |= ~goes_on
         self.ends[self.pos] = done
         super().add(obs, next_obs, action, reward, done, infos)
@@ -99,6 +100,7 @@ class LearnedTD3(TD3):
     """
 
     replay_buffer: WindowReplayBuffer
+    _copied: Objective | None = None
 
     def __init__(
         self,
@@ -110,30 +112,56 @@ class LearnedTD3(TD3):
         max_grad_norm: float | None = None,
         **td3_kwargs: Any,
     ) -> None:
-        _check(td3_kwargs)
-        self.objective = find_objective(objective)  # on the CPU, so that it can be saved on one device and loaded on another
+        if td3_kwargs.get("replay_buffer_class") is ReplayBuffer:
+            raise ValueError(
+                "replay_buffer_class=ReplayBuffer: valid is WindowReplayBuffer or a subclass, since actors need windows"
+            )
+        self.objective = find_objective(objective)
         card = meta_trained_with(self.objective)
         self.num_windows = card.num_windows if num_windows is None else num_windows
         self.window_length = card.window_length if window_length is None else window_length
         self.max_grad_norm = card.max_grad_norm if max_grad_norm is None else max_grad_norm
-        for name in ("num_windows", "window_length", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: valid is a positive number")
-        super().__init__(policy, env, **{"replay_buffer_class": WindowReplayBuffer, **td3_kwargs})  # type: ignore[arg-type]
+        super().__init__(policy, env, **td3_kwargs)  # type: ignore[arg-type]
 
     def _setup_model(self) -> None:
+        """Also called by `load`, with attributes of the saved model, which may be one of TD3, and of its own arguments."""
+        if self.replay_buffer_class in (None, ReplayBuffer):
+            self.replay_buffer_class = WindowReplayBuffer
+        self._check()
         super()._setup_model()
-        self._device_objective = copy.deepcopy(self.objective).to(self.device)
+        self._objective_here()
+
+    def _check(self) -> None:
+        buffer = self.replay_buffer_class
+        if not issubclass(buffer, WindowReplayBuffer):  # type: ignore[arg-type]
+            raise ValueError(
+                f"replay_buffer_class={buffer.__name__}: valid is WindowReplayBuffer or a subclass, since actors need windows"  # type: ignore[union-attr]
+            )
+        if getattr(self, "n_steps", 1) != 1:
+            raise ValueError(f"n_steps={self.n_steps}: valid is 1, since windows have single rewards")
+        for name, kind in (("num_windows", Integral), ("window_length", Integral), ("max_grad_norm", Real)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or not value > 0:  # type: ignore[operator]
+                raise ValueError(f"{name}={value!r}: valid is a positive {'whole ' * (kind is Integral)}number")
+
+    def _objective_here(self) -> Objective:
+        """The objective on this model's device. `self.objective` stays on the CPU, to be saved on one device and loaded on another."""
+        if self._copied is not self.objective:  # it may be replaced at any time
+            self.objective = self._copied = find_objective(self.objective)
+            self._device_objective = copy.deepcopy(self.objective).to(self.device)
+        return self._device_objective
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Update the critics as TD3 does, and after every `policy_delay` updates the actor and the targets."""
-        losses = []
+        actor_losses, critic_losses = [], []
         for _ in range(gradient_steps):
             self._update_critics(batch_size)
+            critic_losses.append(self.logger.name_to_value["train/critic_loss"])
             if self._n_updates % self.policy_delay == 0:
-                losses.append(self._update_actor())
-        if losses:
-            self.logger.record("train/actor_loss", np.mean(losses))
+                actor_losses.append(self._update_actor())
+        for name, losses in (("actor", actor_losses), ("critic", critic_losses)):
+            if losses:
+                self.logger.record(f"train/{name}_loss", np.mean(losses))
 
     def _update_critics(self, batch_size: int) -> None:
         """One update of TD3, with a delay that keeps it from updating its actor."""
@@ -145,7 +173,7 @@ class LearnedTD3(TD3):
 
     def _update_actor(self) -> float:
         windows = self.replay_buffer.sample_windows(self.num_windows, self.window_length, env=self._vec_normalize_env)
-        loss = actor_loss(self._device_objective, self.actor, self._critics(), windows)
+        loss = actor_loss(self._objective_here(), self.actor, self._critics(), windows)
         self.actor.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.actor.parameters(), self.max_grad_norm)
@@ -181,15 +209,17 @@ class LearnedTD3(TD3):
         """As in TD3."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
+    def load_replay_buffer(self, *args: Any, **kwargs: Any) -> None:
+        """As in TD3.
+
+        Raises:
+            ValueError: if the saved buffer cannot draw windows, such as one of TD3. The model keeps the one that it has.
+        """
+        former = self.replay_buffer
+        super().load_replay_buffer(*args, **kwargs)
+        if not isinstance(self.replay_buffer, WindowReplayBuffer):
+            kind, self.replay_buffer = type(self.replay_buffer).__name__, former
+            raise ValueError(f"the saved replay buffer is a {kind}; valid is a WindowReplayBuffer, since actors need windows")
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_device_objective"]
-
-
-def _check(arguments: Mapping[str, Any]) -> None:
-    buffer = arguments.get("replay_buffer_class") or WindowReplayBuffer
-    if not issubclass(buffer, WindowReplayBuffer):
-        raise ValueError(
-            f"replay_buffer_class={buffer.__name__}: valid is WindowReplayBuffer or a subclass, since actors need windows"
-        )
-    if arguments.get("n_steps", 1) != 1:
-        raise ValueError(f"n_steps={arguments['n_steps']}: valid is 1, since windows have single rewards")
+        return [*super()._excluded_save_params(), "_device_objective", "_copied"]

@@ -1,5 +1,6 @@
 """TD3's loss module of TorchRL, whose actor descends a learned objective."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class LearnedTD3Loss(TD3Loss):
             raise ValueError(f"reduction={self.reduction!r}: valid is 'mean'")
         if len(actor_network.in_keys) != 1:
             raise ValueError(f"the actor reads {list(actor_network.in_keys)}; valid is one key")
-        self.objective = find_objective(objective).requires_grad_(False)
+        self.objective = copy.deepcopy(find_objective(objective)).requires_grad_(False)
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's loss of the policy's actions in these windows, a scalar, and the values that TD3Loss reports.

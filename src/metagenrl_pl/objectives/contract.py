@@ -87,7 +87,7 @@ class Objective(nn.Module, ABC):
             The loss, [B, T], 0 where padded; with `reduction="mean"` a scalar.
 
         Raises:
-            ValueError: if an input that the objective uses is missing, an input has the wrong shape, or `reduction` is neither.
+            ValueError: if an input that the objective uses is missing, an input has the wrong shape or dtype, or `reduction` is neither.
         """
         if reduction not in ("none", "mean"):
             raise ValueError(f"reduction={reduction!r}: valid is 'none' or 'mean'")
@@ -106,6 +106,11 @@ class Objective(nn.Module, ABC):
         critic_gradient: Tensor | None = None,
     ) -> ObjectiveInputs:
         """The inputs of `loss` for a single policy, with an agent axis in front. Arguments and errors are those of `forward`."""
+        if policy_action.ndim != 3:
+            raise ValueError(f"policy_action: expected [B, T, A], got {tuple(policy_action.shape)}")
+        weight = next(self.parameters(), policy_action)
+        if weight.dtype != policy_action.dtype:
+            raise ValueError(f"policy_action is {policy_action.dtype}; valid is {weight.dtype}, as the objective's weights")
         steps = policy_action.shape[:-1]
         expected = {
             "replay_action": (replay_action, policy_action.shape),

@@ -49,7 +49,12 @@ class ParametricObjective(Objective):
         Args:
             path: of the `.safetensors` file.
             card: how the objective was made (training environments, env steps, commit, seed). The architecture is added.
+
+        Raises:
+            ValueError: if the path is that of the card.
         """
+        if Path(path).suffix == ".json":
+            raise ValueError(f"{path} is where the card goes; valid is a .safetensors file")
         path, name = Path(path), class_name(type(self))
         own_class = {} if name == _DEFAULT_CLASS else {"class": name}
         card = {"format": _FORMAT, **own_class, "architecture": self.architecture, **{**self.card, **(card or {})}}

@@ -41,7 +41,7 @@ def pretrained_path(name: str) -> Path:
     """
     names = sorted(file.stem for file in _FOLDER.glob("*.safetensors"))
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
+        near = difflib.get_close_matches(str(name), names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"there is no pretrained objective {name!r}; {hint}valid: {', '.join(names)}")
     return _FOLDER / f"{name}.safetensors"
