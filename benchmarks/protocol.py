@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from metagenrl_pl.common.commands import hydra_override
 from metagenrl_pl.config.schema import ConfigError, load_config
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import random_returns
@@ -130,7 +131,7 @@ def plan_frozen_runs(folders: Sequence[Path], seeds: Sequence[int], out: Path, e
     if empty := [str(folder) for folder, found in files.items() if not found]:
         raise ValueError(f"--objectives {empty[0]}: no objective.safetensors there or below")
     each = sorted({file.resolve(): file for found in files.values() for file in found}.values())
-    tested = [(out / Path(*file.absolute().parts[-3:-1]), f"objective.path={_quote(file)}") for file in each]
+    tested = [(out / Path(*file.absolute().parts[-3:-1]), hydra_override("objective.path", str(file))) for file in each]
     places = [place for place, _ in tested]
     if twice := {str(place) for place in places if places.count(place) > 1}:
         raise ValueError(f"--objectives: several would be tested in {', '.join(sorted(twice))}; valid is another --out for each")
@@ -188,11 +189,6 @@ def _run_of_fresh_agents(folder: Path, objective: Sequence[str], seed: int, extr
         f"callbacks.evaluation.num_episodes={test['num_episodes']}",
     ]
     return PlannedRun(folder, overrides, compose_yaml(overrides))
-
-
-def _quote(path: Path) -> str:
-    """A path as Hydra reads it, whatever characters its name has."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _sets_any(override: str, keys: Iterable[str]) -> bool:

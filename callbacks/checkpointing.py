@@ -134,8 +134,8 @@ class RunCheckpoint(Checkpoint):
             if folder != replay:
                 shutil.rmtree(folder)
         if self._keep is not None:
-            newest_last = sorted(self._folder.glob("env_steps_*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
-            for old in newest_last[: -self._keep]:
+            others = [file for file in self._folder.glob("env_steps_*.ckpt") if file != path]  # a copied file's time may be any
+            for old in sorted(others, key=lambda file: file.stat().st_mtime_ns, reverse=True)[self._keep - 1 :]:
                 old.unlink()
 
 
@@ -165,8 +165,11 @@ class ObjectiveExport(pl.Callback):
         self._exported_at: int | None = None  # env steps of the newest file
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write a frozen objective."""
+        """Write a frozen objective. Forget what was said of one that is trained further."""
         learner = agents_of(trainer).learner
+        if learner.is_meta_training and isinstance(learner.objective, ParametricObjective):
+            for former in ("scores", "made_by"):
+                learner.objective.card.pop(former, None)
         if trainer.is_global_zero and not learner.is_meta_training and isinstance(learner.objective, ParametricObjective):
             learner.objective.save(self._run_dir / "objective.safetensors")
 

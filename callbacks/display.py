@@ -1,5 +1,6 @@
 """Terminal output: one bar with an ETA over all stages of a run, a live table of the population, one of the meta-test's returns."""
 
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from callbacks.schedule import agents_of, datamodule_of, env_steps_of, gather_from_agents, is_last, module_of, seconds_per_cycle
 from callbacks.timeline import Stage, Timeline
+from metagenrl_pl.common.commands import override, train_command
 from metagenrl_pl.reporting.final_table import final_tables, returns_so_far
 from metagenrl_pl.reporting.plots import learning_curves
 from metagenrl_pl.results.rows import read_rows
@@ -205,10 +207,11 @@ class FinalReport(pl.Callback):
     def _next_lines(self) -> list[str]:
         """Where the objective is, and the next two commands."""
         objective = self._run_dir / "objective.safetensors"
-        report = f"  python -m metagenrl_pl.reporting.report {self._run_dir}"
+        run = shlex.quote(str(self._run_dir))
+        report = f"  metagenrl report {run}"
         if not objective.exists():
-            return ["Next:", report, f"  python -m metagenrl_pl.reporting.film {self._run_dir}"]
-        test = f"  python train.py experiment=meta_test objective.path={objective} env.train=[Hopper-v5]"
+            return ["Next:", report, f"  metagenrl film {run}"]
+        test = f"  {train_command()} experiment=meta_test {override('objective.path', str(objective))} env.train=[Hopper-v5]"
         return [f"Objective: {objective}", "Next:", test, report]
 
 

@@ -1,18 +1,16 @@
 """What the display is told about meta-tests: how much there is to do, how far it is, and returns as they come in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytorch_lightning as pl
 
-from callbacks.display import progress_of
+from callbacks.display import Report, progress_of
 from callbacks.schedule import agents_of, seconds_per_cycle
 from callbacks.timeline import Stage
 from metagenrl_pl.evaluation.background import BackgroundTests
 from metagenrl_pl.evaluation.fresh_agents import mean_returns
 from metagenrl_pl.results.methods import find_method
 from metagenrl_pl.results.rows import MetaTestRow
-
-Report = Callable[[int], None]
 
 
 class MetaTestProgress:

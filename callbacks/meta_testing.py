@@ -1,6 +1,6 @@
 """Meta-tests during and after meta-training."""
 
-import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -38,8 +38,9 @@ from metagenrl_pl.evaluation.fresh_agents import (
     meta_test,
     random_returns,
 )
-from metagenrl_pl.experience.memory import check_memory, memory_bytes
+from metagenrl_pl.experience.memory import check_memory, memory_bytes, slots_for
 from metagenrl_pl.objectives import Objective, ParametricObjective
+from metagenrl_pl.reporting.numbers import join_names
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
@@ -68,8 +69,8 @@ class MetaTest(pl.Callback):
         baselines: objectives by the name of their method; null switches one off.
 
     Raises:
-        ValueError: if a number is not positive, there is no seed, seeds or environments repeat, or an environment or a baseline
-            is not usable.
+        ValueError: if a number is not positive, there is no seed, a seed is negative, seeds or environments repeat, or an
+            environment or a baseline is not usable.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class MetaTest(pl.Callback):
             raise ValueError("seeds must name at least one seed, or be null for those of the run's agents, got []")
         if len(set(seeds or ())) < len(seeds or ()):
             raise ValueError(f"seeds must differ, got {list(seeds or ())}")
+        if any(seed < 0 for seed in seeds or ()):
+            raise ValueError(f"seeds must be 0 or more, got {list(seeds or ())}")
         for method, baseline in (baselines or {}).items():
             check_baseline(method, baseline)
         self._path = Path(run_dir) / "meta_test.csv"
@@ -122,12 +125,19 @@ class MetaTest(pl.Callback):
         """
         if self._is_beside_fresh_agents:
             specs = agents_of(trainer).specs
+            counts = Counter(spec.name for spec in specs)
+            if len(set(counts.values())) > 1:
+                raise ConfigError(
+                    f"callbacks.meta_test compares each agent with others of its number, and environments have "
+                    f"{join_names([f'{count} ({name})' for name, count in counts.items()])} agents; valid is a population.size that is "
+                    f"a multiple of {len(counts)}, or callbacks.meta_test=null"
+                )
             numbers = agent_numbers(specs, module_of(trainer).run_config.get("seed", 0))
             self._seeds = [number for spec, number in zip(specs, numbers, strict=True) if spec.name == specs[0].name]
         resources, plan = agents_of(trainer).resources, self._plan(trainer)
         specs, _, seeds = fresh_seeds(self._specs, self._seeds)
         sizes, are_bytes = layouts_of(resources.placement(len(seeds)).local(specs) if seeds else [])
-        needed = memory_bytes(sizes, plan.replay_capacity(resources.replay_capacity), are_bytes)
+        needed = memory_bytes(sizes, slots_for(self._env_steps, plan.agent.window_length, resources.replay_capacity), are_bytes)
         device = agents_of(trainer).replay.device
         if device.type == "cpu":  # compared with physical memory, so add the training's replay; a GPU reports its free memory
             num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its memory
@@ -282,10 +292,9 @@ class MetaTest(pl.Callback):
         if self._background is None or method not in self._background:
             return None
         try:
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    return self._background.result(method, seconds=0.2)
+            while not self._background.is_done(method, seconds=0.2):
                 self._progress.show_background()
+            return self._background.result(method)
         except BrokenProcessPool:
             rank_zero_warn("The process that made meta-tests has died; this one makes them again.")
             self._close()

@@ -100,5 +100,13 @@ class PolicyEvaluation(pl.Callback):
         return int(objective.card.get("env_steps", 0)) if isinstance(objective, ParametricObjective) else None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the environments here too, since Lightning does not call `teardown` after an error."""
+        self._close()
+
+    def _close(self) -> None:
         if self._evaluator is not None:
             self._evaluator.close()
+            self._evaluator = None

@@ -1,7 +1,10 @@
 """Callbacks: when they act, what they log and write, and what the terminal shows."""
 
 import io
+import json
+import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +12,7 @@ from typing import Any, cast
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from rich.console import Console
@@ -27,6 +31,7 @@ from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.evaluation.evaluator import Evaluator
 from metagenrl_pl.experience.memory import memory_bytes
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
@@ -109,6 +114,7 @@ def meta_test(**changes: Any) -> MetaTest:
         (lambda: meta_test(num_episodes=0), "num_episodes must be at least 1"),
         (lambda: meta_test(every_env_steps=0), "every_env_steps must be at least 1"),
         (lambda: meta_test(seeds=[]), "seeds must name at least one seed"),
+        (lambda: meta_test(seeds=[0, -1]), r"seeds must be 0 or more, got \[0, -1\]"),
         (lambda: meta_test(seeds=[1, 0, 1]), r"seeds must differ, got \[1, 0, 1\]"),
         (lambda: meta_test(environments=["Pendulum-v1"] * 2), "environments must differ, got Pendulum-v1, Pendulum-v1"),
         (lambda: meta_test(environments=["CartPole-v1"]), "environment CartPole-v1: its actions are Discrete"),
@@ -214,7 +220,7 @@ def test_a_replay_that_has_no_place_is_refused_before_the_training(tmp_path: Pat
     monkeypatch.setattr("callbacks.meta_testing.check_memory", lambda needed, device: asked.append(needed))
     trainer = tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])])
     slots = (asked[0] - agents_of(trainer).replay.num_bytes) / memory_bytes(sizes_of([EnvironmentSpec("Approach-v0")]), 1)
-    assert slots == 2 * 20 + agents_of(trainer).settings.window_length
+    assert slots == 2 * 20 + agents_of(trainer).settings.window_length + 2
     monkeypatch.setattr(SingleDeviceStrategy, "num_processes", 2, raising=False)  # on one machine
     tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])])
     assert asked[1] == 2 * asked[0]
@@ -514,8 +520,69 @@ def test_the_final_report_prints_the_table_and_draws(tmp_path: Path, no_terminal
         assert METHODS[method].label in printed
     lines = printed.splitlines()[-4:]  # no objective was saved: ObjectiveExport does that
     assert lines[0] == f"Learning curves: {tmp_path}/learning_curves.png" and lines[1] == "Next:"
-    assert lines[2:] == [f"  python -m metagenrl_pl.reporting.{name} {tmp_path}" for name in ("report", "film")]
+    assert lines[2:] == [f"  metagenrl {name} {tmp_path}" for name in ("report", "film")]
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_next_commands_can_be_pasted(tmp_path: Path, no_terminal: io.StringIO) -> None:
+    folder = tmp_path / "it's ${mine}"
+    test = meta_test(run_dir=str(folder), baselines={})
+    tiny_run(callbacks=[ObjectiveExport(str(folder), None), test, FinalReport(str(folder))], run_dir=folder)
+    test_command, report = no_terminal.getvalue().splitlines()[-2:]
+    path = shlex.split(test_command)[-2]
+    (parsed,) = OverridesParser.create().parse_overrides([path])
+    assert OmegaConf.create({"path": parsed.value()}).path == str(folder / "objective.safetensors")
+    assert shlex.split(report) == ["metagenrl", "report", str(folder)]
+
+
+def test_a_copied_checkpoint_does_not_crowd_out_a_new_one(tmp_path: Path) -> None:
+    """Its time may lie in the future."""
+    old = tmp_path / "checkpoints" / "env_steps_000000001.ckpt"
+    old.parent.mkdir()
+    old.write_bytes(b"")
+    os.utime(old, (2e9, 2e9))
+    tiny_run(callbacks=[RunCheckpoint(str(tmp_path), None, keep=1)], run_dir=tmp_path)
+    assert [path.name for path in old.parent.glob("*.ckpt")] == ["env_steps_000000040.ckpt"]
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay is large: left behind, it would fill the disk further."""
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        tiny_run(callbacks=[RunCheckpoint(str(tmp_path), None)], run_dir=tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_the_scores_of_an_objective_are_not_those_of_what_becomes_of_it(tmp_path: Path) -> None:
+    objective = tiny_objective()
+    objective.card = {"scores": {"Hopper-v5": {"return": 1.0}}, "made_by": "somebody", "licence": "MIT"}
+    tiny_run(callbacks=[ObjectiveExport(str(tmp_path), None)], run_dir=tmp_path, objective=objective)
+    card = json.loads((tmp_path / "objective.json").read_text())
+    assert "scores" not in card and "made_by" not in card and card["licence"] == "MIT"
+
+
+def test_environments_are_closed_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    close = Evaluator.close
+    monkeypatch.setattr(Evaluator, "close", lambda self: (closed.append(self), close(self)))
+
+    class Fails(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if env_steps_of(trainer) == 20:
+                raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        tiny_run(callbacks=[PolicyEvaluation(str(tmp_path), 10, 1), Fails()], run_dir=tmp_path)
+    assert len(closed) == 1
+
+
+def test_fresh_agents_of_a_run_have_as_many_fellows_in_every_environment(tmp_path: Path) -> None:
+    """A meta-test beside them tests others of the same numbers."""
+    specs = [EnvironmentSpec("Approach-v0"), EnvironmentSpec("Counting-v0"), EnvironmentSpec("Approach-v0")]
+    test = MetaTest(str(tmp_path), ["Approach-v0"], None, 20, 20, 1)
+    message = r"environments have 2 \(Approach-v0\), 1 \(Counting-v0\) agents; valid is a population.size that is a multiple of 2"
+    with pytest.raises(ConfigError, match=message):
+        tiny_run(specs, callbacks=[test], run_dir=tmp_path, frozen=True)
 
 
 def test_the_final_report_of_nothing_is_silent(tmp_path: Path, no_terminal: io.StringIO) -> None:

@@ -20,7 +20,7 @@ import toy_environments  # noqa: F401  (registers them)
 
 from metagenrl_pl.common import machine
 from metagenrl_pl.environments import workers as env_workers
-from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup
 from metagenrl_pl.environments.workers import WorkerGroup, assign_to_workers, choose_num_workers, make_group
@@ -554,3 +554,13 @@ def test_every_worker_gets_a_mix_of_kinds(kinds: str) -> None:
     for kind in set(kinds):
         counts = [sum(kinds[index] == kind for index in indices) for indices in assigned]
         assert max(counts) - min(counts) <= 1
+
+
+def test_environments_are_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some fail when they are closed again."""
+    closed: list[Environment] = []
+    monkeypatch.setattr(Environment, "close", lambda self: closed.append(self))
+    group = SerialGroup(MIXED)
+    group.close()
+    group.close()
+    assert len(closed) == len(MIXED)

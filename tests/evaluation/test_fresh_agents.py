@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.workers import make_group
 from metagenrl_pl.evaluation.evaluator import Evaluator
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, fresh_seeds, meta_test, random_returns
+from metagenrl_pl.evaluation.policies import load_policies
 from metagenrl_pl.objectives import CriticObjective, Objective, Reinforce
 from metagenrl_pl.results.rows import MetaTestRow
 
@@ -194,6 +196,25 @@ def test_an_agent_does_not_depend_on_those_beside_it() -> None:
 
 def test_a_second_test_repeats_the_first() -> None:
     assert run(tiny_objective(), [APPROACH], [0], 20) == run(tiny_objective(), [APPROACH], [0], 20)
+
+
+def test_rows_are_told_as_they_come() -> None:
+    told: list[list[MetaTestRow]] = []
+    plan = MetaTestPlan([APPROACH, THREE_STEPS], [0, 1], tiny_settings(), 20, 10, 1)
+    rows = meta_test("name", tiny_objective(), plan, evaluated=lambda rows: told.append(list(rows)))
+    assert [len(rows) for rows in told] == [4, 4] and [row for rows in told for row in rows] == rows
+
+
+def test_kept_policies_are_those_of_the_same_networks(tmp_path: Path) -> None:
+    plan = MetaTestPlan([APPROACH], [3], tiny_settings(), 5, 5, 1, tmp_path)
+    meta_test("name", tiny_objective(), plan)
+    file = tmp_path / "name.safetensors"
+    method, agents = load_policies(file, tiny_settings(), ["toy_environments"])
+    assert (method, agents.numbers, [spec.name for spec in agents.specs]) == ("name", [3], ["Approach-v0"])
+    with pytest.raises(ValueError, match=r"name.safetensors holds policies of other agents \(hidden"):
+        load_policies(file, tiny_settings(hidden_units=7), ["toy_environments"])
+    with pytest.raises(ValueError, match="holds policies of other agents"):
+        load_policies(file, tiny_settings(num_hidden_layers=3), ["toy_environments"])
 
 
 def test_a_test_may_be_shorter_than_a_window() -> None:

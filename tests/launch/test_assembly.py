@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tiny_runs import TOYS
+from tiny_runs import TOYS, tiny_settings
 
 from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.experience import memory
 from metagenrl_pl.experience.memory import memory_bytes
 from metagenrl_pl.launch.assembly import choose_resources
+from metagenrl_pl.learning.cycle import Agents
+from metagenrl_pl.objectives import CriticObjective
 
 LONG = {"env_steps": 10_000, "agent": {"window_length": 4}}
 
@@ -40,4 +42,9 @@ def test_a_replay_is_no_larger_than_the_run_needs() -> None:
     config = OmegaConf.create(
         {"replay": node, "env_workers": 0, "env_timeout_seconds": None, "compile": False, **LONG, "env_steps": 130}
     )
-    assert choose_resources(config, trainer_of(1), TOYS, print).replay_capacity == 2 * 130 + 4 + 2
+    resources = choose_resources(config, trainer_of(1), TOYS, print)
+    agents = Agents(TOYS, [0] * len(TOYS), tiny_settings(), CriticObjective(), resources=resources, env_steps=130)
+    agents.close()
+    assert agents.replay.capacity == 2 * 130 + 4 + 2
+    # A meta-test may be longer than the run: its agents have what they need, not what the run needed.
+    assert agents.resources.replay_capacity == 1_000_000

@@ -48,9 +48,11 @@ def test_check_tries_environments(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     ("arguments", "overrides"),
     [
         (["objective=pretrained"], ["experiment=meta_test", "objective=pretrained"]),
-        (["light", "seed=1"], ["experiment=meta_test", "objective=pretrained", "objective.name='light'", "seed=1"]),
-        (["a b/o.safetensors"], ["experiment=meta_test", "objective.path='a b/o.safetensors'"]),
-        (["run", "-m", "seed=1,2"], ["experiment=meta_test", "objective.path='run/objective.safetensors'", "-m", "seed=1,2"]),
+        (["light", "seed=1"], ["experiment=meta_test", "objective=pretrained", "objective.name=light", "seed=1"]),
+        (["a b/o.safetensors"], ["experiment=meta_test", "objective.path=a b/o.safetensors"]),
+        (["run", "-m", "seed=1,2"], ["experiment=meta_test", "objective.path=run/objective.safetensors", "-m", "seed=1,2"]),
+        (["it's"], ["experiment=meta_test", "objective=pretrained", r"objective.name='it\'s'"]),
+        (["${seed}.safetensors"], ["experiment=meta_test", r"objective.path='\${seed}.safetensors'"]),
         (["experiment=mine", "~callbacks.csv"], ["experiment=mine", "~callbacks.csv"]),
     ],
 )

@@ -556,6 +556,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "callbacks.meta_test: baselines.critic=metagenrl_pl.objectives.reinforce.Reinforce: critic is the name of CriticObjective, not",
         ),
         ("trainer.devices=two", "trainer.devices=two: valid are auto, a number of devices, or a list of their indices"),
+        ("seed=-1", "seed=-1: valid is a whole number from 0"),
         ("callbacks.meta_test.seeds=[0,0]", "callbacks.meta_test: seeds must differ, got [0, 0]"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: a run is one epoch, as long as env_steps; valid is 1"),
         ("+trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed: agents compute in 32 bits; valid is 32-true"),
@@ -868,6 +869,17 @@ def test_a_signal_in_the_final_meta_test_says_how_to_go_on(in_process: Train) ->
     assert printed.splitlines()[-1] == f"Stopped at once. To go on: {go_on}"
     code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop[:2], "callbacks.checkpoint=null", "run_dir=there")
     assert code == INTERRUPTED and printed.splitlines()[-1] == "Stopped; nothing was saved yet"
+
+
+def test_a_meta_test_does_not_depend_on_the_length_of_the_run(in_process: Train) -> None:
+    """A run of one step tests hand-made methods for longer."""
+    hand_made = ("experiment=debug", "meta=frozen", "objective=critic", "population.size=1", "env.train=[Pendulum-v1]")
+    tests = ("callbacks.meta_test.seeds=[0]", "env.test=[Pendulum-v1]", "callbacks.meta_test.env_steps=120")
+    for env_steps in (1, 200):
+        code, _, errors = in_process(*hand_made, *tests, f"env_steps={env_steps}", f"run_dir=run_{env_steps}")
+        assert code == 0, errors
+    short, long = (Path(f"run_{n}/meta_test.csv").read_text() for n in (1, 200))
+    assert short == long and ",reinforce,0,120," in short
 
 
 def test_a_diverging_run_names_quantity_and_agent(in_process: Train) -> None:

@@ -163,6 +163,16 @@ def global_randomness() -> str:
     return repr((torch.get_rng_state().tolist(), [np.asarray(part).tolist() for part in numpy_state], random.getstate()))
 
 
+def test_metrics_that_wait_for_the_next_update_survive_a_resume() -> None:
+    """Policies are updated in every second cycle. Logged after the other, a resumed run would lack their metrics."""
+    trained: Any = module_of(tiny_run())
+    resumed: Any = module_of(tiny_run(env_steps=10, updates_per_batch=10))
+    resumed.learner.load_state_dict(trained.learner.state_dict())
+    before, after = (module.learner.checked_metrics() for module in (trained, resumed))
+    assert before.keys() == after.keys() and "meta_loss" in before
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
 def test_callbacks_do_not_change_what_is_learned(tmp_path: Any) -> None:
     environments = [{"id": "Counting-v0", "max_episode_steps": 5}]
     callbacks = [

@@ -11,16 +11,19 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from tiny_runs import differences, leaves
 
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.training.checkpoint_io import PROJECT_KEY
-from metagenrl_pl.training.processes import check_trainer
+from metagenrl_pl.training.processes import check_trainer, launching
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
@@ -255,6 +258,16 @@ def test_two_processes_leave_what_one_does(four: tuple[Path, Path, str]) -> None
     names = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (one, two)]
     assert names[0] == names[1] and Path("checkpoints/env_steps_000000230.replay/agent_003.safetensors") in names[0]
     assert OmegaConf.load(two / "config.yaml").callbacks.checkpoint.run_dir == f"runs/{two.name}"
+
+
+def test_processes_of_a_job_get_its_overrides_and_all_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra = SimpleNamespace(mode=RunMode.MULTIRUN, overrides=SimpleNamespace(task=["seed=1"]))
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(sys, "argv", given := ["train.py", "-m", "--config-dir", "mine", "seed=1,2"])
+    with launching("run"):
+        assert sys.argv == ["train.py", "--config-dir", "mine", "seed=1"]
+    assert sys.argv is given
 
 
 @pytest.mark.slow

@@ -17,12 +17,17 @@ def train_command() -> str:
 
 def override(key: str, value: str) -> str:
     """`key=value` for the command line, such that Hydra reads this very text, and the shell passes it on."""
+    return shlex.quote(hydra_override(key, value))
+
+
+def hydra_override(key: str, value: str) -> str:
+    """`key=value`, such that Hydra reads this very text."""
     plain = f"{key}={value}"
-    if not _is_read_as(plain, value):
-        text = value.replace("${", "\\${")
-        text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
-        plain = f"{key}='{text}'"
-    return shlex.quote(plain)
+    if _is_read_as(plain, value):
+        return plain
+    text = value.replace("${", "\\${")
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
+    return f"{key}='{text}'"
 
 
 def resume_command(checkpoint: Path | str, trusted_packages: Sequence[str] = ()) -> str:

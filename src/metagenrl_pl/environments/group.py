@@ -110,8 +110,8 @@ class SerialGroup(EnvironmentGroup):
         return repeat_episode(self._environments[index], seed, actions)
 
     def close(self) -> None:
-        for environment in self._environments:
-            environment.close()
+        while self._environments:  # each once, however often this is called
+            self._environments.pop().close()
 
 
 def empty_steps(num_environments: int, observation_size: int) -> Steps:

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
 from multiprocessing.synchronize import Event
@@ -85,18 +85,17 @@ class BackgroundTests:
     def __contains__(self, method: str) -> bool:
         return method in self._results
 
-    def result(self, method: str, seconds: float | None = None) -> list[MetaTestRow]:
-        """What `meta_test` returns for a method.
+    def is_done(self, method: str, seconds: float) -> bool:
+        """Whether a test is done, or has failed, after so many seconds at most."""
+        return bool(wait([self._results[method]], seconds).done)
 
-        Args:
-            method: one of the tests.
-            seconds: to wait for it at most.
+    def result(self, method: str) -> list[MetaTestRow]:
+        """What `meta_test` returns for a method. Waits for it.
 
         Raises:
-            TimeoutError: if it is not done by then.
             BrokenProcessPool: if the other process has died.
         """
-        return self._results[method].result(seconds)
+        return self._results[method].result()
 
     def close(self) -> None:
         """End the process; tests that are not done have no result."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from metagenrl_pl.agents.population import AgentSettings
@@ -41,10 +41,6 @@ class MetaTestPlan:
     evaluate_every_env_steps: int
     num_episodes: int = 10
     policies: Path | None = None
-
-    def replay_capacity(self, at_most: int) -> int:
-        """Replay slots of a fresh agent: enough for all of its env steps, even in episodes of one step."""
-        return min(2 * self.env_steps + self.agent.window_length, at_most)
 
 
 def fresh_seed(spec: EnvironmentSpec, number: int) -> int:
@@ -89,10 +85,10 @@ def meta_test(
         method: name of the method in the rows.
         objective: frozen; it does not change. Or one of the same kind for each of the plan's seeds.
         plan: which agents are trained and for how long.
-        resources: devices, memory and processes. A replay has at most `replay_capacity` slots.
+        resources: devices, memory and processes.
         report: called after each env step with the number of env steps so far.
         stop_requested: called regularly. The meta-test stops if it returns true in any process.
-        evaluated: called after each evaluation with the rows of this process's agents.
+        evaluated: called after each evaluation with its rows.
 
     Returns:
         One row for each evaluation of each agent, without a meta-training stage.
@@ -110,9 +106,11 @@ def meta_test(
         for done in range(1, plan.env_steps + 1):
             if local_specs:
                 agents.cycle()
-            if local_specs and (done % plan.evaluate_every_env_steps == 0 or done == plan.env_steps):
-                returns = zip(local_specs, local_numbers, evaluator(agents.population.act), strict=True)
-                newest = [MetaTestRow(spec.name, method, number, done, float(value)) for spec, number, value in returns]
+            if done % plan.evaluate_every_env_steps == 0 or done == plan.env_steps:
+                values = evaluator(agents.population.act) if local_specs else ()
+                returns = zip(local_specs, local_numbers, values, strict=True)
+                own = [MetaTestRow(spec.name, method, number, done, float(value)) for spec, number, value in returns]
+                newest = [row for part in placement.gather_objects(own) for row in part]
                 rows += newest
                 evaluated(newest)
             report(done)
@@ -120,7 +118,7 @@ def meta_test(
                 raise MetaTestStopped(f"{method}: stopped after {done:,} of {plan.env_steps:,} env steps")
         if plan.policies is not None:
             save_policies(plan.policies, method, agents.population if local_specs else None, specs, numbers, placement)
-    return sorted((row for part in placement.gather_objects(rows) for row in part), key=lambda row: row.env_steps)
+    return rows
 
 
 def mean_returns(rows: Sequence[MetaTestRow]) -> dict[str, float]:
@@ -136,9 +134,9 @@ def _make(
 ) -> tuple[Agents, Evaluator]:
     """Fresh agents of this process and what evaluates them, closed with the stack."""
     specs, numbers, seeds = fresh_seeds(plan.specs, plan.seeds)
-    resources = replace(resources, replay_capacity=plan.replay_capacity(resources.replay_capacity))
     of_seeds = objective if isinstance(objective, Mapping) else dict.fromkeys(numbers, objective)
-    agents = stack.enter_context(closing(Agents(specs, seeds, plan.agent, of_seeds[numbers[0]], resources=resources)))
+    agents = Agents(specs, seeds, plan.agent, of_seeds[numbers[0]], resources=resources, env_steps=plan.env_steps)
+    stack.enter_context(closing(agents))
     placement, width = agents.placement, agents.population.observation_size
     if isinstance(objective, Mapping):
         agents.learner.give_objectives([objective[number] for number in placement.local(numbers)])
@@ -150,10 +148,9 @@ def random_returns(specs: Sequence[EnvironmentSpec], seeds: Sequence[int], num_e
     """The mean return of uniformly random actions, one row for each environment and seed, as from `meta_test`."""
     agent_specs, agent_names, agent_seeds = fresh_seeds(specs, seeds)
     streams = AgentStreams(agent_seeds, "random actions")
-    evaluator = Evaluator(agent_specs, agent_seeds, num_episodes)
-    sizes = [action_size for _, action_size in evaluator.environments.sizes[::num_episodes]]
-    returns = evaluator(lambda observation: (2 * streams.uniform(observation.shape[1], max(sizes), sizes=sizes) - 1).float())
-    evaluator.close()
+    with closing(Evaluator(agent_specs, agent_seeds, num_episodes)) as evaluator:
+        sizes = [action_size for _, action_size in evaluator.environments.sizes[::num_episodes]]
+        returns = evaluator(lambda observation: (2 * streams.uniform(observation.shape[1], max(sizes), sizes=sizes) - 1).float())
     return [
         MetaTestRow(spec.name, "random", seed, 0, float(value))
         for spec, seed, value in zip(agent_specs, agent_names, returns, strict=True)

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -80,6 +80,15 @@ def load_policies(path: Path, settings: AgentSettings, trusted: Collection[str] 
     numbers = [agent.pop("number") for agent in agents]
     specs = [EnvironmentSpec(**agent) for agent in agents]
     population = Population(sizes_of(specs), [0] * len(specs), settings)
+    shapes = ({name: tuple(p.shape) for name, p in tensors.items()} for tensors in (policies, population.policy))
+    if differing := [f"{name}: {found}, not {own}" for name, found, own in _differences(*shapes)]:
+        raise ValueError(f"{path} holds policies of other agents ({differing[0]})")
     for name, parameter in population.policy.items():
         parameter.data.copy_(policies[name])
     return described["method"], FreshAgents(specs, numbers, population)
+
+
+def _differences(found: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted(found.keys() | own.keys()):
+        if found.get(name) != own.get(name):
+            yield name, found.get(name), own.get(name)

@@ -13,9 +13,15 @@ def check_capacity(capacity: int, window_length: int) -> None:
         raise ValueError(f"replay.capacity must be at least {needed} for windows of {window_length} steps, got {capacity}")
 
 
-def slots_for(env_steps: int, window_length: int) -> int:
-    """Slots that a run of so many env steps needs at most: two for each step, if all episodes had one step."""
-    return 2 * env_steps + window_length + 2
+def slots_for(env_steps: int | None, window_length: int, capacity: int) -> int:
+    """Slots of a replay: `capacity`, or what so many env steps need at most, two each if all episodes had one step.
+
+    Args:
+        env_steps: that will be stored; None if that is not known.
+        window_length: T.
+        capacity: as configured.
+    """
+    return capacity if env_steps is None else min(capacity, 2 * env_steps + window_length + 2)
 
 
 def memory_bytes(sizes: Sequence[tuple[int, int]], capacity: int, are_bytes: Sequence[bool] | None = None) -> int:

@@ -125,9 +125,8 @@ class Replay:
         self.head = np.full(num_agents, -1, np.int64)  # slot of the current observation, before taking the modulus
         self.count = np.zeros(num_agents, np.int64)  # steps ever stored: the next ordinal
         self.oldest = np.zeros(num_agents, np.int64)  # first ordinal that is still stored
-        self._oldest_episode = np.zeros(
-            num_agents, np.int64
-        )  # its episode, counted from the first ever; updated only when needed
+        # Its episode, counted from the first ever; updated only when needed.
+        self._oldest_episode = np.zeros(num_agents, np.int64)
         self._num_dropped = np.zeros(num_agents, np.int64)  # episodes that were removed from the left of `_starts`
         self._num_starts = np.zeros(num_agents, np.int64)
         self._set_starts(np.full((num_agents, 64), _NEVER))

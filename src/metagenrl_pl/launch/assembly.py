@@ -88,14 +88,13 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
         ValueError: if this machine has too little memory for the replays of all its processes.
     """
     settings: ReplaySettings = build(config.replay, ReplaySettings)
-    capacity = min(settings.capacity, slots_for(config.env_steps, config.agent.window_length))
     device = trainer.strategy.root_device
     replay_device = device if settings.device == "auto" else torch.device(settings.device)
     num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its cores and its memory
     resources = Resources(
         device=device,
         replay_device=replay_device,
-        replay_capacity=capacity,
+        replay_capacity=settings.capacity,
         make_group=partial(
             make_group, num_workers=config.env_workers, num_processes=num_processes, timeout=config.env_timeout_seconds
         ),
@@ -106,7 +105,8 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
     )
     if replay_device.type == "cpu":
         sizes, are_bytes = layouts_of(resources.placement(len(specs)).local(specs))
-        check_memory(num_processes * memory_bytes(sizes, capacity, are_bytes), replay_device)
+        slots = slots_for(config.env_steps, config.agent.window_length, settings.capacity)
+        check_memory(num_processes * memory_bytes(sizes, slots, are_bytes), replay_device)
     return resources
 
 

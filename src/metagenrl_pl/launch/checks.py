@@ -28,7 +28,7 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
     """The run's configuration: the given one, or for a resume the stored one with changes (see `resume_config`).
 
     Raises:
-        ConfigError: if `resume_config` does, or `env.test` is set in a run that does not use it.
+        ConfigError: if `resume_config` does, `seed` is negative, or `env.test` is set in a run that does not use it.
     """
     for key in ("run_dir", "ckpt_path", "objective.path"):
         value = OmegaConf.select(
@@ -36,6 +36,8 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
         )
         if isinstance(value, str) and value.startswith("~"):
             OmegaConf.update(config, key, str(Path(value).expanduser()))
+    if isinstance(seed := config.get("seed"), int) and seed < 0:
+        raise ConfigError(f"seed={seed}: valid is a whole number from 0")
     is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test.seeds") is not None
     if "env.test" in overridden and "env.train" not in overridden and not is_tested:
         raise ConfigError(

@@ -94,13 +94,15 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
 
 def with_objective(arguments: Sequence[str]) -> list[str]:
     """The overrides of `metagenrl test`. An argument that is no override is the objective: a name, a file or a run folder."""
+    from metagenrl_pl.common.commands import hydra_override  # needs Hydra
+
     objectives = [argument for argument in arguments if "=" not in argument and not argument.startswith(("-", "+", "~"))]
     overrides = [argument for argument in arguments if argument not in objectives]
     for objective in objectives:
         path = Path(objective) / "objective.safetensors" if Path(objective).is_dir() else Path(objective)
         is_file = path.suffix == ".safetensors"
-        quoted = str(path).replace("'", "\\'")
-        chosen = [f"objective.path='{quoted}'"] if is_file else ["objective=pretrained", f"objective.name='{objective}'"]
+        named = ["objective=pretrained", hydra_override("objective.name", objective)]
+        chosen = [hydra_override("objective.path", str(path))] if is_file else named
         overrides = [*chosen, *overrides]
     has_experiment = any(override.startswith("experiment=") for override in overrides)
     return overrides if has_experiment else ["experiment=meta_test", *overrides]

@@ -50,7 +50,7 @@ def train(config: DictConfig) -> int:
         resources = choose_resources(config, trainer, specs, notify)
         meta = build_meta(config, specs, resources.placement(len(specs)))
         lifetimes = Lifetimes.of_population(population, agent, in_generations=isinstance(meta, Evolution))
-        agents = Agents(specs, agent_seeds(config, specs), agent, objective, meta, lifetimes, resources)
+        agents = Agents(specs, agent_seeds(config, specs), agent, objective, meta, lifetimes, resources, config.env_steps)
         datamodule = ReplayDataModule(agents, config.env_steps, config.updates_per_batch)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -13,6 +13,7 @@ from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import EnvironmentGroup, SerialGroup, layouts_of
 from metagenrl_pl.experience.collector import Collector
+from metagenrl_pl.experience.memory import slots_for
 from metagenrl_pl.experience.replay import Replay
 from metagenrl_pl.learning.compiling import Notify, ignore
 from metagenrl_pl.learning.evolution import Evolution
@@ -30,7 +31,7 @@ class Resources:
     Args:
         device: of networks and updates.
         replay_device: of the replay; `device` by default.
-        replay_capacity: slots of each agent's ring buffer.
+        replay_capacity: slots of each agent's ring buffer, at most.
         make_group: makes the environments; in this process by default.
         compile: whether updates are compiled by `torch.compile`.
         rank, world_size: of this process, among the processes that share the agents.
@@ -67,6 +68,7 @@ class Agents:
         meta: how the objective is meta-learned; None keeps it frozen.
         lifetimes: when agents are replaced by fresh ones, for all agents; never by default.
         resources: devices, memory and processes.
+        env_steps: of each agent, if that is known. The replay is no larger than that needs.
 
     Raises:
         ValueError: if an environment is not usable, or the replay does not fit into memory.
@@ -81,6 +83,7 @@ class Agents:
         meta: MetaLearning | Evolution | None = None,
         lifetimes: Lifetimes | None = None,
         resources: Resources = Resources(),
+        env_steps: int | None = None,
     ) -> None:
         self.specs, self.seeds, self.settings, self.resources = list(specs), list(seeds), settings, resources
         self.placement = placement = resources.placement(len(specs))
@@ -88,7 +91,8 @@ class Agents:
         local_sizes, local_seeds, padded_to = placement.local(sizes), placement.local(seeds), widest(sizes)
         replay_device = device if resources.replay_device is None else resources.replay_device
         local_bytes = placement.local(are_bytes)
-        replay = Replay(local_sizes, resources.replay_capacity, settings.window_length, replay_device, padded_to, local_bytes)
+        capacity = slots_for(env_steps, settings.window_length, resources.replay_capacity)
+        replay = Replay(local_sizes, capacity, settings.window_length, replay_device, padded_to, local_bytes)
         population = Population(local_sizes, local_seeds, settings, padded_to)
         self.learner = Learner(population, objective, settings, local_seeds, meta, placement, resources.compile, resources.notify)
         self.learner.to(device)

@@ -78,10 +78,6 @@ class Evolution:
             for first, second in zip(agents[::2], agents[1::2], strict=True):
                 self._pair[second], self._sign[second] = first, -1.0
 
-    def generation(self, env_steps: int) -> int:
-        """The number of the generation that lives at an env step, from 0."""
-        return env_steps // self.generation_env_steps
-
     def ends_at(self, env_steps: int) -> bool:
         """Whether a generation has lived its life at an env step."""
         return env_steps > 0 and env_steps % self.generation_env_steps == 0

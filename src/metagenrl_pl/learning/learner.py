@@ -139,10 +139,7 @@ class Learner:
         (step or self.critic_optimizer.step)()
 
     def update_policies(self, windows: Windows, objective_share: Tensor | None = None) -> None:
-        """Step every policy down the objective, or during annealing down a mixture of the objective and -Q (paper eq.
-
-        4, section 3.3).
-        """
+        """Step every policy down the objective, or during annealing down a mixture of it and -Q (paper eq. 4, section 3.3)."""
         population = self.population
         gradients = self.policy_gradients(
             population.networks,
@@ -267,6 +264,9 @@ class Learner:
             "num_updates": self.num_updates,
             "generation": self._generation,
             "streams": self.placement.gather_list(self._streams.state_dict()),
+            "metrics": {
+                name: self.placement.gather(values) for name, values in self.metrics.newest.items()
+            },  # logged until newer
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -287,6 +287,9 @@ class Learner:
         self.num_updates, self._generation = read_count(state, "num_updates"), read_count(state, "generation")
         self._own_alpha = None
         self._streams.load_state_dict(self.placement.local(state["streams"]))
+        device = next(iter(self.population.policy.values())).device
+        for name, values in state.get("metrics", {}).items():
+            self.metrics.record(name, self.placement.local_rows(values).to(device))
 
 
 def _set_gradients(rows: Sequence[Tensor], gradients: Tensor) -> None:

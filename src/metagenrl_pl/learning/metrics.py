@@ -37,8 +37,8 @@ class AgentMetrics:
         """
         if not self.newest:
             return {}
-        device = next(iter(self.newest.values())).device
-        columns = torch.stack([*self.newest.values(), torch.as_tensor(self._num_broken, device=device)], 1)
+        num_broken = self._num_broken + torch.zeros_like(next(iter(self.newest.values())))
+        columns = torch.stack([*self.newest.values(), num_broken], 1)
         rows = self._placement.gather(columns.float()).cpu().numpy()
         metrics = dict(zip(self.newest, rows.T, strict=False))
         for name, values in metrics.items():

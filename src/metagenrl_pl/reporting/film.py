@@ -119,9 +119,7 @@ def save_film(path: Path, frames: np.ndarray, per_second: float) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. A user's mistake is one line, `error: ...`, and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m metagenrl_pl.reporting.film", description="Films of the agents of a checkpoint, an episode each."
-    )
+    parser = argparse.ArgumentParser(prog="metagenrl film", description="Films of the agents of a checkpoint, an episode each.")
     parser.add_argument("checkpoint", type=Path, help="a .ckpt file, or the folder of a run")
     parser.add_argument("--agents", nargs="+", type=int, metavar="N", help="of the population; by default those of the meta-test")
     parser.add_argument("--out", type=Path, default=Path("films"), metavar="DIR", help="where films go (default: films)")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from metagenrl_pl.reporting.numbers import decimals_for
 from metagenrl_pl.results.methods import find_method, find_methods
 from metagenrl_pl.results.rows import MetaTestRow, interval_over_seeds, newest_stage
 from metagenrl_pl.results.statistics import Interval
@@ -75,8 +76,7 @@ def returns_so_far(tested: Mapping[str, tuple[int, Mapping[str, float]]]) -> Tab
     environments = sorted({environment for _, returns in tested.values() for environment in returns})
     for environment in environments:
         values = [tested[method.name][1].get(environment, math.nan) for method in methods]
-        largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-        decimals = _decimals(largest)
+        decimals = decimals_for(values)
         table.add_row(Text(environment), *("-" if math.isnan(value) else f"{value:,.{decimals}f}" for value in values))
     table.add_row(Text("after env steps"), *(f"{tested[method.name][0]:,}" for method in methods), style="dim")
     return table
@@ -86,8 +86,7 @@ def _column_texts(intervals: Sequence[Interval | None]) -> list[Text]:
     """The cells of one environment: as many decimals everywhere as its largest mean needs, the best mean bold."""
     means = [interval.mean for interval in intervals if interval and not math.isnan(interval.mean)]
     best = max(means, default=math.nan)
-    largest = max(map(abs, means), default=0.0)
-    decimals = _decimals(largest)
+    decimals = decimals_for(means)
     texts = []
     for interval in intervals:
         text = f"{interval.mean:,.{decimals}f}" if interval else "-"
@@ -123,8 +122,3 @@ def _caption(final: Mapping[tuple[str, str], Sequence[MetaTestRow]]) -> Text:
 def _span(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _decimals(largest: float) -> int:
-    """As many as a return of this size needs."""
-    return 0 if largest >= 1000 else 1 if largest >= 10 else 2

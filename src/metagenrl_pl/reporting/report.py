@@ -17,7 +17,7 @@ from metagenrl_pl.common.messages import one_line
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. A user's mistake is one line, `error: ...`, and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m metagenrl_pl.reporting.report",
+        prog="metagenrl report",
         description="One HTML page that tells what meta-training and meta-tests have shown.",
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold run folders")

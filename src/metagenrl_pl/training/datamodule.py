@@ -5,6 +5,7 @@ It gives Lightning macro batches, which step the environments and draw from the 
 
 import hashlib
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,18 +136,21 @@ class ReplayDataModule(pl.LightningDataModule):
     def saving_replay(self, folder: Path) -> Iterator[None]:
         """Write the replay of this process's agents to a new folder, one file per agent. A checkpoint that the body saves names it.
 
-        Every process has to call it.
+        Every process has to call it. If it or the body fails, the folder is removed, since it may be what fills the disk.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        checksums = []
-        for i, agent in enumerate(self.agents.placement.agents):
-            path = _replay_file(folder, agent)
-            with atomic_write(path) as file:
-                file.write(save(self.agents.replay.agent_state(i)))
-            checksums.append((path.name, checksum(path).hex()))
-        self._replay = {"folder": folder.name, "files": dict(self.agents.placement.gather_list(checksums))}
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            checksums = []
+            for i, agent in enumerate(self.agents.placement.agents):
+                path = _replay_file(folder, agent)
+                with atomic_write(path) as file:
+                    file.write(save(self.agents.replay.agent_state(i)))
+                checksums.append((path.name, checksum(path).hex()))
+            self._replay = {"folder": folder.name, "files": dict(self.agents.placement.gather_list(checksums))}
             yield
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         finally:
             self._replay = None
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch.distributed as dist
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -194,7 +195,8 @@ def launching(run_dir: str) -> Iterator[None]:
     if (
         HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     ):  # a launched process runs this job, not the sweep
-        flags = [argument for argument in arguments[1:] if argument.startswith("-") and argument not in ("-m", "--multirun")]
+        overrides = get_args_parser().parse_args(arguments[1:]).overrides  # the rest are flags and their values
+        flags = [argument for argument in arguments[1:] if argument not in (*overrides, "-m", "--multirun")]
         sys.argv = [arguments[0], *flags, *HydraConfig.get().overrides.task]
     try:
         yield
