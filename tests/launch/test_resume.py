@@ -333,14 +333,6 @@ def test_a_second_save_at_the_same_step_keeps_the_first_until_it_is_whole(
     assert [path.name for path in (run_dir / "checkpoints").glob("*.replay")] == ["env_steps_000000060.replay"]
 
 
-def test_a_checkpoint_without_checksums_is_read(copy: Path) -> None:
-    checkpoint = torch.load(copy, weights_only=True)
-    checkpoint["metagenrl"]["format"] = 3
-    del checkpoint["ReplayDataModule"]["replay"]
-    torch.save(checkpoint, copy)
-    assert env_steps_of(tiny_run(env_steps=50, ckpt_path=copy)) == 50
-
-
 def test_an_environment_that_no_seed_reproduces_loses_its_episode_and_says_so(
     tmp_path: Path,
 ) -> None:

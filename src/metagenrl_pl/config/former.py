@@ -1,6 +1,6 @@
 """Compatibility with version 0.1.0: read its files, and explain settings that were removed.
 
-a run's config.yaml, a checkpoint's configuration -> `update_config`
+a run's config.yaml                               -> `update_config`
 the card of an objective                          -> `update_card`
 the constructor's arguments in an objective file  -> `update_options`
 a key, a choice or a class on the command line    -> `removed_key_message`, `removed_choice_message`, `removed_target_message`

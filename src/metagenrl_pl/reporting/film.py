@@ -52,7 +52,7 @@ def load_agents(checkpoint: Path, trusted: Collection[str] = ()) -> tuple[list[E
         stored = AtomicCheckpointIO().load_checkpoint(_file_of(checkpoint))[PROJECT_KEY]
     except CheckpointError as error:
         raise CheckpointError(str(error).removeprefix("ckpt_path=")) from error  # a key of train.py's, not of a film
-    plain = update_config(stored["config"])
+    plain = stored["config"]
     check_foreign(plain, {"env": EnvironmentSets, "agent": AgentSettings, "population": PopulationSettings}, trusted)
     config = OmegaConf.create(plain)
     specs = build(config.env).assign_round_robin(config.population.size)

@@ -19,7 +19,7 @@ PROJECT_KEY = "metagenrl"
 """Top-level key of every checkpoint of this project."""
 
 FORMAT = 4
-"""Version of the data below that key and of the optimizers' states. Version 3 lacks checksums, but is read too."""
+"""Version of the data below that key and of the optimizers' states."""
 
 _END = b"\nsha256:"  # and 32 bytes
 _LENGTH_OF_END = len(_END) + 32
@@ -100,7 +100,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         saved = content.get("format") if isinstance(content, dict) else None
         if saved == FORMAT and not has_checksum:
             raise CheckpointError(_damaged(path, "its end is missing"))
-        if saved not in (3, FORMAT):
+        if saved != FORMAT:
             raise CheckpointError(
                 f"ckpt_path={path}: saved by another version of this project (format {saved}; this one reads {FORMAT}); valid is a"
                 " checkpoint of this version, or that version of the project"

@@ -115,8 +115,8 @@ class ReplayDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         checkpoint, placement = Path(str(self.trainer.ckpt_path)), self.agents.placement
         self.num_batches, state = read_count(state_dict, "num_batches"), dict(state_dict["collector"])
-        saved = state_dict.get("replay", {"folder": f"{checkpoint.stem}.replay", "files": {}})  # format 3 has no checksums
-        folder = checkpoint.parent / (Path(saved["folder"]).name if saved else f"{checkpoint.stem}.replay")
+        saved = state_dict["replay"]  # None if it was not saved
+        folder = checkpoint.parent / (Path(saved["folder"]).name if saved else "")
         if all(placement.gather_objects(saved is not None and folder.is_dir())):
             problems = [problem for problem in placement.gather_objects(self._load_replay(folder, saved["files"])) if problem]
             if problems:
@@ -160,7 +160,7 @@ class ReplayDataModule(pl.LightningDataModule):
             path = _replay_file(folder, agent)
             try:
                 content = path.read_bytes()
-                if checksums and hashlib.sha256(content).hexdigest() != checksums.get(path.name):
+                if hashlib.sha256(content).hexdigest() != checksums.get(path.name):
                     return f"{path.name}: its checksum is wrong"
                 self.agents.replay.load_agent_state(i, load(content))
             except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
