@@ -19,7 +19,7 @@ from callbacks.schedule import agents_of, datamodule_of, env_steps_of, gather_fr
 from callbacks.timeline import Stage, Timeline
 from metagenrl_pl.common.commands import override, train_command
 from metagenrl_pl.reporting.final_table import final_tables, returns_so_far
-from metagenrl_pl.reporting.plots import learning_curves
+from metagenrl_pl.reporting.plots import draw_learning_curves
 from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
@@ -194,7 +194,7 @@ class FinalReport(pl.Callback):
         """Draw and print in `teardown`, after the display has restored the terminal."""
         if not trainer.is_global_zero:
             return
-        picture, rows = learning_curves(self._run_dir), read_rows(self._run_dir / "meta_test.csv")
+        picture, rows = draw_learning_curves(self._run_dir), read_rows(self._run_dir / "meta_test.csv")
         console = Console()
         for table in final_tables(rows, console.width) if rows else []:
             console.print(table)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metagenrl_pl.reporting.plots import learning_curves
+from metagenrl_pl.reporting.plots import draw_learning_curves
 from metagenrl_pl.results.methods import LEARNED, METHODS, Method
 from metagenrl_pl.results.rows import MetaTestRow, append_rows
 
@@ -47,16 +47,16 @@ def _is_png(path: Path) -> bool:
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
-    assert learning_curves(tmp_path) is None
+    assert draw_learning_curves(tmp_path) is None
     (tmp_path / "metrics.csv").write_text("env_steps,critic_loss\n100,0.5\n")
-    assert learning_curves(tmp_path) is None
+    assert draw_learning_curves(tmp_path) is None
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_training_panels(tmp_path: Path, figures: list[Figure]) -> None:
     (tmp_path / "metrics.csv").write_text(METRICS)
 
-    path = learning_curves(tmp_path)
+    path = draw_learning_curves(tmp_path)
 
     assert path == tmp_path / "learning_curves.png"
     assert _is_png(path)
@@ -84,7 +84,7 @@ def _test_rows() -> list[MetaTestRow]:
 def test_meta_test_panel(tmp_path: Path, figures: list[Figure]) -> None:
     append_rows(tmp_path / "meta_test.csv", _test_rows())
 
-    path = learning_curves(tmp_path)
+    path = draw_learning_curves(tmp_path)
 
     assert path is not None and _is_png(path)
     (axes,) = _panels(figures[0]).values()
@@ -104,7 +104,7 @@ def test_legend_names_each_thing_once(tmp_path: Path, figures: list[Figure]) -> 
     (tmp_path / "metrics.csv").write_text(METRICS)
     append_rows(tmp_path / "meta_test.csv", _test_rows())
 
-    learning_curves(tmp_path)
+    draw_learning_curves(tmp_path)
 
     (legend,) = figures[0].legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -117,7 +117,7 @@ def test_legend_names_each_thing_once(tmp_path: Path, figures: list[Figure]) -> 
 def test_many_environments_wrap_and_no_backend_is_chosen(tmp_path: Path, figures: list[Figure]) -> None:
     backend = matplotlib.rcParams._get("backend")  # reading it the public way would choose one
     append_rows(tmp_path / "meta_test.csv", [MetaTestRow(f"env_{i}", "new", 0, x, x, 10) for i in range(5) for x in (0, 1)])
-    learning_curves(tmp_path)
+    draw_learning_curves(tmp_path)
     tops = {round(axes.get_position().y1, 3) for axes in _panels(figures[0]).values()}
     assert len(_panels(figures[0])) == 5 and len(tops) == 2  # three and two, not four and one
     assert matplotlib.rcParams._get("backend") is backend
@@ -126,6 +126,6 @@ def test_many_environments_wrap_and_no_backend_is_chosen(tmp_path: Path, figures
 def test_a_method_is_drawn_as_it_is_described(tmp_path: Path, figures: list[Figure], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "sac", Method("sac", "SAC (own)", "SAC", "#123456"))
     append_rows(tmp_path / "meta_test.csv", [MetaTestRow("T", "sac", 0, x, x) for x in (50, 100)])
-    learning_curves(tmp_path)
+    draw_learning_curves(tmp_path)
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["SAC (own)"]
     assert [line.get_color() for line in figures[0].axes[0].get_lines()] == ["#123456"]

@@ -22,7 +22,7 @@ _MAX_COLUMNS = 4
 _RETURNS = ("episode_return", "evaluation_return")
 
 
-def learning_curves(run_dir: Path) -> Path | None:
+def draw_learning_curves(run_dir: Path) -> Path | None:
     """Draw `<run_dir>/learning_curves.png` from what the folder holds of `metrics.csv` and `meta_test.csv`.
 
     A grid of panels. First one for each meta-training environment: return against env steps per agent; thin lines are agents, the
