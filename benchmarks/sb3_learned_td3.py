@@ -6,7 +6,7 @@
 
 Both get the same arguments, and everything else is a default. Writes `returns.csv` (a line for each evaluation of an agent; agents that are
 in it are not trained again), `learning_curves.png` (means over seeds with 95 % intervals) and `speed.csv` (updates per second of each
-method in turns, on one thread).
+method in turns, on one thread). Prints final returns, and the probability that an agent of an objective is above one of TD3.
 """
 
 import argparse
@@ -30,8 +30,9 @@ from matplotlib.figure import Figure
 from metagenrl_pl.common.files import append_csv, read_csv, write_csv
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.integrations import find_objective
+from metagenrl_pl.reporting.numbers import format_interval
 from metagenrl_pl.results.provenance import add_provenance
-from metagenrl_pl.results.statistics import mean_interval
+from metagenrl_pl.results.statistics import mean_interval, probability_of_improvement
 
 ENVIRONMENTS = ["Hopper-v5", "HalfCheetah-v5", "Pusher-v5", "Swimmer-v5"]
 """None of them was used to meta-train the package's objectives."""
@@ -134,6 +135,24 @@ def draw(rows: Sequence[Return], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
+def table(rows: Sequence[Return]) -> str:
+    """Final returns with 95 % intervals over seeds, and how probably each objective's agent is above one of TD3, in Markdown."""
+    last = max(row.env_steps for row in rows)
+    finals: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.env_steps == last:
+            finals[row.method][row.environment].append(row.mean_return)
+    environments = list(dict.fromkeys(row.environment for row in rows))
+    lines = [f"| after {last:,} env steps | {' | '.join(environments)} | above TD3 |", "|---|" + "---|" * (1 + len(environments))]
+    for method, returns in finals.items():
+        shared = [name for name in environments if returns[name] and finals[TD3][name]]
+        mine, theirs = ([{0: finals[one][name]} for name in shared] for one in (method, TD3))
+        above = "-" if method == TD3 or not shared else format_interval(probability_of_improvement(mine, theirs), 2)
+        cells = [format_interval(mean_interval(returns[name]), 0) if returns[name] else "-" for name in environments]
+        lines.append(f"| {method} | {' | '.join(cells)} | {above} |")
+    return "\n".join(lines)
+
+
 def measure_speed(options: argparse.Namespace) -> None:
     """Updates per second of each method on a full batch, medians over turns. Actor updates are included, sampling too."""
     from stable_baselines3.common.logger import Logger
@@ -180,7 +199,9 @@ def main() -> None:
             find_objective(objective)  # refuse a wrong one now
         options.out.mkdir(parents=True, exist_ok=True)
         add_provenance(options.out, stable_baselines3=version("stable-baselines3"))
-        draw(train_agents(options), options.out / "learning_curves.png")
+        rows = train_agents(options)
+        draw(rows, options.out / "learning_curves.png")
+        print(table(rows))
         measure_speed(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")

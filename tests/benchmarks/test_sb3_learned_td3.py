@@ -9,6 +9,20 @@ import sb3_learned_td3
 from metagenrl_pl.common.files import read_csv
 
 
+def test_the_table_has_final_returns_and_who_is_above_td3() -> None:
+    rows = [
+        sb3_learned_td3.Return(environment, method, seed, env_steps, value + seed + (0 if env_steps == 20 else 1000))
+        for environment, values in (("A", {"td3": 10, "light": 20}), ("B", {"td3": 50}))
+        for method, value in values.items()
+        for seed in (0, 1, 2)
+        for env_steps in (10, 20)
+    ]
+    lines = sb3_learned_td3.table(rows).splitlines()
+    assert lines[0] == "| after 20 env steps | A | B | above TD3 |"
+    assert [line.split(" | ")[1][:3] for line in lines[2:]] == ["11 ", "21 "]  # 10, 11, 12 and 20, 21, 22
+    assert lines[2].endswith(" | - |") and lines[3].endswith(" | - | 1.00 [1.00, 1.00] |")
+
+
 @pytest.mark.slow
 def test_agents_are_trained_once_drawn_and_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
