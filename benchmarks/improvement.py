@@ -1,10 +1,10 @@
 """Final returns of an objective's fresh agents beside those of other methods, and the probability that one of them has the higher return.
 
-    python benchmarks/improvement.py results/paper_inputs/seed_* --others results/paper_inputs/baselines
+    python benchmarks/improvement.py results/paper_inputs/seed_* --others results/paper_inputs/baselines [--envs Hopper-v5 ...]
 
-Prints two tables, with every environment that the objective was tested in; none is left out because DDPG/TD3 does badly there, as it is
-in the report's scores, which are normalised by it. Runs that meta-trained objectives of several seeds count as one method. What they
-tested beside their objectives counts as well.
+Prints two tables, with every environment that the objective was tested in, or those of `--envs`. None is left out because DDPG/TD3 does badly
+there, as it is in the report's scores, which are normalised by it. Runs that meta-trained objectives of several seeds count as one method.
+What they tested beside their objectives counts as well.
 """
 
 import argparse
@@ -19,11 +19,16 @@ from metagenrl_pl.results.run_folders import find_runs
 from metagenrl_pl.results.scores import Score, improvement, learning_curves, raw_scores
 
 
-def scores_in(folders: Sequence[Path], others: Sequence[Path]) -> list[Score]:
+def scores_in(folders: Sequence[Path], others: Sequence[Path], environments: Sequence[str] | None = None) -> list[Score]:
     """The raw scores of all agents, in the environments in which the learned objectives were tested.
 
+    Args:
+        folders: of the objectives.
+        others: of other methods.
+        environments: those of them that count; all by default.
+
     Raises:
-        ValueError: if there is no such folder, or no learned objective was tested in the first ones.
+        ValueError: if there is no such folder, or no learned objective was tested in an environment.
     """
     runs, _ = find_runs(folders)
     references, _ = find_runs(others) if others else ([], [])
@@ -34,7 +39,12 @@ def scores_in(folders: Sequence[Path], others: Sequence[Path]) -> list[Score]:
     tested = {curve.environment for curve in curves if curve.method == LEARNED.name}
     if not tested:
         raise ValueError(f"{', '.join(map(str, folders))}: no learned objective was tested there")
-    return raw_scores([curve for curve in curves if curve.environment in tested])[0]
+    chosen = tested if environments is None else set(environments)
+    if unknown := chosen - tested:
+        raise ValueError(
+            f"{', '.join(sorted(unknown))}: no learned objective was tested there; valid: {', '.join(sorted(tested))}"
+        )
+    return raw_scores([curve for curve in curves if curve.environment in chosen])[0]
 
 
 def tables(scores: Sequence[Score]) -> str:
@@ -75,9 +85,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="of runs that meta-trained or tested one kind of objective")
     parser.add_argument("--others", nargs="+", type=Path, default=[], help="of runs of other methods")
+    parser.add_argument("--envs", nargs="+", metavar="ID", help="by default all in which the objective was tested")
     options = parser.parse_args()
     try:
-        print(tables(scores_in(options.folders, options.others)))
+        print(tables(scores_in(options.folders, options.others, options.envs)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
 

@@ -27,6 +27,14 @@ def test_objectives_of_other_folders_are_not_part_of_the_method() -> None:
     assert {score.method for score in scores} >= {"reinforce", "critic", "untrained", "random"}
 
 
+def test_some_environments_can_be_chosen() -> None:
+    of_learned = [RESULTS / f"seed_{seed}" for seed in range(3)]
+    shown = tables(scores_in(of_learned, [RESULTS / "baselines"], ["Hopper-v5", "Swimmer-v5"]))
+    assert "|  | Hopper-v5 | Swimmer-v5 |" in shown and "| off-policy REINFORCE (GAE) | 0.05 [" in shown  # of 0.04 and 0.06
+    with pytest.raises(ValueError, match="^Walker2d-v5: no learned objective was tested there; valid: HalfCheetah-v5, Hopper-v5"):
+        scores_in(of_learned, [], ["Walker2d-v5"])
+
+
 def test_a_folder_without_objectives_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["improvement.py", str(RESULTS / "baselines")])
     with pytest.raises(SystemExit, match="no learned objective was tested there"):

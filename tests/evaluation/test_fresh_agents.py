@@ -14,6 +14,7 @@ from tiny_runs import tiny_objective, tiny_settings
 from torch import Tensor
 from toy_environments import Counting, Losing
 
+from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.workers import make_group
 from metagenrl_pl.evaluation.evaluator import Evaluator
@@ -198,11 +199,13 @@ def test_a_second_test_repeats_the_first() -> None:
     assert run(tiny_objective(), [APPROACH], [0], 20) == run(tiny_objective(), [APPROACH], [0], 20)
 
 
-def test_rows_are_told_as_they_come() -> None:
+def test_rows_of_all_processes_are_told_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here another process has the same rows."""
+    monkeypatch.setattr(Placement, "gather_objects", lambda self, value: [value, value])
     told: list[list[MetaTestRow]] = []
     plan = MetaTestPlan([APPROACH, THREE_STEPS], [0, 1], tiny_settings(), 20, 10, 1)
     rows = meta_test("name", tiny_objective(), plan, evaluated=lambda rows: told.append(list(rows)))
-    assert [len(rows) for rows in told] == [4, 4] and [row for rows in told for row in rows] == rows
+    assert [len(rows) for rows in told] == [8, 8] and [row for rows in told for row in rows] == rows
 
 
 def test_kept_policies_are_those_of_the_same_networks(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class LearnedTD3(TD3):
                 raise ValueError(f"{name}={value!r}: valid is a positive {'whole ' * (kind is Integral)}number")
 
     def _objective_here(self) -> Objective:
-        """The objective on this model's device. `self.objective` stays on the CPU, to be saved on one device and loaded on another."""
+        """The objective on this model's device. `self.objective` stays where it is, on the CPU unless it was given elsewhere."""
         if self._copied is not self.objective:  # it may be replaced at any time
             self.objective = self._copied = find_objective(self.objective)
             self._device_objective = copy.deepcopy(self.objective).to(self.device)
