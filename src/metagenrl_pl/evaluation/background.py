@@ -120,10 +120,9 @@ def _prepare(
     global _stop, _done, _newest
     _stop, _done, _newest = stop, done, newest
     install_handler(lambda *_: None)  # the parent answers signals, and ends this process
+    # The parent may be killed: no one is left to take a result, and the pool would wait for more work.
     if parent := multiprocessing.parent_process():
-        end_with(
-            cast(int, parent.pid)
-        )  # it may be killed: no one is left to take a result, and the pool would wait for more work
+        end_with(cast(int, parent.pid))
     torch.set_num_threads(num_threads)
     # Said even where it is the default, as in the parent: it is part of the key by which compiled updates are found.
     torch.set_float32_matmul_precision(matmul_precision)

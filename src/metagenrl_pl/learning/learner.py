@@ -264,9 +264,8 @@ class Learner:
             "num_updates": self.num_updates,
             "generation": self._generation,
             "streams": self.placement.gather_list(self._streams.state_dict()),
-            "metrics": {
-                name: self.placement.gather(values) for name, values in self.metrics.newest.items()
-            },  # logged until newer
+            # The newest ones are logged until newer ones come.
+            "metrics": {name: self.placement.gather(values) for name, values in self.metrics.newest.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
