@@ -3,7 +3,7 @@
     python benchmarks/improvement.py results/paper_inputs/seed_* --others results/paper_inputs/baselines [--envs Hopper-v5 ...]
 
 Prints two tables, with every environment that the objective was tested in, or those of `--envs`. None is left out because DDPG/TD3 does
-badly there, as it is in the report's scores, which are normalised by it. Runs that meta-trained objectives of several seeds count as one method.
+badly there, as in the report's scores, which are normalised by it. Runs that meta-trained objectives of several seeds count as one method.
 What they tested beside their objectives counts as well.
 """
 
