@@ -203,6 +203,33 @@ class Doubled(LearnedObjective):
         return 2 * super().loss(parameters, inputs)
 
 
+class Reading(LearnedObjective):
+    """One that reads the policy's action a second time."""
+
+    def _of_each_action(self, inputs: ObjectiveInputs) -> Tensor:
+        read = super()._of_each_action(inputs)
+        return torch.cat([2 * read[..., 1:2], read[..., 1:]], -1)
+
+
+class Descending(LearnedObjective):
+    """One whose action gradient is no loss's."""
+
+    def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        return 3 * super().action_gradient(parameters, inputs)
+
+
+@pytest.mark.parametrize("kind", [Reading, Descending])
+def test_what_a_subclass_changes_is_not_taken_for_what_is_written_out(kind: type[LearnedObjective]) -> None:
+    objective, inputs = kind(hidden_units=4, context_units=3), random_inputs()
+    alpha = objective.stacked_parameters(NUM_AGENTS)
+    direction = random_inputs(seed=4).policy_action
+    expected, expected_pull_back = torch.func.vjp(lambda alpha: objective.action_gradient(alpha, inputs), alpha)  # type: ignore[misc]
+    gradient, pull_back = objective.action_gradient_and_pull_back(alpha, inputs)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(objective.loss_and_action_gradient(alpha, inputs)[1], expected)
+    torch.testing.assert_close(pull_back(direction), expected_pull_back(direction)[0])
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"use_lstm": False}, {"bounded_head": False}, {"use_critic_gradient": True}, {"use_value": False, "use_time": False}],

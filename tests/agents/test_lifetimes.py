@@ -73,5 +73,3 @@ def test_generations_live_at_the_same_time() -> None:
     lifetimes = Lifetimes.of_population(PopulationSettings(4, 10), agent, in_generations=True)
     assert lifetimes.starting(9) == [] and lifetimes.starting(10) == lifetimes.starting(20) == [0, 1, 2, 3]
     assert lifetimes.ending_warmup(12) == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match=r"lifetime_env_steps=null: meta=evolution needs the length of a generation's lives"):
-        Lifetimes.of_population(PopulationSettings(4), agent, in_generations=True)

@@ -217,6 +217,14 @@ def test_clip_touches_only_agents_above_the_bound() -> None:
     torch.testing.assert_close(norm_per_agent(clipped), torch.tensor([2, 1.3, 2], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("max_norm", [1e17, 1e20, math.inf])
+def test_a_bound_that_no_gradient_reaches_changes_nothing(max_norm: float) -> None:
+    """The square of 1e20 is no float32."""
+    gradients = {name: gradient.float() for name, gradient in gradients_of(1, 0, 3).items()}
+    for name, clipped in clip_per_agent(gradients, max_norm).items():
+        torch.testing.assert_close(clipped, gradients[name])
+
+
 def test_clip_of_a_zero_gradient_can_be_differentiated() -> None:
     """The norm's slope is infinite at 0; an agent whose actions are all saturated has exactly this gradient."""
     gradients = gradients_of(0, 0.01, 1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from metagenrl_pl.agents.lifetimes import Lifetimes
@@ -14,6 +15,7 @@ from metagenrl_pl.agents.population import AgentSettings, PopulationSettings
 from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.launch.assembly import agent_seeds
 from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.learning.evolution import Evolution, EvolutionSettings
 from metagenrl_pl.objectives import LearnedObjective, ObjectiveInputs, ParametricObjective
@@ -128,6 +130,15 @@ def test_agents_live_with_their_own_objectives_and_find_the_best() -> None:
     lives = torch.stack(points).unflatten(0, (10, life))
     assert lives.eq(lives[:, :1]).all() and lives[:, 0].unique(dim=0).shape[0] == 10  # one objective for each agent and life
     assert found[0] < 0.2 and np.mean(found[-4:]) == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_pair_differs_by_its_objectives_alone() -> None:
+    """Same first weights, same episodes: without an effect of the objective both returns would be the same."""
+    specs = [EnvironmentSpec("Pendulum-v1"), EnvironmentSpec("Reacher-v5")] * 4
+    meta = Evolution(EvolutionSettings(), [spec.name for spec in specs], 10, 0, Placement(8))
+    seeds = agent_seeds(OmegaConf.create({"seed": 3}), specs, meta)
+    assert meta.pairs == [0, 1, 0, 1, 4, 5, 4, 5] and [seeds.index(seed) for seed in seeds] == meta.pairs
+    assert len(set(agent_seeds(OmegaConf.create({"seed": 3}), specs, None))) == len(specs)
 
 
 def test_refuses_an_odd_number() -> None:

@@ -10,7 +10,8 @@ from metagenrl_pl.learning.settings import MetaSettings
 @pytest.mark.parametrize(
     ("name", "value", "valid"),
     [
-        ("learning_rate", 0.0, "be positive"),
+        ("learning_rate", 0.0, "be positive and finite"),
+        ("learning_rate", float("inf"), "be positive and finite"),
         ("gradient", "sum", "be clip or normalize"),
         ("annealing_env_steps", -1, "not be negative"),
     ],

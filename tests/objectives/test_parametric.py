@@ -15,7 +15,7 @@ from torch import Tensor
 from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.objectives import LearnedObjective, ObjectiveInputs, list_pretrained
 from metagenrl_pl.objectives.parametric import UnknownObjectiveError
-from metagenrl_pl.objectives.pretrained import pretrained_path
+from metagenrl_pl.objectives.pretrained import Pretrained, pretrained_path
 
 
 def test_alone_it_takes_what_an_environment_gives() -> None:
@@ -104,6 +104,16 @@ def test_a_subclass_is_loaded_as_what_it_is(tmp_path: Path) -> None:
     assert isinstance(Louder.load(tmp_path / "again.safetensors"), Louder)
 
 
+def test_an_objective_that_diverged_is_not_loaded(tmp_path: Path) -> None:
+    objective = LearnedObjective(hidden_units=8, context_units=3)
+    next(iter(objective.parameters())).data.view(-1)[0] = float("nan")
+    objective.save(tmp_path / "nan.safetensors")
+    with pytest.raises(
+        ValueError, match=r"nan.safetensors: .* has numbers that are not finite; valid is an objective whose meta-train"
+    ):
+        LearnedObjective.load(tmp_path / "nan.safetensors")
+
+
 def test_a_class_that_is_not_wanted_or_not_there_is_named(tmp_path: Path) -> None:
     small().save(tmp_path / "plain.safetensors")  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"is of the class .*\.LearnedObjective; valid is Louder or a subclass"):
@@ -181,8 +191,36 @@ def test_pretrained_objectives_are_listed_and_tell_how_they_were_made() -> None:
     assert str(names["light"]).startswith("light: meta-trained on InvertedPendulum-v5, ") and "Hopper-v5 1.18" in str(
         names["light"]
     )
+    unseen, _, choice = str(names["light"]).partition("; in the validation environments by which it was chosen: ")
+    assert "Walker2d" not in unseen and choice == "InvertedDoublePendulum-v5 1.44, Walker2d-v5 1.87"
     light = LearnedObjective.pretrained()
     assert repr(light) == (
         "LearnedObjective(15,529 parameters, meta-trained on InvertedPendulum-v5, Pendulum-v1, Reacher-v5, 24,000 env steps of each of "
         "6 agents, 16 windows of 10 steps)"
     )
+
+
+def test_a_card_may_lack_scores() -> None:
+    """DDPG/TD3 may be below random actions, and an objective need not have been tested in all validation environments."""
+    shown = str(Pretrained("mine", ("A",), {"B": None, "C": 0.5}, ("C", "D")))
+    assert shown.endswith("unseen environments: B -; in the validation environments by which it was chosen: C 0.50, D -")
+
+
+def test_another_one_has_the_same_options_and_other_parameters() -> None:
+    objective = LearnedObjective(hidden_units=4, use_time=False, seed=1)
+    again, other = objective.fresh(1), objective.fresh(2)
+    assert again.architecture == other.architecture == objective.architecture
+    for each, is_same in ((again, True), (other, False)):
+        assert is_same == all(torch.equal(a, b) for a, b in zip(objective.parameters(), each.parameters(), strict=True))
+
+
+class Seedless(LearnedObjective):
+    """Its constructor takes no seed, and no other option than one."""
+
+    def __init__(self, hidden_units: int = 4) -> None:
+        super().__init__(hidden_units=hidden_units)
+
+
+def test_an_objective_that_cannot_be_made_again_is_told() -> None:
+    with pytest.raises(ValueError, match=r"^it cannot be made again \(.*unexpected keyword argument.*; valid is a constructor"):
+        Seedless().fresh(1)

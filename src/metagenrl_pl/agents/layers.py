@@ -195,7 +195,7 @@ class Mixed(Layer):
             is_square = torch.arange(x.shape[-1], device=x.device) >= self._half
             self._slope = torch.where(is_square, x + x, (x > 0).to(x.dtype))
             return x * torch.where(is_square, x, self._slope)
-        self._slope = x + x  # 2 x, right for squares; of relu it is 1 where that is positive
+        self._slope = x + x  # the slope of the square; relu's slope replaces it in the first half
         self._slope[..., : self._half].gt_(0)
         y = x * self._slope
         y[..., self._half :].mul_(0.5)
@@ -266,7 +266,10 @@ class Norm(Layer):
         return tdx
 
     def _times_jacobian(self, dy: Tensor) -> Tensor:
-        layer_norm_backward, dy = torch.ops.aten.native_layer_norm_backward, dy.contiguous()  # it takes dy for contiguous
+        layer_norm_backward, dy = (
+            torch.ops.aten.native_layer_norm_backward,
+            dy.contiguous(),
+        )  # it assumes this, and does not check
         return layer_norm_backward(dy, self._x, dy.shape[-1:], self._mean, self._r, None, None, [True, False, False])[0]
 
 

@@ -42,11 +42,9 @@ class Lifetimes:
 
         Raises:
             ValueError: if a life is not longer than its phase of random actions, or that phase is shorter than the warm-up. Until
-                the warm-up ends, the new agent has no policy to act with. Also if generations have no length.
+                the warm-up ends, the new agent has no policy to act with.
         """
         length, warmup, random = population.lifetime_env_steps, agent.warmup_env_steps, agent.random_env_steps
-        if length is None and in_generations:
-            raise ValueError("population.lifetime_env_steps=null: meta=evolution needs the length of a generation's lives")
         if length is not None and length <= random:
             raise ValueError(
                 f"population.lifetime_env_steps must be above agent.random_env_steps={random}, or null, got {length}"

@@ -43,7 +43,7 @@ class Networks:
         inputs = torch.cat([observation, action], -1)
         num_agents, num_inputs = inputs.shape[0], inputs.shape[-1]
         num_critics = next(iter(critics.values())).shape[1]
-        flat = inputs.reshape(num_agents, 1, -1, num_inputs).expand(-1, num_critics, -1, -1).flatten(0, 1)  # [E P, N, O + A]
+        flat = inputs.reshape(num_agents, 1, -1, num_inputs).expand(-1, num_critics, -1, -1).flatten(0, 1)  # [P E, N, O + A]
         values = TracedMLP(self.mlp, {name: p.flatten(0, 1) for name, p in critics.items()}).forward(flat)
         return values.view(num_agents, num_critics, *inputs.shape[1:-1])
 

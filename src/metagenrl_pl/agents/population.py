@@ -161,6 +161,11 @@ class Population:
             for name, value in (policy if kind in ("policy", "target_policy") else critics).items():
                 parameters[name][agent].copy_(value)
 
+    def move_targets(self, rate: float) -> None:
+        """Move the targets towards policies and critics, by this share of the distance."""
+        for kind in ("policy", "critics"):
+            self.flat[f"target_{kind}"].lerp_(self.flat[kind], rate)
+
     def _set_views(self) -> None:
         self.policy, self.target_policy = map(self.policy_layout.views, (self.flat["policy"], self.flat["target_policy"]))
         self.critics, self.target_critics = map(self.critics_layout.views, (self.flat["critics"], self.flat["target_critics"]))

@@ -140,6 +140,10 @@ def glorot_uniform(num_in: int, num_out: int, generator: torch.Generator) -> Ten
     return (2 * torch.rand(num_in, num_out, generator=generator) - 1) * math.sqrt(6 / (num_in + num_out))
 
 
+_NO_NORM = 1e18
+"""No gradient is so long. Its square is near the largest float32."""
+
+
 def _squared_norm_per_agent(gradients: Parameters) -> Tensor:
     # Sum along the last axis. Along the first, an agent's rounding would depend on the number of agents.
     return torch.stack([(g * g).flatten(1).sum(1) for g in gradients.values()], 1).sum(1)
@@ -164,4 +168,6 @@ def inverse_root_mean_square(x: Tensor, action_weight: Tensor, valid: Tensor) ->
 
 def clip_per_agent(gradients: Parameters, max_norm: float) -> Parameters:
     """Scale each agent's gradient, [P, ...], down to norm `max_norm` if it is larger. Differentiable, also at 0."""
+    if max_norm > _NO_NORM:
+        return gradients
     return scale_per_agent(gradients, max_norm / norm_per_agent(gradients, minimum=max_norm))

@@ -4,6 +4,7 @@ Another way to meta-learn, without gradients through critics, as in Evolved Poli
 estimate is that of OpenAI's evolution strategies (Salimans et al. 2017).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class EvolutionSettings:
         noise: standard deviation of the perturbations of the objective's parameters.
 
     Raises:
-        ValueError: if a value is not positive.
+        ValueError: if a value is not positive and finite.
     """
 
     learning_rate: float = 1e-2
@@ -34,8 +35,8 @@ class EvolutionSettings:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "noise"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
 
 class Evolution:
@@ -51,6 +52,9 @@ class Evolution:
         generation_env_steps: length of a generation's lives.
         seed: of the noise.
         placement: which agents belong to this process.
+
+    Attributes:
+        pairs: the first agent of each agent's pair, [P].
 
     Raises:
         ValueError: if an environment has an odd number of agents.
@@ -69,14 +73,14 @@ class Evolution:
         self._agents_in: dict[str, list[int]] = defaultdict(list)
         for agent, environment in enumerate(environments):
             self._agents_in[environment].append(agent)
-        self._pair, self._sign = list(range(len(environments))), [1.0] * len(environments)
+        self.pairs, self._sign = list(range(len(environments))), [1.0] * len(environments)
         for environment, agents in self._agents_in.items():
             if len(agents) % 2:
                 raise ValueError(
                     f"meta=evolution needs an even number of agents in each environment, {environment} has {len(agents)}"
                 )
             for first, second in zip(agents[::2], agents[1::2], strict=True):
-                self._pair[second], self._sign[second] = first, -1.0
+                self.pairs[second], self._sign[second] = first, -1.0
 
     def ends_at(self, env_steps: int) -> bool:
         """Whether a generation has lived its life at an env step."""
@@ -101,14 +105,14 @@ class Evolution:
             returns: of all agents of all processes, [P].
         """
         gradient = {name: torch.zeros_like(p) for name, p in objective.named_parameters()}
-        scale = 1 / (len(self._pair) * self.settings.noise)
+        scale = 1 / (len(self.pairs) * self.settings.noise)
         for agent, shaped in enumerate(self._shape(returns)):
             for name, noise in self._noise_of(objective, generation, agent).items():
                 gradient[name] -= scale * shaped * noise.to(gradient[name])
         return gradient
 
     def _shape(self, returns: Tensor) -> list[float]:
-        shaped = [0.0] * len(self._pair)
+        shaped = [0.0] * len(self.pairs)
         for agents in self._agents_in.values():
             of_agents = returns[agents].cpu()
             differences = of_agents[:, None] - of_agents
@@ -119,6 +123,6 @@ class Evolution:
 
     def _noise_of(self, objective: Objective, generation: int, agent: int) -> dict[str, Tensor]:
         """Of standard deviation 1, on the CPU."""
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "evolution", generation, self._pair[agent]))
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "evolution", generation, self.pairs[agent]))
         sign = self._sign[agent]
         return {name: sign * torch.randn(p.shape, generator=generator) for name, p in objective.named_parameters()}

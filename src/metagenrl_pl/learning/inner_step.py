@@ -4,6 +4,7 @@ Inner steps are pure and differentiable functions, `parameters, gradient -> para
 valid steps.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -75,8 +76,8 @@ class SGD(InnerStep):
 
     def __init__(self, step_size: float = 1e-3, num_steps: int = 1) -> None:
         super().__init__(num_steps)
-        if not step_size > 0:
-            raise ValueError(f"step_size must be positive, got {step_size}")
+        if not 0 < step_size < math.inf:
+            raise ValueError(f"step_size must be positive and finite, got {step_size}")
         self.step_size = step_size
 
     def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
@@ -105,8 +106,8 @@ class NormalisedSGD(InnerStep):
 
     def __init__(self, step_size: float = 0.05, num_steps: int = 1) -> None:
         super().__init__(num_steps)
-        if not step_size > 0:
-            raise ValueError(f"step_size must be positive, got {step_size}")
+        if not 0 < step_size < math.inf:
+            raise ValueError(f"step_size must be positive and finite, got {step_size}")
         self.step_size = step_size
 
     def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
@@ -127,7 +128,7 @@ class Adam(InnerStep):
         beta1, beta2, eps: of Adam.
 
     Raises:
-        ValueError: if `learning_rate` or `max_gradient_norm` is not positive.
+        ValueError: if a number is out of range.
     """
 
     needs_moments = True
@@ -142,10 +143,15 @@ class Adam(InnerStep):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(num_steps)
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
         if max_gradient_norm is not None and not max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm must be positive or null, got {max_gradient_norm}")
+        for name, beta in (("beta1", beta1), ("beta2", beta2)):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {beta}")
+        if not 0 < eps < math.inf:
+            raise ValueError(f"eps must be positive and finite, got {eps}")
         self.learning_rate, self.max_gradient_norm = learning_rate, max_gradient_norm
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 

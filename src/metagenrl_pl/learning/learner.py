@@ -41,7 +41,7 @@ class Learner:
         meta: how the objective is meta-learned, by gradients or by evolution; None keeps it frozen. An objective without trainable
             parameters is always frozen.
         placement: which agents of all processes these are; all by default.
-        compile: whether updates are compiled by `torch.compile`. This takes minutes, then each update is a few times faster.
+        compile: whether updates are compiled by `torch.compile`. This takes a minute or two, then saves about half of the time.
         notify: called with a message when something is compiled.
     """
 
@@ -70,7 +70,7 @@ class Learner:
         self.policy_optimizer = _adam(population.rows["policy"], settings.policy_learning_rate)
         self.objective_optimizer = _adam(objective.parameters(), learning.settings.learning_rate) if learning else None
         self._generation = 0
-        self._own_alpha: Parameters | None = None  # where agents have objectives of their own, [P, ...]
+        self._copies: Parameters | None = None  # made at first use, [P, ...]; None again when what they are copies of changes
 
     @property
     def is_meta_training(self) -> bool:
@@ -79,14 +79,19 @@ class Learner:
 
     @property
     def alpha(self) -> Parameters:
-        """The objective's parameters of each agent, [P, ...]; the same for all, unless they have objectives of their own."""
-        if self._own_alpha is None and self.evolution is not None:
-            self._own_alpha = self.evolution.perturbed(self.objective, self._generation)
-        if self._own_alpha is None and not self.is_meta_training:
-            self.give_objectives([self.objective] * self.population.num_agents)
-        if self._own_alpha is None:
+        """The objective's parameters of each agent, [P, ...].
+
+        While gradients meta-train the objective, all agents share it. Otherwise they have copies: perturbed ones in evolution, those of
+        `give_objectives`, or equal ones of a frozen objective.
+        """
+        if self.meta is not None:
             return self.objective.stacked_parameters(self.population.num_agents)
-        return self._own_alpha
+        if self._copies is None and self.evolution is not None:
+            self._copies = self.evolution.perturbed(self.objective, self._generation)
+        elif self._copies is None:
+            self.give_objectives([self.objective] * self.population.num_agents)
+        assert self._copies is not None
+        return self._copies
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -98,7 +103,7 @@ class Learner:
         """Let every agent of this process descend an objective of its own, frozen. All are of the kind of `objective`."""
         of_agents = [dict(objective.named_parameters()) for objective in objectives]
         device = self.population.device
-        self._own_alpha = {name: torch.stack([p[name].detach() for p in of_agents]).to(device) for name in of_agents[0]}
+        self._copies = {name: torch.stack([p[name].detach() for p in of_agents]).to(device) for name in of_agents[0]}
 
     def update(self, draw: Draw, env_steps: int, critic_step: Callable[[], Any] | None = None) -> None:
         """One update cycle.
@@ -114,7 +119,7 @@ class Learner:
         self.update_critics(draw(num_windows), critic_step)
         if self.num_updates % self.settings.policy_delay == 0:
             self.update_policies(draw(num_windows), self._objective_share(env_steps))
-            self._move_targets()
+            self.population.move_targets(self.settings.target_rate)
             if self.meta is not None:
                 self.update_objective(draw((self.meta.inner.num_steps + 1) * num_windows))
         self.num_updates += 1
@@ -194,7 +199,7 @@ class Learner:
         for name, p in self.objective.named_parameters():
             p.grad = gradient[name]
         self.objective_optimizer.step()
-        self._generation, self._own_alpha = self._generation + 1, None
+        self._generation, self._copies = self._generation + 1, None
 
     def _objective_share(self, env_steps: int) -> Tensor | None:
         """The objective's share p during annealing (paper section 3.3), a scalar.
@@ -208,11 +213,6 @@ class Learner:
         if env_steps >= length and not has_slope:
             return None
         return torch.full((), min(env_steps / length, 1.0), device=self.population.device)
-
-    def _move_targets(self) -> None:
-        flat = self.population.flat
-        for kind in ("policy", "critics"):
-            flat[f"target_{kind}"].lerp_(flat[kind], self.settings.target_rate)
 
     def _policy_moments(self) -> AdamMoments:
         """The moments of the policies' optimizer. They exist, since `update` steps the policies before the objective."""
@@ -284,7 +284,7 @@ class Learner:
             }
         )
         self.num_updates, self._generation = read_count(state, "num_updates"), read_count(state, "generation")
-        self._own_alpha = None
+        self._copies = None
         self._streams.load_state_dict(self.placement.local(state["streams"]))
         device = next(iter(self.population.policy.values())).device
         for name, values in state.get("metrics", {}).items():

@@ -1,5 +1,6 @@
 """Settings of meta-learning, and a container for its parts."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -28,8 +29,8 @@ class MetaSettings:
     annealing_env_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
         if self.gradient not in get_args(GradientRule):
             raise ValueError(f"gradient must be {' or '.join(get_args(GradientRule))}, got {self.gradient!r}")
         if self.annealing_env_steps < 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.common.messages import one_line
 
 CriticChoice = Literal["first", "both"]
 """Which action gradient dQ/da to use: the first critic's, or the mean of both twins. Their errors partly cancel in the mean."""
@@ -260,10 +261,9 @@ def check_loss(objective: Objective) -> None:
         loss = objective.loss(parameters, inputs)
     except Exception as error:  # a user's class may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"its loss raises {type(error).__name__}: {reason} ({Path(place.filename).name}, line {place.lineno}); valid is a loss of "
-            "[P, B, T]"
+            f"its loss raises {type(error).__name__}: {one_line(error)} ({Path(place.filename).name}, line {place.lineno}); "
+            "valid is a loss of [P, B, T]"
         ) from error
     if loss.shape != inputs.reward.shape:
         raise ValueError(

@@ -20,6 +20,7 @@ from metagenrl_pl.objectives.parametric import ParametricObjective
 from metagenrl_pl.objectives.traced import TracedObjective
 
 _NORMALISATION_EPS = 1e-8
+_WRITTEN_OUT = ("loss", "action_gradient", "read", "_of_each_action", "_context")  # methods whose derivatives are
 
 TerminalRule = Literal["after", "before", "input"]
 """How a learned objective reads V(s') of a terminal state, see `LearnedObjective`."""
@@ -134,7 +135,7 @@ class LearnedObjective(ParametricObjective):
     @property
     def _is_written_out(self) -> bool:
         """Whether derivatives are written out by hand: not those of a subclass with another loss or network, which autograd takes."""
-        return all(getattr(type(self), name) is getattr(LearnedObjective, name) for name in ("loss", "read", "_context"))
+        return all(getattr(type(self), name) is getattr(LearnedObjective, name) for name in _WRITTEN_OUT)
 
     def read(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """Outputs of the head for every step, [P, B, T, num_outputs]; undefined where padded."""

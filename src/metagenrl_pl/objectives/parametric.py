@@ -13,13 +13,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from metagenrl_pl.common.files import atomic_write
-from metagenrl_pl.common.messages import read_count
+from metagenrl_pl.common.messages import one_line, read_count
 from metagenrl_pl.config.former import removed_key_message, removed_target_message, update_card, update_options
 from metagenrl_pl.objectives.contract import Objective
 from metagenrl_pl.objectives.pretrained import describe_card, pretrained_path
 
 _FORMAT = "metagenrl_pl.objective.2"
-_FORMAT_WITHOUT_CHECKSUM = "metagenrl_pl.objective.1"  # of 0.1.0, and of the pretrained files
+_FORMAT_WITHOUT_CHECKSUM = "metagenrl_pl.objective.1"  # of 0.1.0, and of two pretrained files
+_HOW_TO_CONSTRUCT = (
+    "valid is a constructor with options and `seed`, which calls super().__init__(option=option, ...) with all JSON options"
+)
 _DEFAULT_CLASS = "metagenrl_pl.objectives.learned.LearnedObjective"  # the class of a file whose card does not name one
 
 
@@ -42,6 +45,22 @@ class ParametricObjective(Objective):
         super().__init__()
         self.architecture = architecture
         self.card: dict[str, Any] = {}
+
+    def fresh(self, seed: int) -> Self:
+        """An objective with the same options and the first parameters that its constructor makes from this seed.
+
+        Raises:
+            ValueError: if `architecture` does not say how to make it, so that files of it could not be read either.
+        """
+        try:
+            json.dumps(self.architecture)
+            other = type(self)(**self.architecture, seed=seed)
+        except TypeError as error:
+            raise ValueError(f"it cannot be made again ({one_line(error)}); {_HOW_TO_CONSTRUCT}") from error
+        shapes, others = ({name: tuple(p.shape) for name, p in each.named_parameters()} for each in (self, other))
+        if differing := sorted(name for name in shapes | others if shapes.get(name) != others.get(name)):
+            raise ValueError(f"made again, its {differing[0]} has another shape; {_HOW_TO_CONSTRUCT}")
+        return other
 
     def save(self, path: Path | str, card: Mapping[str, Any] | None = None) -> None:
         """Write the weights to a safetensors file and the card to a `.json` file with the same stem.
@@ -115,11 +134,14 @@ class ParametricObjective(Objective):
             read_count({"env_steps": 0, **card}, "env_steps")
             objective = kind(**_known_options(kind, card.pop("architecture")))
             objective.load_state_dict(tensors)
+            if wrong := [name for name, parameter in objective.named_parameters() if not parameter.isfinite().all()]:
+                raise ValueError(
+                    f"{wrong[0]} has numbers that are not finite; valid is an objective whose meta-training did not diverge"
+                )
         except ValueError as error:
             raise type(error)(f"{path}: {error}") from error
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: its weights do not fit its card ({reason})") from error
+            raise ValueError(f"{path}: its weights do not fit its card ({one_line(error)})") from error
         card.pop("format")
         objective.card = card
         return objective.requires_grad_(not frozen)

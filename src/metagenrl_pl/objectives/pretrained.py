@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +15,27 @@ class Pretrained(NamedTuple):
     Args:
         name: for `ParametricObjective.pretrained` and `objective.name`.
         training_environments: of its meta-training.
-        scores: of fresh agents by environment, at the end of their training: random actions 0, DDPG/TD3 1.
+        scores: of fresh agents by environment, at the end of their training: random actions 0, DDPG/TD3 1. None where DDPG/TD3 is not
+            above random actions.
+        chosen_by: validation environments, by whose scores it was chosen among objectives of several seeds. They are not unseen.
     """
 
     name: str
     training_environments: tuple[str, ...]
-    scores: Mapping[str, float]
+    scores: Mapping[str, float | None]
+    chosen_by: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        trained = ", ".join(self.training_environments)
-        scores = ", ".join(f"{name} {score:.2f}" for name, score in self.scores.items() if name not in self.training_environments)
-        return f"{self.name}: meta-trained on {trained}; scores in unseen environments: {scores}"
+        known = {*self.training_environments, *self.chosen_by}
+        text = f"{self.name}: meta-trained on {', '.join(self.training_environments)}"
+        text += f"; scores in unseen environments: {self._scores_in([name for name in self.scores if name not in known])}"
+        if self.chosen_by:
+            text += f"; in the validation environments by which it was chosen: {self._scores_in(self.chosen_by)}"
+        return text
+
+    def _scores_in(self, environments: Sequence[str]) -> str:
+        scores = {name: self.scores.get(name) for name in environments}
+        return ", ".join(f"{name} {'-' if score is None else f'{score:.2f}'}" for name, score in scores.items())
 
 
 def list_pretrained() -> list[Pretrained]:
@@ -53,7 +63,9 @@ def describe_card(card: Mapping[str, Any]) -> list[str]:
     if environments := card.get("training_environments"):
         parts.append(f"meta-trained on {', '.join(environments)}")
     if env_steps := card.get("env_steps"):
-        parts.append(f"{env_steps:,} env steps of each of {card.get('num_agents', 'its')} agents")
+        earlier = sum(run.get("env_steps", 0) for run in card.get("earlier", ()))
+        after = f", after {earlier:,} in earlier runs" if earlier else ""
+        parts.append(f"{env_steps:,} env steps of each of {card.get('num_agents', 'its')} agents{after}")
     if length := card.get("window_length"):
         parts.append(f"{card.get('settings', {}).get('agent.num_windows', 'some')} windows of {length} steps")
     return parts
@@ -62,4 +74,4 @@ def describe_card(card: Mapping[str, Any]) -> list[str]:
 def _read_card(path: Path) -> Pretrained:
     card = json.loads(path.read_text())
     scores = {name: score["normalised"] for name, score in card["scores"].items()}
-    return Pretrained(path.stem, tuple(card["training_environments"]), scores)
+    return Pretrained(path.stem, tuple(card["training_environments"]), scores, tuple(card.get("chosen_by", ())))

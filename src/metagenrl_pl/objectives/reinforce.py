@@ -8,9 +8,9 @@ from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 
 def generalised_advantage(inputs: ObjectiveInputs, discount: float, gae_lambda: float) -> Tensor:
-    """GAE(lambda) of every step, [P, B, T] (Schulman et al.
+    """GAE(lambda) of every step, [P, B, T]. It stops at terminal states and after the last valid step.
 
-    2016, eq. 16). Ends at terminal states and after the last valid step.
+    Schulman et al. 2016, equation 16.
     """
     assert inputs.value is not None  # guaranteed by needs_value
     td_error = inputs.reward + discount * inputs.value[..., 1:] * (1 - inputs.terminated) - inputs.value[..., :-1]
