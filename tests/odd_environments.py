@@ -182,6 +182,13 @@ class Large(Sliding):
         return np.full(20_000, self.place, np.float32)
 
 
+class Unclosable(Sliding):
+    """Has lost what it would close."""
+
+    def close(self) -> None:
+        raise OSError("gone")
+
+
 # What follows cannot be learned from.
 
 

@@ -161,6 +161,11 @@ def test_a_module_is_imported_for_its_id(tmp_path: Path, monkeypatch: pytest.Mon
             "low is not below high in its actions, Box([0. 1.], 1.0, (2,), float64)",
         ),
         (
+            lambda: make("Showing-v0", action_space=spaces.Box(-1, 1, (0,))),
+            "observations and 0 actions; valid is at least one of each",
+        ),
+        (lambda: make("Showing-v0", observation_space=spaces.Box(-1, 1, (0,))), "has 0 observations and"),
+        (
             lambda: make("Showing-v0", observation_space=spaces.MultiDiscrete([5, 2])),
             "its observations are MultiDiscrete([5 2]); valid is a Box or Discrete, also in a Dict or Tuple",
         ),

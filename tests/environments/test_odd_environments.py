@@ -131,6 +131,13 @@ def test_a_look_before_the_run_warns(name: str, is_evaluated: bool, message: str
     assert message is None or told[0].startswith(f"environment {name}-v0: {message}")
 
 
+def test_evaluations_have_the_sizes_of_training() -> None:
+    spec = EnvironmentSpec("Counting-v0", evaluation_kwargs={"num_actions": 2})
+    assert len(probe(spec, is_evaluated=False)) == 0
+    with pytest.raises(ValueError, match=r"evaluation_kwargs give 3 observations and 2 actions, not 3 and 1 as in training"):
+        probe(spec, is_evaluated=True)
+
+
 def test_a_time_limit_is_known_or_set() -> None:
     assert Endless.num_steps > MAX_EPISODE_STEPS == episode_limit(EnvironmentSpec("Endless-v0"))
     assert episode_limit(EnvironmentSpec("Endless-v0", max_episode_steps=7)) == 7
@@ -162,3 +169,12 @@ def test_what_an_environment_draws_globally_follows_the_seed(monkeypatch: pytest
 
     for num_workers in (0, 2):
         assert firsts(1, num_workers) == firsts(1, num_workers) != firsts(2, num_workers)
+
+
+def test_an_error_while_closing_costs_nothing() -> None:
+    group = make_group([EnvironmentSpec("Unclosable-v0"), EnvironmentSpec("Sliding-v0")], 0)
+    group.reset(0, 0)
+    with pytest.warns(
+        UserWarning, match=r"environment Unclosable-v0: close failed, OSError: gone \(odd_environments.py, line \d+\)"
+    ):
+        group.close()

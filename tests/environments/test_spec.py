@@ -73,6 +73,15 @@ def test_discrete_observations_are_one_hot() -> None:
         ),
         ({"wrappers": ["gymnasium.wrappers.Nothing"]}, "there is no wrapper gymnasium.wrappers.Nothing; valid is module.Class"),
         ({"wrappers": ["builtins.list"]}, "environment Pendulum-v1[list]: TypeError: "),
+        (
+            {"wrappers": [{"wrapper": "gymnasium.wrappers.ClipReward", "kwargs": 3}]},
+            "kwargs of the wrapper {'wrapper': 'gymnasium.wrappers.ClipReward', 'kwargs': 3} must be a mapping of names to values, got 3",
+        ),
+        (
+            {"action_low": 1, "action_high": 0},
+            "environment Pendulum-v1[action_low=1,action_high=0]: action_low=[1.0] must be below action",
+        ),
+        ({"action_low": float("nan")}, "action_low and action_high must be finite numbers"),
         ({"action_low": [0, 1]}, "action_low and action_high must be numbers, or lists of the shape (1,)"),
         ({"action_low": -9}, "action_low and action_high must lie in its actions, Box(-2.0, 2.0, (1,), float32)"),
         ({"evaluation_kwargs": 3}, "evaluation_kwargs must be a mapping of names to values, got 3"),

@@ -1,5 +1,6 @@
 """Meta-tests in a second process: the same rows as in this one, whatever happens to the other."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 from tiny_runs import tiny_objective, tiny_run, tiny_settings
 
 from callbacks.meta_testing import MetaTest
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation import background
-from metagenrl_pl.evaluation.background import BackgroundTests, can_run_in_background
+from metagenrl_pl.evaluation.background import BackgroundTests, CannotTestThere, can_run_in_background
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, mean_returns, meta_test
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import CriticObjective, Reinforce
+from metagenrl_pl.results.rows import read_rows
 
 APPROACH = EnvironmentSpec("toy_environments:Approach-v0")
 TESTS = {"mine": tiny_objective(), "critic": CriticObjective()}
@@ -55,18 +58,46 @@ def test_the_rows_are_those_of_this_process(started: Any) -> None:
 def test_a_test_that_fails_for_lack_of_time_is_done(started: Any, tmp_path: Path) -> None:
     """Its error is raised here once, and not taken for waiting: `TimeoutError` is also what a slow disk raises."""
 
-    class Slow(CriticObjective):
-        def __reduce__(self) -> Any:
-            return _raise_timeout, ()
-
-    tests = started({"slow": Slow()}, plan(), Resources())
+    tests = started({"slow": Failing()}, plan(), Resources())
     assert tests.is_done("slow", seconds=60)
     with pytest.raises(TimeoutError, match="the disk did not answer"):
         tests.result("slow")
 
 
-def _raise_timeout() -> None:
-    raise TimeoutError("the disk did not answer")
+class Failing(Reinforce):
+    """Fails in its first update in the other process, not where it is checked before."""
+
+    def loss(self, parameters: Any, inputs: Any) -> Any:
+        if multiprocessing.parent_process() is not None:
+            raise TimeoutError("the disk did not answer")
+        return super().loss(parameters, inputs)
+
+
+class Unloadable(Reinforce):
+    """Cannot be handed to another process, or cannot be read there."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+    def __reduce__(self) -> Any:
+        if self.reason == "written":
+            raise AttributeError("a lambda")
+        return _fail, ()
+
+
+def _fail() -> None:
+    raise AttributeError("a lambda")
+
+
+@pytest.mark.parametrize("reason", ["written", "read"])
+def test_an_objective_that_the_other_process_cannot_have(reason: str, started: Any) -> None:
+    tests = started({"odd": Unloadable(reason), "critic": CriticObjective()}, plan(), Resources())
+    assert tests.is_done("odd", seconds=60)
+    tests.check()  # this process can make the test
+    with pytest.raises(CannotTestThere, match="^a lambda$"):
+        tests.result("odd")
+    assert tests.result("critic") and list(tests.finished()) == ["critic"]
 
 
 def test_it_ends_before_its_tests_do_when_it_is_closed(started: Any) -> None:
@@ -79,8 +110,19 @@ def test_it_ends_before_its_tests_do_when_it_is_closed(started: Any) -> None:
 
 
 def test_what_fails_there_is_raised_here(started: Any) -> None:
+    tests = started({"failing": Failing()}, plan(), Resources())
+    assert tests.is_done("failing", seconds=60) and tests.finished() == {}
+    for ask in (tests.check, lambda: tests.result("failing")):
+        with pytest.raises(TimeoutError, match="^the disk did not answer$"):
+            ask()
+
+
+def test_an_environment_that_the_other_process_lacks(started: Any) -> None:
+    """This process may have registered it."""
     tests = started({"critic": CriticObjective()}, plan(specs=[EnvironmentSpec("Nowhere-v0")]), Resources())
-    with pytest.raises(ValueError, match="^environment Nowhere-v0: "):
+    assert tests.is_done("critic", seconds=60)
+    tests.check()
+    with pytest.raises(CannotTestThere, match="^environment Nowhere-v0: "):
         tests.result("critic")
 
 
@@ -92,6 +134,8 @@ def test_its_death_is_noticed(started: Any) -> None:
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(BrokenProcessPool):
         tests.result("critic")
+    tests.check()  # this process can make the test
+    assert tests.finished() == {}
 
 
 def test_it_is_for_long_tests_beside_a_single_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,10 +148,12 @@ def test_it_is_for_long_tests_beside_a_single_process_on_the_cpu(monkeypatch: py
     assert not can_run_in_background(Resources(), 2000)
 
 
-@pytest.mark.parametrize("dies", [False, True])
-def test_a_run_writes_the_same_results_in_the_same_order(dies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the other process dies: then this one makes the tests again."""
-    baselines = {"critic": CriticObjective(), "reinforce": Reinforce()}
+@pytest.mark.parametrize("trouble", [None, "dies", "cannot"])
+def test_a_run_writes_the_same_results_in_the_same_order(
+    trouble: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the other process dies, or cannot make one of the tests: then this one makes them."""
+    baselines = {"critic": CriticObjective(), "reinforce": Unloadable("read") if trouble == "cannot" else Reinforce()}
     environments = [{"id": "toy_environments:Approach-v0"}]
 
     def results(name: str, least: int) -> bytes:
@@ -122,7 +168,7 @@ def test_a_run_writes_the_same_results_in_the_same_order(dies: bool, tmp_path: P
     def remember(self: BackgroundTests, *arguments: Any) -> None:
         begin(self, *arguments)
         made.append(self)
-        if dies:
+        if trouble == "dies":
             while not self._executor._processes:
                 time.sleep(0.01)
             for process in self._executor._processes.values():
@@ -133,6 +179,38 @@ def test_a_run_writes_the_same_results_in_the_same_order(dies: bool, tmp_path: P
     foreground = results("foreground", 10**9)
     assert not made
     assert results("background", 0) == foreground and len(made) == 1
+
+
+class Waiting(pl.Callback):
+    """Goes on when the tests of the other process are done, and stops the run after a batch or not."""
+
+    def __init__(self, method: str, stops: bool) -> None:
+        self.method, self.stops, self.num_batches = method, stops, 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        (tests,) = (callback._background for callback in trainer.callbacks if isinstance(callback, MetaTest))
+        assert tests.is_done(self.method, seconds=60)
+        self.num_batches += 1
+        trainer.should_stop = self.stops
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_takes_what_is_done_before_its_end(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped run keeps the results that are there, and a failure ends a run in its first batch."""
+    monkeypatch.setattr(background, "MIN_ENV_STEPS", 0)
+    monkeypatch.setattr(background, "num_cores", lambda: 2)
+    environments = [{"id": "toy_environments:Approach-v0"}]
+    baselines = {"reinforce": Failing() if fails else Reinforce()}
+    test = MetaTest(str(tmp_path), environments, [0], 20, 10, 1, untrained=False, random=False, baselines=baselines)
+    waiting = Waiting("reinforce", stops=not fails)
+    if fails:
+        with pytest.raises(TimeoutError, match="the disk did not answer"):
+            tiny_run(callbacks=[test, waiting], run_dir=tmp_path)
+    else:
+        tiny_run(callbacks=[test, waiting], run_dir=tmp_path)
+        rows = [row for row in read_rows(tmp_path / "meta_test.csv") if row.method == "reinforce"]
+        assert [row.env_steps for row in rows] == [10, 20]
+    assert waiting.num_batches == 1
 
 
 @pytest.mark.slow

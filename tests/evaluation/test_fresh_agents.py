@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from tiny_runs import tiny_objective, tiny_settings
 from torch import Tensor
 from toy_environments import Counting, Losing
@@ -218,6 +219,10 @@ def test_kept_policies_are_those_of_the_same_networks(tmp_path: Path) -> None:
         load_policies(file, tiny_settings(hidden_units=7), ["toy_environments"])
     with pytest.raises(ValueError, match="holds policies of other agents"):
         load_policies(file, tiny_settings(num_hidden_layers=3), ["toy_environments"])
+    for agents_in_it in ('[{"id": "Pendulum-v1"}]', '[{"number": 1, "size": 2}]', "[3]"):
+        file.write_bytes(save({"x": torch.zeros(1)}, {"method": "name", "agents": agents_in_it}))
+        with pytest.raises(ValueError, match=r"name.safetensors does not say which agents it holds \("):
+            load_policies(file, tiny_settings())
 
 
 def test_a_test_may_be_shorter_than_a_window() -> None:

@@ -449,6 +449,21 @@ def test_what_an_agent_draws_does_not_depend_on_its_neighbours_lives() -> None:
     assert torch.equal(actions((0,), [6]), actions((45, 0), [3, 6]))
 
 
+def test_agents_with_the_same_seed_meet_the_same_episodes_in_every_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = collect(counting(3), counting(7), seeds=[5, 5], random_env_steps=10, lifetimes=Lifetimes(20, 10, (0, 0)))
+    reset, seeds = collector.environments.reset, ([], [])  # type: ignore[var-annotated]
+
+    def remember(agent: int, seed: int) -> np.ndarray:
+        seeds[agent].append((collector.env_steps // 20, seed))
+        return reset(agent, seed)
+
+    monkeypatch.setattr(collector.environments, "reset", remember)
+    steps(collector, 60)
+    short, long = ([seed for life, seed in met if life == 2] for met in seeds)
+    assert 1 < len(long) < len(short) and long == short[: len(long)]
+    assert all(len(set(met)) == len(met) for met in seeds)  # no episode twice
+
+
 def test_a_resume_goes_on_with_the_lives() -> None:
     def made() -> Collector:
         return collect(counting(), counting(9), random_env_steps=10, lifetimes=Lifetimes(50, warmup=10, offsets=(0, 25)))

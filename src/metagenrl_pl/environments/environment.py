@@ -51,6 +51,11 @@ class Environment:
         self._middle, self._half_range = (high + low) / 2, (high - low) / 2
         self.observation_size = int(spaces.flatdim(observation_space))
         self.action_size = int(self._middle.size)
+        if not self.observation_size or not self.action_size:
+            raise ValueError(
+                f"environment {spec.name}: has {self.observation_size} observations and {self.action_size} actions; valid is at least "
+                "one of each"
+            )
         self._num_steps = 0  # steps of the current episode, for error messages
 
     def reset(self, seed: int) -> np.ndarray:
@@ -131,8 +136,11 @@ class Environment:
         return picture
 
     def close(self) -> None:
-        """Release the environment's resources, such as windows and simulators."""
-        self._env.close()
+        """Release the environment's resources, such as windows and simulators. An error there is a warning: no result depends on it."""
+        try:
+            self._env.close()
+        except (Exception, SystemExit) as error:
+            warnings.warn(f"environment {self.spec.name}: close failed, {describe_error(error)}", stacklevel=2)
 
     def _fail(self, error: BaseException) -> NoReturn:
         method, when = ("step", f"in step {self._num_steps} of an episode") if self._num_steps else ("reset", "at a reset")
@@ -202,10 +210,15 @@ def _bounded(space: spaces.Box, spec: EnvironmentSpec) -> spaces.Box:
         raise ValueError(
             f"environment {spec.name}: action_low and action_high must be numbers, or lists of the shape {space.shape}"
         ) from error
+    given = [value for value in (spec.action_low, spec.action_high) if value is not None]
+    if not all(np.isfinite(np.asarray(value, np.float64)).all() for value in given):
+        raise ValueError(f"environment {spec.name}: action_low and action_high must be finite numbers")
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(
             f"environment {spec.name}: its actions are unbounded, {space}; valid is a bounded Box, or action_low, action_high"
         )
+    if not (low < high).all():
+        raise ValueError(f"environment {spec.name}: action_low={low.tolist()} must be below action_high={high.tolist()}")
     if (low < space.low).any() or (high > space.high).any():
         raise ValueError(f"environment {spec.name}: action_low and action_high must lie in its actions, {space}")
     return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), space.shape, space.dtype.type)

@@ -38,6 +38,16 @@ def probe(spec: EnvironmentSpec, is_evaluated: bool) -> list[str]:
         first, outside = _begin_episode(environment)
         second, _ = _begin_episode(environment)
         limit = environment.time_limit
+    if is_evaluated and spec.evaluation_kwargs:
+        with closing(Environment(spec.for_evaluation)) as evaluated:
+            if (sizes := (evaluated.observation_size, evaluated.action_size)) != (
+                environment.observation_size,
+                environment.action_size,
+            ):
+                raise ValueError(
+                    f"environment {spec.name}: evaluation_kwargs give {sizes[0]} observations and {sizes[1]} actions, not "
+                    f"{environment.observation_size} and {environment.action_size} as in training"
+                )
     if outside:
         warnings.append(f"environment {spec.name}: {outside}; agents learn from it as it is")
     if len(first) != len(second) or any(not np.array_equal(one, other) for one, other in zip(first, second, strict=True)):

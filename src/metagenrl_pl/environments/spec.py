@@ -52,6 +52,11 @@ class EnvironmentSpec:
                 raise ValueError(
                     f"environment {self.id}: the wrapper {wrapper!r} must be module.Class, or a mapping with the keys wrapper, kwargs"
                 )
+            kwargs = split_wrapper(wrapper)[1]
+            if not isinstance(kwargs, Mapping):
+                raise ValueError(
+                    f"environment {self.id}: kwargs of the wrapper {wrapper!r} must be a mapping of names to values, got {kwargs!r}"
+                )
         if not self.name:
             object.__setattr__(self, "name", self._describe())  # frozen
 

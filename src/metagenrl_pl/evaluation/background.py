@@ -11,15 +11,18 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
 from multiprocessing.synchronize import Event
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from metagenrl_pl.common.machine import draw_seed, keep_freed_memory, num_cores, seed_global_generators
+from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.signals import end_with, install_handler
+from metagenrl_pl.environments.environment import Environment
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, mean_returns, meta_test
 from metagenrl_pl.learning.compiling import ignore
 from metagenrl_pl.learning.cycle import Resources
@@ -34,6 +37,10 @@ def can_run_in_background(resources: Resources, num_env_steps: int) -> bool:
     """Whether a second process should make meta-tests of so many env steps: on the CPU, beside a run of one process, on a free core."""
     is_on_cpu = torch.device(resources.device).type == "cpu"
     return is_on_cpu and resources.world_size == 1 and num_cores() > 1 and num_env_steps >= MIN_ENV_STEPS
+
+
+class CannotTestThere(Exception):
+    """The second process cannot make a test that this one can: it lacks an environment or the class of an objective."""
 
 
 class BackgroundTests:
@@ -60,11 +67,19 @@ class BackgroundTests:
         shared = (self._stop, self._done, self._newest, draw_seed(), *of_torch)
         self._executor = ProcessPoolExecutor(1, context, _prepare, shared)
         resources = replace(resources, notify=ignore)  # two processes would write over each other's lines
-        # Pickled here: the pool's own pickler would hand tensors over as shared memory, which needs both processes to be alive.
-        self._results: dict[str, Future[list[MetaTestRow]]] = {
-            method: self._executor.submit(_test, pickle.dumps((index, method, objective, plan, resources)))
+        self._results = {
+            method: self._submit((index, method, objective, plan, resources))
             for index, (method, objective) in enumerate(tests.items())
         }
+
+    def _submit(self, arguments: tuple[Any, ...]) -> Future[list[MetaTestRow]]:
+        try:
+            # Pickled here: the pool's own pickler would hand tensors over as shared memory, which needs both processes to be alive.
+            return self._executor.submit(_test, pickle.dumps(arguments))
+        except Exception as error:  # an objective's own methods may raise anything
+            failed: Future[list[MetaTestRow]] = Future()
+            failed.set_exception(CannotTestThere(one_line(error)))
+            return failed
 
     @property
     def env_steps(self) -> int:
@@ -89,11 +104,24 @@ class BackgroundTests:
         """Whether a test is done, or has failed, after so many seconds at most."""
         return bool(wait([self._results[method]], seconds).done)
 
+    def check(self) -> None:
+        """Raise what a test that has failed raised, unless this process can make it: the other one has died, or lacks something."""
+        for future in self._results.values():
+            error = future.exception() if future.done() and not future.cancelled() else None
+            if error is not None and not isinstance(error, BrokenProcessPool | CannotTestThere):
+                raise error
+
+    def finished(self) -> dict[str, list[MetaTestRow]]:
+        """The results that are there so far, by method."""
+        done = {method: future for method, future in self._results.items() if future.done() and not future.cancelled()}
+        return {method: future.result() for method, future in done.items() if future.exception() is None}
+
     def result(self, method: str) -> list[MetaTestRow]:
         """What `meta_test` returns for a method. Waits for it.
 
         Raises:
             BrokenProcessPool: if the other process has died.
+            CannotTestThere: see the class.
         """
         return self._results[method].result()
 
@@ -133,7 +161,12 @@ def _prepare(
 
 
 def _test(pickled: bytes) -> list[MetaTestRow]:
-    index, method, objective, plan, resources = pickle.loads(pickled)
+    try:
+        index, method, objective, plan, resources = pickle.loads(pickled)
+        for spec in plan.specs:
+            Environment(spec).close()
+    except Exception as error:
+        raise CannotTestThere(one_line(error)) from error
     before = _done.value
 
     def report(env_steps: int) -> None:

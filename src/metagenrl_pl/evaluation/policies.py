@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from metagenrl_pl.agents.population import AgentSettings, Population
 from metagenrl_pl.common.files import atomic_write
+from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.config.trust import check_foreign
 from metagenrl_pl.environments.environment import EnvironmentSets, EnvironmentSpec
@@ -77,8 +78,11 @@ def load_policies(path: Path, settings: AgentSettings, trusted: Collection[str] 
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no policies of a meta-test") from error
     check_foreign({"env": {"test": agents}}, {"env": EnvironmentSets}, trusted)
-    numbers = [agent.pop("number") for agent in agents]
-    specs = [EnvironmentSpec(**agent) for agent in agents]
+    try:
+        numbers = [agent.pop("number") for agent in agents]
+        specs = [EnvironmentSpec(**agent) for agent in agents]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not say which agents it holds ({one_line(error)})") from error
     population = Population(sizes_of(specs), [0] * len(specs), settings)
     shapes = ({name: tuple(p.shape) for name, p in tensors.items()} for tensors in (policies, population.policy))
     if differing := [f"{name}: {found}, not {own}" for name, found, own in _differences(*shapes)]:

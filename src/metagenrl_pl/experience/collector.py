@@ -17,7 +17,7 @@ from metagenrl_pl.experience.replay import Replay
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The seed of the environment's reset for an agent's episode, counted from 0."""
+    """The seed of the environment's reset for an agent's episode with this number."""
     return derive_seed(seed, "episode", episode) % 2**31  # some environments accept 32-bit seeds only
 
 
@@ -69,7 +69,7 @@ class Collector:
         self._observation = np.zeros((num_agents, replay.observation_size), np.float32)
         self._action = torch.zeros(num_agents, replay.action_size)  # of the current step
         self._action_copied: torch.cuda.Event | None = None  # pending while a GPU copies `_action` to the CPU
-        self._num_episodes = [0] * num_agents
+        self._num_episodes = [0] * num_agents  # the number of the next episode
         self._episode_return = [0.0] * num_agents
         self._episode_actions: list[list[np.ndarray]] = [[] for _ in range(num_agents)]
         self._is_open = False
@@ -109,12 +109,16 @@ class Collector:
 
     def _start_lives(self) -> None:
         """Begin the lives that are due at this step, and replace the networks of agents whose warm-up ends (see `Lifetimes`)."""
+        lives = self._lifetimes.life(self.env_steps)
         for agent in self._lifetimes.starting(self.env_steps):
+            assert self._lifetimes.length is not None  # or no life would start
+            # Episodes of a life have numbers of its own, above those of the lives before, which have one a step at most. So agents with
+            # the same seed meet the same episodes in every life, however many they had before (evolution compares such agents).
+            self._num_episodes[agent] = int(lives[agent]) * (self._lifetimes.length + 1)
             self._begin_episode(agent)  # the old agent's open episode counts as truncated
             self.recent_returns[agent].clear()
         for agent in self._lifetimes.ending_warmup(self.env_steps):
-            life = int(self._lifetimes.life(self.env_steps)[agent])
-            self._renew(agent, derive_seed(self._seeds[agent], "life", life))
+            self._renew(agent, derive_seed(self._seeds[agent], "life", int(lives[agent])))
             self.replay.keep_newest(agent, self._lifetimes.warmup)
 
     def end_step(self) -> None:

@@ -125,7 +125,7 @@ class Replay:
         self.head = np.full(num_agents, -1, np.int64)  # slot of the current observation, before taking the modulus
         self.count = np.zeros(num_agents, np.int64)  # steps ever stored: the next ordinal
         self.oldest = np.zeros(num_agents, np.int64)  # first ordinal that is still stored
-        # Its episode, counted from the first ever; updated only when needed.
+        # Episode of that step, counted from the first ever, or an earlier one (see `_forget_overwritten`).
         self._oldest_episode = np.zeros(num_agents, np.int64)
         self._num_dropped = np.zeros(num_agents, np.int64)  # episodes that were removed from the left of `_starts`
         self._num_starts = np.zeros(num_agents, np.int64)
@@ -247,7 +247,12 @@ class Replay:
         self._device_starts = torch.from_numpy(starts).to(self.device)
 
     def _forget_overwritten(self, agent: int) -> None:
-        """Advance `oldest` past steps whose slots have been overwritten."""
+        """Advance `oldest` past steps whose slots have been overwritten.
+
+        The slot of a step is its ordinal plus the number of its episode. `keep_newest` advances `oldest` alone, so `_oldest_episode`
+        may lag behind, and the sum is a lower bound of the slot. Then the loop advances the episode first, and a step is dropped only
+        when that has caught up.
+        """
         while self.oldest[agent] + self._oldest_episode[agent] <= self.head[agent] - self.capacity:
             if self.oldest[agent] < self._starts[agent, self._oldest_episode[agent] - self._num_dropped[agent] + 1]:
                 self.oldest[agent] += 1
