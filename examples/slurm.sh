@@ -11,10 +11,11 @@
 source .venv/bin/activate
 run_dir=runs/slurm_${SLURM_JOB_ID}
 
+# If one process fails, srun ends the others, which would wait for it.
 # A requeued job has the same number, so it resumes from its newest checkpoint.
 if compgen -G "$run_dir/checkpoints/env_steps_*.ckpt" >/dev/null; then
-    srun python train.py ckpt_path="$run_dir" trainer.devices=4 trainer.num_nodes=2 env_workers=11
+    srun --kill-on-bad-exit=1 python train.py ckpt_path="$run_dir" trainer.devices=4 trainer.num_nodes=2 env_workers=11
 else
-    srun python train.py experiment=paper/lunar_cheetah population.size=64 run_dir="$run_dir" \
+    srun --kill-on-bad-exit=1 python train.py experiment=paper/lunar_cheetah population.size=64 run_dir="$run_dir" \
         trainer.accelerator=gpu trainer.devices=4 trainer.num_nodes=2 trainer.strategy=ddp env_workers=11
 fi

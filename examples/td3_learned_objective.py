@@ -1,6 +1,6 @@
 """TD3 in one file whose actor descends a learned objective.
 
-    pip install metagenrl-pl "gymnasium[mujoco]"
+    pip install /path/to/clone "gymnasium[mujoco]"
     python examples/td3_learned_objective.py [--env-id Hopper-v5] [--objective light | objective.safetensors] [--total-timesteps 40000]
 
 Lines that differ from TD3 end in `# learned`: a buffer that draws windows, and the actor's loss. The defaults are those that the

@@ -157,6 +157,21 @@ def test_padding_reaches_neither_policy_nor_critics() -> None:
         ({"action_high": float("inf")}, "action_low=-1.0, action_high=inf: valid are finite bounds"),
         ({"action_high": -1.0}, "action_low=-1.0, action_high=-1.0: valid"),
         ({"action_low": 1.0, "action_high": -1.0}, "action_low=1.0, action_high=-1.0: valid"),
+        (
+            {"action_low": [-1.0] * 3, "action_high": [1.0] * 3},
+            r"action_low=\[-1.0, -1.0, -1.0\], .* valid are numbers, or 1 of them",
+        ),
+        (
+            {"critics": [lambda states, action: (action,)]},
+            r"critics: a critic gives a tuple for 8 states; valid is a tensor of \[N\]",
+        ),
+        ({"critics": [lambda states, action: states.repeat(1, 2)]}, r"critics: a critic gives the shape \(8, 2\) for 8 states"),
+        ({"critics": [lambda states, action: states[:, 0]]}, "critics: their values do not depend on the action"),
+        (
+            {"critics": [torch.no_grad()(lambda states, action: action[:, 0])]},
+            "critics: their values do not depend on the action",
+        ),
+        ({"windows": (1, 2)}, "windows=tuple: valid is a WindowBatch, as WindowBuffer.sample gives"),
         ({"policy": lambda states: states[:, :1].float()}, "policy_action is torch.float32; valid is torch.float64"),
     ],
 )

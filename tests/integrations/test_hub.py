@@ -60,12 +60,15 @@ def test_its_page_has_metadata_use_and_scores(hub: Any) -> None:
     results = {result["dataset"]["name"]: result["metrics"][0]["value"] for result in metadata["model-index"][0]["results"]}
     assert results["Hopper-v5"] == 281.8
     assert page.startswith("# light\n") and 'from_hub("me/light")' in page
-    assert "| Hopper-v5 | unseen | 281.8 | 1.18 |" in page and "| Pendulum-v1 | training | -142.5 | 1.01 |" in page
+    assert "| Hopper-v5 | unseen | 281.8 | 1.18 |" in page and "| Pendulum-v1 | training | -151.0 | 1.0 |" in page
 
 
 def test_an_objective_without_scores_has_a_page(hub: Any) -> None:
     page = hub.model_card(LearnedMixture(hidden_units=2), "me/new")
     assert "It has not been scored." in page and "model-index" not in page
+    objective = LearnedMixture(hidden_units=2)
+    objective.card = {"scores": {"Hopper-v5": {"return": 3.0, "normalised": None}}}  # where DDPG/TD3 is not above random actions
+    assert "| Hopper-v5 | unseen | 3.0 | - |" in hub.model_card(objective, "me/new")
 
 
 def test_failures_are_one_line(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from metagenrl_pl.integrations.actor import actor_loss, find_objective
 from metagenrl_pl.integrations.sb3 import LearnedTD3, WindowReplayBuffer
-from metagenrl_pl.objectives import CriticObjective, Objective
+from metagenrl_pl.objectives import CriticObjective, LearnedMixture, Objective
 
 Make = Callable[..., LearnedTD3]
 SMALL: dict[str, Any] = {
@@ -268,3 +268,25 @@ def test_the_logged_loss_of_critics_is_the_mean_over_updates() -> None:
         model.train(5, 16)
         losses.append(model.logger.name_to_value["train/critic_loss"])
     assert losses[0] == pytest.approx(losses[1])
+
+
+class Unreadable(CriticObjective):
+    """An objective whose file cannot be read elsewhere."""
+
+    def __reduce__(self) -> Any:
+        return _gone, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Unreadable":
+        return Unreadable()
+
+
+def _gone() -> None:
+    raise AttributeError("no such class any more")
+
+
+def test_a_model_whose_objective_cannot_be_read_does_not_go_on_with_another(tmp_path: Path) -> None:
+    make(objective=Unreadable()).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"the objective in the file cannot be read here \(.*no such class any more\); valid is"):
+        LearnedTD3.load(tmp_path / "model", pendulum(), device="cpu")
+    model = LearnedTD3.load(tmp_path / "model", pendulum(), device="cpu", custom_objects={"objective": "mixture"})
+    assert isinstance(model.objective, LearnedMixture)

@@ -74,3 +74,23 @@ def test_mistakes_are_one_line() -> None:
         filled(5, 5).sample(2, 0)
     with pytest.raises(ValueError, match="capacity=0, num_envs=1: valid are positive"):
         WindowBuffer(0, (3,), (1,))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "named"),
+    [
+        ("observation", [[0, 0, np.nan], [0, 0, 0]], "observation holds nan; valid are finite numbers"),
+        ("reward", [0, -np.inf], "reward holds -inf; valid are finite numbers"),
+        ("action", [[0, 0]], r"action has the shape \(1, 2\); valid is \(2, 1\)"),  # as many numbers, for other environments
+        ("truncated", False, r"truncated has the shape \(\); valid is \(2,\)"),
+    ],
+)
+def test_a_step_that_cannot_be_learned_from_is_refused_and_not_stored(argument: str, value: object, named: str) -> None:
+    buffer, zeros, no = WindowBuffer(5, (3,), (1,), num_envs=2), np.zeros((2, 3)), np.zeros(2, bool)
+    step = {"observation": zeros, "action": zeros[:, :1], "reward": zeros[:, 0], "next_observation": zeros}
+    step |= {"terminated": no, "truncated": no}
+    with pytest.raises(ValueError, match=named):
+        buffer.add(**step | {argument: np.array(value)})  # type: ignore[arg-type]
+    assert len(buffer) == 0
+    buffer.add(**step)  # type: ignore[arg-type]
+    assert len(buffer) == 1

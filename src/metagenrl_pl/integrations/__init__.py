@@ -1,7 +1,7 @@
 """Learned objectives in other people's training loops.
 
-`WindowBuffer` and `actor_loss` are for any PyTorch loop. `sb3` has TD3 of Stable-Baselines3 with a learned objective, and is imported
-by itself, since it needs that package.
+`WindowBuffer` and `actor_loss` are for any PyTorch loop. `sb3`, `torchrl` and `hub` are for these libraries. Each needs its own, so it is
+imported by itself.
 """
 
 from metagenrl_pl.integrations.actor import actor_loss, find_objective, meta_trained_with

@@ -39,13 +39,20 @@ def actor_loss(
         action_low, action_high: bounds of the environment's actions, numbers or arrays of [A]. The objective sees actions in [-1, 1].
 
     Raises:
-        ValueError: if there is no critic, an argument is something else, or a bound is not finite or not below the other one.
+        ValueError: if there is no critic or its values have another shape, an argument is something else, or a bound is not finite,
+            not below the other one or of another shape.
     """
     critics = _check(objective, critics)
+    if not isinstance(windows, WindowBatch):
+        raise ValueError(f"windows={type(windows).__name__}: valid is a WindowBatch, as WindowBuffer.sample gives")
     real = valid_states(windows.valid) > 0  # [B, T + 1], with the state after the last step, which has a value, too
     states = windows.states[real]  # padding would spoil the statistics of batch normalisation
     action = policy(states)
     low, high = (torch.as_tensor(bound, dtype=action.dtype, device=action.device) for bound in (action_low, action_high))
+    if any(bound.shape not in ((), (1,), action.shape[1:]) for bound in (low, high)):
+        raise ValueError(
+            f"action_low={action_low}, action_high={action_high}: valid are numbers, or {action.shape[1]} of them, one for each action"
+        )
     middle, half = (high + low) / 2, (high - low) / 2
     if not bool((half.isfinite() & (half > 0)).all()):
         raise ValueError(f"action_low={action_low}, action_high={action_high}: valid are finite bounds, low ones below high ones")
@@ -103,12 +110,26 @@ def _value_and_slope(
         if not objective.needs_value:
             return None, None
         with torch.no_grad():  # a constant in the objective
-            return critics[0](states, action).flatten(), None
+            return _values_of(critics[0], states, action), None
     with torch.enable_grad():
         leaf = action.detach().requires_grad_()  # so the gradient is that of the critics alone
-        values = [critic(states, leaf).flatten() for critic in critics]
-        (slope,) = torch.autograd.grad(torch.stack(values).mean(0).sum(), leaf)
+        values = [_values_of(critic, states, leaf) for critic in critics]
+        mean = torch.stack(values).mean(0).sum()
+        (slope,) = torch.autograd.grad(mean, leaf, allow_unused=True) if mean.requires_grad else (None,)
+        if slope is None:
+            raise ValueError(
+                "critics: their values do not depend on the action; valid are critics of states and actions, not detached"
+            )
     return (values[0].detach() if objective.needs_value else None), slope
+
+
+def _values_of(critic: Critic, states: Tensor, action: Tensor) -> Tensor:
+    """Q(s, a), [N]."""
+    value = critic(states, action)
+    if not isinstance(value, Tensor) or value.numel() != len(states):
+        found = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"critics: a critic gives {found} for {len(states)} states; valid is a tensor of [N] or [N, 1]")
+    return value.flatten()
 
 
 class MetaTrainedWith(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.objectives import ParametricObjective
 
 try:
@@ -43,7 +44,7 @@ def push_to_hub(objective: ParametricObjective, repo_id: str, *, private: bool =
             api.create_repo(repo_id, private=private, exist_ok=True)
             done = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload an objective of metagenrl-pl")
         except Exception as error:  # versions of the Hub's client raise those of different HTTP libraries
-            raise ValueError(f"{repo_id}: cannot be uploaded ({_one_line(error)})") from error
+            raise ValueError(f"{repo_id}: cannot be uploaded ({one_line(error)})") from error
     return str(done.commit_url)
 
 
@@ -61,7 +62,7 @@ def from_hub(repo_id: str, *, revision: str | None = None, token: str | None = N
     try:
         path = huggingface_hub.hf_hub_download(repo_id, _FILE, revision=revision, token=token)
     except Exception as error:
-        raise ValueError(f"{repo_id}: no {_FILE} could be downloaded ({_one_line(error)})") from error
+        raise ValueError(f"{repo_id}: no {_FILE} could be downloaded ({one_line(error)})") from error
     return ParametricObjective.load(path)
 
 
@@ -78,10 +79,10 @@ def model_card(objective: ParametricObjective, repo_id: str) -> str:
     if not scores:
         del metadata["model-index"]
     trained = card.get("training_environments") or []
-    rows = [
-        f"| {environment} | {'training' if environment in trained else 'unseen'} | {score['return']} | {score.get('normalised', '-')} |"
-        for environment, score in scores.items()
-    ]
+    rows = []
+    for environment, score in scores.items():
+        kind, normalised = "training" if environment in trained else "unseen", score.get("normalised")
+        rows.append(f"| {environment} | {kind} | {score['return']} | {'-' if normalised is None else normalised} |")
     table = ["| environment | | return | score |", "|---|---|---|---|", *rows] if rows else ["It has not been scored."]
     lines = [
         "---",
@@ -116,7 +117,3 @@ def _result(environment: str, score: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": {"name": environment, "type": environment},
         "metrics": [{"type": "mean_reward", "value": score["return"], "name": "mean return of fresh agents"}],
     }
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """TD3 of Stable-Baselines3 whose actor descends a learned objective."""
 
 import copy
+import warnings
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.integrations.actor import actor_loss, find_objective, meta_trained_with
 from metagenrl_pl.integrations.windows import WindowBatch, draw_windows, gather_windows
 from metagenrl_pl.objectives import Objective
@@ -76,8 +78,9 @@ class WindowReplayBuffer(ReplayBuffer):
             self.next_observations,
             self.actions,
             self.rewards,
-            self.dones * (1 - self.timeouts),
+            self.dones,
             self.device,
+            truncated=self.timeouts,
             **normalize,
         )
 
@@ -208,6 +211,23 @@ class LearnedTD3(TD3):
     ) -> Self:
         """As in TD3."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Self:
+        """As in TD3.
+
+        Raises:
+            ValueError: if the file's objective cannot be read here, such as one that was given on a GPU that is not there.
+        """
+        with warnings.catch_warnings():  # Stable-Baselines3 would warn, and the model would go on with the default objective
+            warnings.filterwarnings("error", "Could not deserialize object objective")
+            try:
+                return super().load(*args, **kwargs)
+            except UserWarning as warning:
+                raise ValueError(
+                    f"the objective in the file cannot be read here ({one_line(warning)}); valid is "
+                    "custom_objects={'objective': ...} with the name of a pretrained one, a file or an objective"
+                ) from warning
 
     def load_replay_buffer(self, *args: Any, **kwargs: Any) -> None:
         """As in TD3.

@@ -89,8 +89,12 @@ def gather_windows(
     device: torch.device | str,
     normalize_observations: Normalize = lambda observations: observations,
     normalize_rewards: Normalize = lambda rewards: rewards,
+    truncated: np.ndarray | None = None,
 ) -> WindowBatch:
-    """The windows at `index` as tensors. All arrays are `[C, N, ...]`. Only what was drawn is normalised."""
+    """The windows at `index` as tensors. All arrays are `[C, N, ...]`. Only what was drawn is computed with.
+
+    With `truncated`, `terminated` holds both kinds of ends.
+    """
     where = index.slot, index.environment[:, None]
     length = index.valid.sum(1)
     states = np.concatenate([observations[where], next_observations[index.slot[:, -1], index.environment][:, None]], 1)
@@ -103,7 +107,8 @@ def gather_windows(
         padded = steps * index.valid.reshape(*index.valid.shape, *(1,) * (steps.ndim - 2))
         return torch.as_tensor(padded.astype(np.float32), device=device)
 
-    steps = tensor(actions[where]), tensor(normalize_rewards(rewards[where])), tensor(terminated[where])
+    is_terminal = terminated[where] if truncated is None else terminated[where] * (1 - truncated[where])
+    steps = tensor(actions[where]), tensor(normalize_rewards(rewards[where])), tensor(is_terminal)
     return WindowBatch(torch.as_tensor(states, device=device), *steps, torch.as_tensor(index.valid, device=device).float())
 
 
@@ -166,17 +171,23 @@ class WindowBuffer:
             next_observation: after the step, [N, ...]; of an ended episode its last one, not the first one of the next episode.
             terminated: whether the episode ended in a terminal state, [N]. The value of that state is 0.
             truncated: whether it ended otherwise, such as by a time limit, [N]. The value of the last state counts.
+
+        Raises:
+            ValueError: if an array has another shape, or holds a number that is not finite; the step is not stored.
         """
+        steps = [
+            ("observation", self._observations, observation),
+            ("action", self._actions, action),
+            ("reward", self._rewards, reward),
+            ("next_observation", self._next_observations, next_observation),
+            ("terminated", self._terminated, terminated),
+            ("truncated", self._ends, truncated),
+        ]
+        checked = [(array, _checked(name, value, array.shape[1:])) for name, array, value in steps]
         slot = self._num_added % self.capacity
-        for array, value in (
-            (self._observations, observation),
-            (self._actions, action),
-            (self._rewards, reward),
-            (self._next_observations, next_observation),
-            (self._terminated, terminated),
-        ):
-            array[slot] = np.asarray(value).reshape(array.shape[1:])
-        self._ends[slot] = np.logical_or(terminated, truncated)
+        for array, value in checked:
+            array[slot] = value
+        self._ends[slot] |= self._terminated[slot] > 0  # the end of an episode either way
         self._num_added += 1
 
     def sample(self, num_windows: int, window_length: int = 1) -> WindowBatch:
@@ -196,3 +207,14 @@ class WindowBuffer:
             self._terminated,
             self.device,
         )
+
+
+def _checked(name: str, value: np.ndarray | float, shape: tuple[int, ...]) -> np.ndarray:
+    """A step's numbers of all environments, [N, ...]."""
+    array = np.asarray(value, np.float32)
+    if array.shape != shape and not (shape[0] == 1 and array.shape == shape[1:]):
+        alternative = f" or {shape[1:]}" if shape[0] == 1 else ""
+        raise ValueError(f"{name} has the shape {array.shape}; valid is {shape}{alternative}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds {array[~np.isfinite(array)][0]}; valid are finite numbers")
+    return array.reshape(shape)
