@@ -21,7 +21,6 @@ from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.origin import meta_training_settings
 from metagenrl_pl.results.provenance import commit
 from metagenrl_pl.training.checkpoint_io import unused_replay_folder
-from metagenrl_pl.training.csv_logger import RunCSVLogger
 from metagenrl_pl.training.datamodule import MacroBatch
 
 
@@ -57,13 +56,9 @@ class RunCheckpoint(Checkpoint):
         return self.stop_requested or self._any_signal
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Install signal handlers. After a resume, also remove metrics from after the checkpoint, since they are logged again."""
+        """Install signal handlers."""
         self._is_complete = is_last(trainer)  # a resume at the end of the run: only meta-tests are left
         self._former_handlers = install_handler(self._stop)
-        if env_steps := env_steps_of(trainer):
-            for logger in trainer.loggers:
-                if isinstance(logger, RunCSVLogger):
-                    logger.keep_until(env_steps)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._is_saved:  # the run is ending; a signal that came later does not change how
@@ -145,6 +140,10 @@ def stop_requested(trainer: pl.Trainer) -> bool:
     return any(isinstance(callback, RunCheckpoint) and callback.stop_requested for callback in callbacks)
 
 
+_OF_A_RUN = ("training_environments", "num_agents", "env_steps", "window_length", "seed", "commit")
+"""What the card of an objective that was trained further says of each earlier run."""
+
+
 class ObjectiveExport(pl.Callback):
     """Writes `<run_dir>/objective.safetensors` with its card at a fixed interval, with every checkpoint, and when the run ends or stops.
 
@@ -160,25 +159,36 @@ class ObjectiveExport(pl.Callback):
     """
 
     def __init__(self, run_dir: str, every_env_steps: int | None = None, keep_stages: bool = False) -> None:
-        check_interval("every_env_steps", every_env_steps)
+        check_interval("every_env_steps", every_env_steps, ", or null for never")
         self._run_dir, self._every, self._keep_stages = Path(run_dir), every_env_steps, keep_stages
         self._exported_at: int | None = None  # env steps of the newest file
+        self._earlier: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write a frozen objective. Forget what was said of one that is trained further."""
+        """Write a frozen objective. Of one that is trained further, keep how it was made so far, and forget its scores."""
         learner = agents_of(trainer).learner
         if learner.is_meta_training and isinstance(learner.objective, ParametricObjective):
-            for former in ("scores", "made_by"):
-                learner.objective.card.pop(former, None)
+            card = learner.objective.card
+            for former in ("scores", "made_by", "chosen_by"):
+                card.pop(former, None)
+            if "env_steps" in card:
+                self._earlier = [*card.get("earlier", ()), {key: card[key] for key in _OF_A_RUN if key in card}]
         if trainer.is_global_zero and not learner.is_meta_training and isinstance(learner.objective, ParametricObjective):
             learner.objective.save(self._run_dir / "objective.safetensors")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Write a meta-learned objective after the interval and at the end."""
+        """Write a meta-learned objective after the interval and at the end. Only the last file has to be written."""
         if is_due(self._every, env_steps_of(trainer), batch) or is_last(trainer):
-            self._export(trainer, self._keep_stages)
+            try:
+                self._export(trainer, self._keep_stages)
+            except Exception as error:
+                if is_last(trainer) or not is_unwritable(error, self._run_dir):
+                    raise
+                rank_zero_warn(
+                    f"the objective at {env_steps_of(trainer):,} env steps could not be written ({why_unwritable(error)})"
+                )
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the objective of this checkpoint, whichever callback saves it."""
@@ -193,7 +203,7 @@ class ObjectiveExport(pl.Callback):
         objective = learner.objective
         if not trainer.is_global_zero or not learner.is_meta_training or not isinstance(objective, ParametricObjective):
             return
-        card = self._card(trainer)
+        card = {**self._card(trainer), **({"earlier": self._earlier} if self._earlier else {})}
         if self._exported_at != env_steps:
             objective.save(self._run_dir / "objective.safetensors", card)
             self._exported_at = env_steps

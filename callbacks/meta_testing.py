@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.group import layouts_of
-from metagenrl_pl.evaluation.background import BackgroundTests, can_run_in_background
+from metagenrl_pl.evaluation.background import BackgroundTests, CannotTestThere, can_run_in_background
 from metagenrl_pl.evaluation.fresh_agents import (
     MetaTestPlan,
     MetaTestStopped,
@@ -91,8 +90,8 @@ class MetaTest(pl.Callback):
             ("evaluate_every_env_steps", evaluate_every_env_steps),
             ("num_episodes", num_episodes),
         ):
-            check_interval(name, value, "")
-        check_interval("every_env_steps", every_env_steps)
+            check_interval(name, value)
+        check_interval("every_env_steps", every_env_steps, ", or null for never")
         if seeds is not None and not seeds:
             raise ValueError("seeds must name at least one seed, or be null for those of the run's agents, got []")
         if len(set(seeds or ())) < len(seeds or ()):
@@ -115,6 +114,7 @@ class MetaTest(pl.Callback):
         self._baselines = {method: baseline for method, baseline in (baselines or {}).items() if baseline is not None}
         self._is_given_up = False
         self._background: BackgroundTests | None = None
+        self._stages: dict[str, int | None] = {}  # of the tests in the other process
         self._progress: MetaTestProgress  # made when training starts
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -152,13 +152,11 @@ class MetaTest(pl.Callback):
         """Begin the tests that do not depend on meta-training. After a resume, remove the results of later objectives first."""
         if trainer.is_global_zero and agents_of(trainer).learner.is_meta_training and (env_steps := env_steps_of(trainer)):
             drop_rows(self._path, lambda row: row.method == "learned" and (row.meta_training_env_steps or 0) > env_steps)
-        tests = {
-            method: objective
-            for method, objective, stage in self._comparisons(trainer)
-            if not self._is_done(method, self._env_steps, stage)
-        }
         if not self._specs:
             return
+        left = [test for test in self._comparisons(trainer) if not self._is_done(test[0], self._env_steps, test[2])]
+        tests = {method: objective for method, objective, _ in left}
+        self._stages = {method: stage for method, _, stage in left}
         self._progress = MetaTestProgress(trainer, len(self._specs) * len(self._seeds), self._env_steps)
         if self._tests_own_objective(trainer):
             now, end = env_steps_of(trainer), datamodule_of(trainer).env_steps
@@ -192,9 +190,11 @@ class MetaTest(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: MacroBatch, batch_idx: int
     ) -> None:
-        """Test the objective after each interval."""
+        """Test the objective after each interval. A test in the other process that has failed ends the run now, not at its end."""
         if self._specs:
             self._progress.show_background()
+        if self._background is not None:
+            self._background.check()
         if is_due(self._every, env_steps_of(trainer), batch) and not is_last(trainer):
             self._test_so_far(trainer)
 
@@ -225,6 +225,10 @@ class MetaTest(pl.Callback):
             self._progress.show(rows)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Keep the results of the other process that no one has taken, of a run that was stopped: they hold after a resume as well."""
+        for method, rows in self._background.finished().items() if self._background is not None else ():
+            if not self._is_done(method, self._env_steps, self._stages[method]):
+                self._write(rows, self._stages[method])
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -240,8 +244,7 @@ class MetaTest(pl.Callback):
         objective = agents_of(trainer).objective
         tests: list[tuple[str, Tested, int | None]] = []
         if isinstance(objective, ParametricObjective) and self._untrained:
-            make = partial(type(objective), **objective.architecture)
-            fresh = {seed: make(seed=derive_seed(seed, "untrained objective")) for seed in self._seeds}
+            fresh = {seed: objective.fresh(derive_seed(seed, "untrained objective")) for seed in self._seeds}
             tests.append(("untrained", fresh, 0))
         return tests + [(method, baseline, None) for method, baseline in self._baselines.items()]
 
@@ -275,11 +278,14 @@ class MetaTest(pl.Callback):
                 resources, report = agents_of(trainer).resources, self._progress.begin(method)
                 rows = meta_test(method, objective, self._plan(trainer), resources, report, should_stop, self._progress.show)
             if trainer.is_global_zero:
-                append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
+                self._write(rows, stage)
         # A run may have been stopped here, after writing and before logging.
         metrics = trainer.strategy.broadcast(self._final_returns(method, stage) if trainer.is_global_zero else {})
         if not trainer.strategy.broadcast(is_logged(trainer, metrics)):
             log_metrics(trainer, metrics, is_in_batch=not is_last(trainer))
+
+    def _write(self, rows: Sequence[MetaTestRow], stage: int | None) -> None:
+        append_rows(self._path, [row._replace(meta_training_env_steps=stage) for row in rows])
 
     def _final_returns(self, method: str, stage: int | None) -> dict[str, float]:
         """The final return in each environment, the mean over seeds, as named in `metrics.csv`."""
@@ -295,6 +301,9 @@ class MetaTest(pl.Callback):
             while not self._background.is_done(method, seconds=0.2):
                 self._progress.show_background()
             return self._background.result(method)
+        except CannotTestThere as error:
+            rank_zero_warn(f"The test of {method} is made here, since the second process cannot make it: {error}")
+            return None
         except BrokenProcessPool:
             rank_zero_warn("The process that made meta-tests has died; this one makes them again.")
             self._close()

@@ -17,7 +17,7 @@ from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
 
 
-def check_interval(name: str, value: int | None, otherwise: str = ", or null for never") -> None:
+def check_interval(name: str, value: int | None, otherwise: str = "") -> None:
     """Raise a ValueError if `value` is neither positive nor None. `otherwise` is appended to the valid values in the message."""
     if value is not None and value < 1:
         raise ValueError(f"{name} must be at least 1{otherwise}, got {value}")

@@ -34,7 +34,7 @@ from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.evaluation.evaluator import Evaluator
 from metagenrl_pl.experience.memory import memory_bytes
 from metagenrl_pl.learning.cycle import Resources
-from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
+from metagenrl_pl.objectives import CriticObjective, LearnedObjective, ParametricObjective, Reinforce
 from metagenrl_pl.objectives.contract import ObjectiveInputs
 from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.rows import read_rows
@@ -87,7 +87,7 @@ def test_intervals_are_positive_or_never() -> None:
     check_interval("every", None)
     for value in (0, -5):
         with pytest.raises(ValueError, match=f"^every must be at least 1, or null for never, got {value}$"):
-            check_interval("every", value)
+            check_interval("every", value, ", or null for never")
 
 
 def meta_test(**changes: Any) -> MetaTest:
@@ -107,7 +107,7 @@ def meta_test(**changes: Any) -> MetaTest:
         (lambda: Diagnostics(10, 5, 1), "num_batches must be at least 2"),
         (lambda: Throughput(-1), "every_env_steps must be at least 1"),
         (lambda: PolicyEvaluation("nowhere", 0), "every_env_steps must be at least 1"),
-        (lambda: PolicyEvaluation("nowhere", 10, 0), "num_episodes must be at least 1"),
+        (lambda: PolicyEvaluation("nowhere", 10, 0), "num_episodes must be at least 1, got 0$"),  # null is not valid there
         (lambda: PopulationDisplay(0), "refresh_per_second must be positive"),
         (lambda: meta_test(env_steps=0), "env_steps must be at least 1"),
         (lambda: meta_test(evaluate_every_env_steps=0), "evaluate_every_env_steps must be at least 1"),
@@ -248,6 +248,23 @@ def test_fresh_agents_keep_their_experience_as_the_run_does(tmp_path: Path, monk
     monkeypatch.setattr("callbacks.meta_testing.meta_test", asked)
     with pytest.raises(Asked):
         tiny_run(callbacks=[meta_test(run_dir=str(tmp_path))])
+
+
+def test_an_objective_that_cannot_be_written_for_a_while_costs_that_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = LearnedObjective.save, []
+
+    def full(self: LearnedObjective, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        save(self, *arguments)
+
+    monkeypatch.setattr(LearnedObjective, "save", full)
+    with pytest.warns(match="the objective at 20 env steps could not be written"):
+        tiny_run(callbacks=[ObjectiveExport(str(tmp_path), 15)], env_steps=40)
+    assert LearnedObjective.load(tmp_path / "objective.safetensors").card["env_steps"] == 40
 
 
 class Halved(LearnedObjective):
@@ -555,10 +572,25 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_scores_of_an_objective_are_not_those_of_what_becomes_of_it(tmp_path: Path) -> None:
     objective = tiny_objective()
-    objective.card = {"scores": {"Hopper-v5": {"return": 1.0}}, "made_by": "somebody", "licence": "MIT"}
+    objective.card = {
+        "scores": {"Hopper-v5": {"return": 1.0}},
+        "made_by": "somebody",
+        "chosen_by": ["Hopper-v5"],
+        "licence": "MIT",
+    }
     tiny_run(callbacks=[ObjectiveExport(str(tmp_path), None)], run_dir=tmp_path, objective=objective)
     card = json.loads((tmp_path / "objective.json").read_text())
-    assert "scores" not in card and "made_by" not in card and card["licence"] == "MIT"
+    assert not {"scores", "made_by", "chosen_by"} & card.keys() and card["licence"] == "MIT" and "earlier" not in card
+
+
+def test_an_objective_that_is_trained_further_names_its_earlier_runs(tmp_path: Path) -> None:
+    file = tmp_path / "objective.safetensors"
+    for run in range(3):
+        objective = ParametricObjective.load(file, frozen=False) if run else tiny_objective()
+        tiny_run(env_steps=20, callbacks=[ObjectiveExport(str(tmp_path), None)], run_dir=tmp_path, objective=objective)
+    last = ParametricObjective.load(file)
+    assert [earlier["env_steps"] for earlier in last.card["earlier"]] == [20, 20] and last.card["env_steps"] == 20
+    assert "20 env steps of each of 3 agents, after 40 in earlier runs" in repr(last)
 
 
 def test_environments_are_closed_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

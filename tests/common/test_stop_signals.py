@@ -36,7 +36,13 @@ with stoppable_command():
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_command_is_ended_by_each_whatever_its_libraries_catch(number: int) -> None:
-    process = subprocess.Popen([sys.executable, "-c", SWALLOWS], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWS],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # under `nohup` SIGHUP is ignored, and stays so
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)

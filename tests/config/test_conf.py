@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 import metagenrl_pl.launch.entry  # noqa: F401  (registers ${run_folder:})
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import ConfigError, build, import_target, validate
+from metagenrl_pl.learning import compiling
 from metagenrl_pl.learning.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.learning.inner_step import SGD, Adam, NormalisedSGD
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
@@ -226,6 +227,15 @@ def test_every_variant_differs_from_the_protocol_and_leaves_its_unseen_environme
     assert len(set(config.env.test) - set(config.env.train)) == 4
     for node in (config.meta, config.inner, config.objective, config.population):
         build(node)
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is a GPU: the run may use the CPU, and Triton needs a compiler, too."""
+    monkeypatch.setattr(compiling, "get_cpp_compiler", lambda: 1 / 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_compile(None, 1e6)[0] is False and choose_compile(False, 1e6)[0] is False
+    with pytest.raises(ValueError, match="compile=true needs a C"):
+        choose_compile(True, 1e6)
 
 
 def test_the_default_run_is_compiled_and_a_short_one_is_not(composed: Any) -> None:

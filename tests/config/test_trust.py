@@ -38,6 +38,7 @@ def test_a_configuration_of_this_project_passes(whole: dict[str, Any]) -> None:
     assert untrusted_packages(whole) == []
 
 
+RECORDER = "gymnasium.wrappers.RecordVideo"
 PLANTED = {"_target_": "os.system", "command": "true"}
 
 
@@ -107,6 +108,31 @@ PLANTED = {"_target_": "os.system", "command": "true"}
             ["this_module:Own-v0"],
             "callbacks.meta_test.environments[0] is of the package this_mod",
         ),
+        (
+            "env.train",
+            [{"id": "Pendulum-v1", "wrappers": ["this_module.Wrapper"]}],
+            "env.train[0].wrappers[0] is of the package this_module, which",
+        ),
+        (
+            "callbacks.meta_test.environments",
+            [{"id": "Pendulum-v1", "wrappers": [{"wrapper": "this_module.Wrapper", "kwargs": {}}]}],
+            "callbacks.meta_test.environments[0].wrappers[0].wrapper is of the package this_module, which",
+        ),
+        (
+            "env.train",
+            [{"id": "Pendulum-v1", "wrappers": ["gymnasium.logger.warnings.warn"]}],
+            "env.train[0].wrappers[0]=gymnasium.logger.warnings.warn is not what its key needs; valid is gymnasium.Wrapper",
+        ),
+        (
+            "env.train",
+            [{"id": "Pendulum-v1", "wrappers": ["torch.os.system"]}],
+            "env.train[0].wrappers[0]=torch.os.system is not what its key needs; valid is gymnasium.Wrapper",
+        ),
+        (
+            "env.test",
+            [{"id": "Pendulum-v1", "wrappers": [{"wrapper": RECORDER, "kwargs": {"video_folder": "/home/else"}}]}],
+            "env.test[0].wrappers[0].wrapper is of the package gymnasium, which is not trusted in a file",
+        ),
         ("seed", "${oc.env:HOME}", "seed=${oc.env:HOME} is an interpolation"),
         (
             "callbacks.checkpoint.run_dir",
@@ -123,6 +149,13 @@ PLANTED = {"_target_": "os.system", "command": "true"}
             "logger.mlflow.tracking_uri=sqlite:////tmp/x.db would write outside",
         ),
         ("trainer.default_root_dir", "/", "trainer.default_root_dir=/ would write outside of the run folder"),
+        ("logger.mlflow.tracking_uri", "file:/home/else", "logger.mlflow.tracking_uri=file:/home/else would write outside"),
+        ("logger.mlflow.tracking_uri", "FILE:else", "logger.mlflow.tracking_uri=FILE:else would write outside"),
+        (
+            "logger.csv",
+            {"_target_": "pytorch_lightning.loggers.CSVLogger", "_args_": ["runs", "victim", ""]},
+            "logger.csv._args_ may not be in a file; valid are arguments by name",
+        ),
     ],
 )
 def test_what_a_file_may_not_name(key: str, value: Any, message: str, whole: dict[str, Any]) -> None:
@@ -141,13 +174,29 @@ def test_what_a_file_may_not_name(key: str, value: Any, message: str, whole: dic
 def test_the_user_may_trust_a_package(key: str, value: Any, whole: dict[str, Any]) -> None:
     config = changed(whole, key, value)
     assert untrusted_packages(config) == ["odd_environments"]
-    with pytest.raises(ConfigError, match=r"trusted_packages=\[odd_environments\] if you trust the file"):
+    with pytest.raises(
+        ConfigError, match=r"trusted_packages=\[odd_environments\] \(metagenrl film: --trust odd_environments\) if you"
+    ):
         check_foreign(config, KINDS)
     if key == "env.train":
         check_foreign(config, KINDS, ["odd_environments"])
     else:  # still of the kind that its key needs
         with pytest.raises(ConfigError, match="is not what its key needs"):
             check_foreign(config, KINDS, ["odd_environments"])
+
+
+def test_wrappers_that_a_file_may_name(whole: dict[str, Any]) -> None:
+    plain = [
+        "gymnasium.wrappers.NormalizeReward",
+        {"wrapper": "gymnasium.wrappers.TimeLimit", "kwargs": {"max_episode_steps": 5}},
+    ]
+    config = changed(whole, "env.train", [{"id": "Pendulum-v1", "wrappers": plain}])
+    assert untrusted_packages(config) == []
+    check_foreign(config, KINDS)
+    recorded = {"wrapper": RECORDER, "kwargs": {"video_folder": "videos"}}
+    config = changed(whole, "env.train", [{"id": "Pendulum-v1", "wrappers": [recorded]}])
+    assert untrusted_packages(config) == ["gymnasium"]  # it writes files, so a resume needs the user's word
+    check_foreign(config, KINDS, ["gymnasium"])
 
 
 @pytest.mark.parametrize("config", [None, [], 3, "text"])

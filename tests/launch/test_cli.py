@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import toy_environments  # noqa: F401  (registers them)
 
-from metagenrl_pl.launch import check, cli
+from metagenrl_pl.launch import check_command, cli
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -25,13 +25,24 @@ def test_it_lists_its_commands_and_the_objectives(monkeypatch: pytest.MonkeyPatc
     assert all(f"\n  {name} " in capsys.readouterr().out for name in ("train",))
     assert call(monkeypatch, "list") == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["falling", "light", "mixture"]
+    assert call(monkeypatch, "list", "x") == 2
+    assert capsys.readouterr().err == "error: list takes no argument, got x\n"
+    assert call(monkeypatch, "test", "light", "mixture") == 2
+    assert capsys.readouterr().err == "error: test takes one objective, got light, mixture\n"
     assert call(monkeypatch, "tain") == 2
     assert capsys.readouterr().err.startswith("error: there is no command 'tain'; valid: train, test, report, film, check, list")
 
 
+def test_films_find_environments_of_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A console script does not have it on its path, unlike `python train.py`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    assert call(monkeypatch, "film", "nothing.ckpt") == 2 and str(tmp_path) in sys.path
+
+
 def test_check_tries_environments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check, "_SECONDS", 0.02)
+    monkeypatch.setattr(check_command, "_SECONDS", 0.02)
     sets = "env.test=[]", "env.train=[Pendulum-v1,{id: Counting-v0, kwargs: {ends_after: 7}}]"
     assert call(monkeypatch, "check", *sets) == 0
     printed = capsys.readouterr().out
@@ -40,6 +51,11 @@ def test_check_tries_environments(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert call(monkeypatch, "check", "env.test=[]", "env.train=[CartPole-v1,Pendulum-v1]") == 2
     printed = capsys.readouterr().out
     assert "error: environment CartPole-v1: its actions are Discrete(2)" in printed and "│ 200 " in printed
+    evaluated = "env.train=[{id: Pendulum-v1, evaluation_kwargs: {foo: 1}}]"
+    assert call(monkeypatch, "check", "env.test=[]", evaluated) == 2
+    assert "got an unexpected keyword argument 'foo'" in capsys.readouterr().out
+    assert call(monkeypatch, "check", "env.test=[]", "env.train=[':x:/Own-v0']") == 2
+    assert "error: environment :x:/Own-v0: " in capsys.readouterr().out
     assert call(monkeypatch, "check", "env.tain=[x]") == 2
     assert capsys.readouterr().err.startswith("error: unknown key 'env.tain'; did you mean 'env.train'?")
 
@@ -51,6 +67,11 @@ def test_check_tries_environments(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["light", "seed=1"], ["experiment=meta_test", "objective=pretrained", "objective.name=light", "seed=1"]),
         (["a b/o.safetensors"], ["experiment=meta_test", "objective.path=a b/o.safetensors"]),
         (["run", "-m", "seed=1,2"], ["experiment=meta_test", "objective.path=run/objective.safetensors", "-m", "seed=1,2"]),
+        (["light", "--cfg", "job"], ["experiment=meta_test", "objective=pretrained", "objective.name=light", "--cfg", "job"]),
+        (
+            ["seed=1", "--config-dir", "run", "light"],
+            ["experiment=meta_test", "objective=pretrained", "objective.name=light", "seed=1", "--config-dir", "run"],
+        ),
         (["it's"], ["experiment=meta_test", "objective=pretrained", r"objective.name='it\'s'"]),
         (["${seed}.safetensors"], ["experiment=meta_test", r"objective.path='\${seed}.safetensors'"]),
         (["experiment=mine", "~callbacks.csv"], ["experiment=mine", "~callbacks.csv"]),

@@ -364,8 +364,13 @@ def test_metrics_after_the_checkpoint_are_written_again_and_the_others_stay(tmp_
         run("stopped", 60, Kill(50))
     stopped = (tmp_path / "stopped" / "metrics.csv").read_bytes()
     assert stopped != straight and b"\n50," in stopped
+    shutil.copytree(tmp_path / "stopped", tmp_path / "unsaved")
     resumed = run("stopped", ckpt_path=checkpoint_of(tmp_path / "stopped", 40))
     assert resumed == straight
+    # Also without a callback that saves.
+    unsaved = tmp_path / "unsaved"
+    tiny_run(callbacks=[EpisodeReturns(15)], env_steps=60, run_dir=unsaved, ckpt_path=checkpoint_of(unsaved, 40))
+    assert (unsaved / "metrics.csv").read_bytes() == straight
     assert [row["env_steps"] for row in read_csv(tmp_path / "stopped" / "metrics.csv")[1]] == ["20", "30", "50", "60"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metagenrl_pl.config.schema import ConfigError
-from metagenrl_pl.launch.run_folder import has_run, open_run_folder
+from metagenrl_pl.launch.run_folder import has_run, open_run_folder, process_numbers
 
 HOLD = """
 import sys, time
@@ -57,3 +57,23 @@ def test_a_folder_with_a_configuration_alone_is_begun_again(tmp_path: Path) -> N
         ):
             pass
         path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("variables", "numbers"),
+    [
+        ({}, ["0"]),
+        ({"LOCAL_RANK": "1"}, ["1"]),
+        ({"RANK": "5", "LOCAL_RANK": "1", "NODE_RANK": "1", "SLURM_PROCID": "0"}, ["5"]),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "1"}, ["1", "1", "0"]),
+        ({"SLURM_PROCID": "3"}, ["0", "0", "3"]),
+    ],
+)
+def test_every_process_of_a_run_has_numbers_of_its_own(
+    variables: dict[str, str], numbers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert process_numbers() == numbers

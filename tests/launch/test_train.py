@@ -53,6 +53,15 @@ class Unkept(CriticObjective):
         self.weight = nn.Parameter(torch.ones(1))
 
 
+class Unmakeable(LearnedObjective):
+    """An objective that does not say all of its options."""
+
+    def __init__(self, width: int = 4, **options: Any) -> None:
+        super().__init__(hidden_units=4, seed=options["seed"])
+        self.architecture = {"width": width}
+        self.extra = nn.Parameter(torch.ones(width if "hidden_units" in options else 1))
+
+
 class Quitting(Counting):
     """An environment that takes what has ended for the program."""
 
@@ -257,6 +266,9 @@ def test_a_pretrained_objective_trains_fresh_agents_and_can_be_reported(in_proce
     arguments = ("experiment=meta_test", "objective=pretrained", "env=inverted_pendulum", "run_dir=here", *SHORT)
     code, _, errors = in_process(*arguments)
     assert code == 0, errors
+    code, _, errors = in_process("ckpt_path=here", "env_steps=400")  # other methods are tested as long as its own agents
+    assert code == 0, errors
+    assert {row.method for row in read_rows(Path("here/meta_test.csv")) if row.env_steps == 400} == {"learned", "critic"}
     card = LearnedObjective.pretrained("light").card
     assert {(*row[:2], row.meta_training_env_steps) for row in read_rows(Path("here/meta_test.csv"))} == {
         ("InvertedPendulum-v5", "learned", card["env_steps"]),
@@ -301,7 +313,8 @@ def test_fresh_agents_are_those_of_a_meta_test_with_their_numbers(in_process: Tr
 def test_without_anything_to_learn_there_is_no_meta_training(in_process: Train) -> None:
     """Nor is an objective taken for what the run has made."""
     where = ("objective=pretrained", "env.train=[Reacher-v5]", "env.test=[Pendulum-v1]", "run_dir=here")
-    code, printed, errors = in_process("experiment=debug", "env_steps=120", "seed=5", *where)
+    with pytest.warns(UserWarning, match="no meta-training: the objective has nothing to learn, so meta=... has no effect"):
+        code, printed, errors = in_process("experiment=debug", "env_steps=120", "seed=5", *where)
     assert code == 0, errors
     assert OmegaConf.load("here/config.yaml").meta is None and "meta-training: " not in printed
     card, origin = LearnedObjective.pretrained("light").card, read_run(Path("here")).origin
@@ -402,12 +415,18 @@ def test_a_checkpoint_outside_of_a_run_folder_writes_nowhere(debug: tuple[Path, 
 
 def test_a_run_whose_folder_is_called_like_a_choice_keeps_the_choice() -> None:
     config = OmegaConf.create(
-        {"run_dir": "light", "objective": {"name": "light"}, "logger": {"save_dir": "light", "at": "light/x"}}
+        {
+            "run_dir": "light",
+            "objective": {"name": "light"},
+            "logger": {"save_dir": "light", "at": "light/x"},
+            "env": {"train": ["light/Own-v0", {"id": "light/Own-v1", "kwargs": {"folder": "light/films"}}]},
+        }
     )
     assert with_run_dir(config, "there") == {
         "run_dir": "there",
         "objective": {"name": "light"},
         "logger": {"save_dir": "there", "at": "there/x"},
+        "env": {"train": ["light/Own-v0", {"id": "light/Own-v1", "kwargs": {"folder": "there/films"}}]},
     }
 
 
@@ -439,11 +458,10 @@ def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[P
 def test_a_resume_is_not_shorter_than_its_checkpoint(debug: tuple[Path, str], in_process: Train) -> None:
     checkpoint = f"{debug[0]}/checkpoints/env_steps_000000400.ckpt"
     before = (debug[0] / "config.yaml").read_bytes()
-    code, _, errors = in_process(f"ckpt_path={checkpoint}", "env_steps=300")
-    assert (
-        code == 2
-        and errors == f"error: env_steps=300 is less than the 400 that ckpt_path={checkpoint} has; valid is that or more\n"
-    )
+    for given, named in (("300", "300"), ("3e2", "300.0")):
+        code, _, errors = in_process(f"ckpt_path={checkpoint}", f"env_steps={given}")
+        told = f"error: env_steps={named} is less than the 400 that ckpt_path={checkpoint} has; valid is that or more\n"
+        assert code == 2 and errors == told
     assert (debug[0] / "config.yaml").read_bytes() == before
 
 
@@ -540,6 +558,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "objective=test_train.Unkept has parameters that no file can store; valid is a subclass of metagenrl_pl.objectives.Param",
         ),
         (
+            "experiment=debug objective._target_=test_train.Unmakeable",
+            "objective=test_train.Unmakeable: made again, its extra has another shape; valid is a constructor with options and `seed`",
+        ),
+        (
             "experiment=baseline/ddpg objective=reinforce",
             "callbacks.evaluation.method=critic: critic is the name of CriticObjective, not of Reinforce; valid is a name of your own",
         ),
@@ -556,6 +578,22 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "callbacks.meta_test: baselines.critic=metagenrl_pl.objectives.reinforce.Reinforce: critic is the name of CriticObjective, not",
         ),
         ("trainer.devices=two", "trainer.devices=two: valid are auto, a number of devices, or a list of their indices"),
+        (
+            "meta=evolution population.size=12 population.lifetime_env_steps=null",
+            "population.lifetime_env_steps=null: meta=evolution needs the length of a generation's lives",
+        ),
+        (
+            "meta=evolution population.size=12 population.lifetime_env_steps=90000",
+            "population.lifetime_env_steps=90000: no generation of meta=evolution would end within env_steps=",
+        ),
+        ("meta.learning_rate=inf", "meta: learning_rate must be positive and finite, got inf"),
+        ("inner.step_size=inf", "inner: step_size must be positive and finite, got inf"),
+        ("trainer.accelerator=cpu trainer.devices=[0,1]", "trainer.devices=[0, 1]: the CPU has no indices; valid is a number of"),
+        ("trainer.accelerator=cpu trainer.devices='0,1'", "trainer.devices=0,1: the CPU has no indices; valid is a number of"),
+        (
+            "env.test=[{id:Pendulum-v1,evaluation_kwargs:{foo:1}}]",
+            "environment Pendulum-v1[evaluation:foo=1]: TypeError: PendulumEnv.__init__() got an unexpected keyword argument 'foo'",
+        ),
         ("seed=-1", "seed=-1: valid is a whole number from 0"),
         ("callbacks.meta_test.seeds=[0,0]", "callbacks.meta_test: seeds must differ, got [0, 0]"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: a run is one epoch, as long as env_steps; valid is 1"),
@@ -564,7 +602,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("callbacks.meta_test.num_episodes=0", "num_episodes must be at least 1, got 0"),
         (
             "experiment=baseline/ddpg population.lifetime_env_steps=6000",
-            "population.lifetime_env_steps=6000 is for meta-training only; valid is null with meta=frozen",
+            "population.lifetime_env_steps=6000 is for meta-training only; valid is null without it",
         ),
         (
             "experiment=meta_test objective=learned",
@@ -642,6 +680,7 @@ def test_a_foreign_or_truncated_checkpoint_is_named(debug: tuple[Path, str], in_
         ),
         (("config", "callbacks", "checkpoint", "run_dir"), "/elsewhere", "would write outside of the run folder"),
         (("config",), [], "saved without a configuration"),
+        (("config",), None, "saved without a configuration"),
         (("config",), {"seed": 1}, "its configuration has no run_dir"),
         (("learner",), None, "what it holds does not fit this run (TypeError: "),
         (("learner", "population"), {}, "what it holds does not fit this run (KeyError: "),
@@ -663,6 +702,8 @@ def test_a_foreign_checkpoint_runs_nothing_and_is_named(
     for name in key[:-1]:
         node = node[name]
     node[key[-1]] = value
+    if value is None and key == ("config",):
+        del node["config"]
     AtomicCheckpointIO().save_checkpoint(content, path)
     code, _, errors = in_process(f"ckpt_path={path}", "env_steps=410")
     assert code == 2 and not Path("copied").exists() and not list(tmp_path.rglob("copied"))
@@ -755,6 +796,28 @@ def test_an_environment_that_fails_is_named(kwargs: str, told: str, in_process: 
     assert code == 2 and "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("error: environment toy_environments:Showing-v0[")
     assert errors.splitlines()[-1].endswith(told)
+
+
+class ForOneProcess(Counting):
+    """An environment that cannot be made in a worker."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if os.getpid() != int(os.environ["ONE_PROCESS"]):
+            os._exit(3)
+
+
+gym.register("ForOneProcess-v0", ForOneProcess, max_episode_steps=20)
+
+
+def test_a_worker_that_dies_at_the_start_is_named(in_process: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONE_PROCESS", str(os.getpid()))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    environment = "env.train=[test_train:ForOneProcess-v0]"
+    code, _, errors = in_process("experiment=debug", environment, "population.size=2", "env_workers=2", "run_dir=here")
+    assert code == 2 and "Traceback" not in errors and not Path("here").exists()
+    told = "error: a worker process died, with the environments test_train:ForOneProcess-v0: exit code 3"
+    assert errors.splitlines()[-1] == told, errors
 
 
 def test_an_environment_that_exits_does_not_pass_for_a_stop(in_process: Train) -> None:

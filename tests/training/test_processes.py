@@ -18,6 +18,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from omegaconf import OmegaConf
 from tiny_runs import differences, leaves
 
@@ -268,6 +269,20 @@ def test_processes_of_a_job_get_its_overrides_and_all_flags(monkeypatch: pytest.
     with launching("run"):
         assert sys.argv == ["train.py", "--config-dir", "mine", "seed=1"]
     assert sys.argv is given
+
+
+def test_lightning_keeps_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For launched processes it chooses one itself, by cores, unless a variable does."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with launching("run"):
+            _set_num_threads_if_needed(1)
+            assert torch.get_num_threads() == 3
+        assert "OMP_NUM_THREADS" not in os.environ  # the next job of a sweep may have another number
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

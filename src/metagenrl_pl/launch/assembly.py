@@ -58,26 +58,39 @@ def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
     return trainer
 
 
-def agent_seeds(config: DictConfig, specs: list[EnvironmentSpec]) -> list[int]:
-    """The seed of each agent. Without meta-training, agents get the same seeds as the fresh agents of a meta-test."""
-    if config.meta is None:
+def agent_seeds(config: DictConfig, specs: list[EnvironmentSpec], meta: MetaLearning | Evolution | None) -> list[int]:
+    """The seed of each agent.
+
+    Without meta-training, agents get the same seeds as the fresh agents of a meta-test. In evolution, both agents of a pair have the same
+    one: they begin with the same weights and meet the same episodes, so their returns differ by their objectives alone.
+    """
+    if meta is None:
         numbers = agent_numbers(specs, config.seed)
         return [fresh_seed(spec, number) for spec, number in zip(specs, numbers, strict=True)]
-    return [derive_seed(config.seed, "agent", agent) for agent in range(len(specs))]
+    agents = meta.pairs if isinstance(meta, Evolution) else range(len(specs))
+    return [derive_seed(config.seed, "agent", agent) for agent in agents]
 
 
 def build_meta(config: DictConfig, specs: list[EnvironmentSpec], placement: Placement) -> MetaLearning | Evolution | None:
     """How the objective is meta-learned; None if it is frozen.
 
     Raises:
-        ValueError: if an environment has an odd number of agents, which evolution cannot pair.
+        ValueError: if evolution has no length of lives, or one longer than the run, or an environment an odd number of agents, which
+            it cannot pair.
     """
     if config.meta is None:
         return None
     settings = build(config.meta)
     if isinstance(settings, EvolutionSettings):
-        names, length = [spec.name for spec in specs], config.population.lifetime_env_steps
-        return Evolution(settings, names, length or config.env_steps, config.seed, placement)
+        length = config.population.lifetime_env_steps
+        if length is None:
+            raise ValueError("population.lifetime_env_steps=null: meta=evolution needs the length of a generation's lives")
+        if length > config.env_steps:
+            raise ValueError(
+                f"population.lifetime_env_steps={length}: no generation of meta=evolution would end within env_steps={config.env_steps}; "
+                f"valid is {config.env_steps} or less"
+            )
+        return Evolution(settings, [spec.name for spec in specs], length, config.seed, placement)
     return MetaLearning(build(config.inner, InnerStep), build(config.judge, Judge), settings)
 
 

@@ -36,7 +36,7 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
         )
         if isinstance(value, str) and value.startswith("~"):
             OmegaConf.update(config, key, str(Path(value).expanduser()))
-    if isinstance(seed := config.get("seed"), int) and seed < 0:
+    if isinstance(seed := config.get("seed"), int | float) and seed < 0:
         raise ConfigError(f"seed={seed}: valid is a whole number from 0")
     is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test.seeds") is not None
     if "env.test" in overridden and "env.train" not in overridden and not is_tested:
@@ -71,8 +71,8 @@ def check_population(config: DictConfig, population: PopulationSettings, environ
 def check_objective(config: DictConfig, objective: Objective, population: PopulationSettings) -> None:
     """Reject an objective that cannot be used, and settings that need meta-training in a run without it.
 
-    An objective cannot be used if it gives policies no gradient, has parameters that no file can store, or has another method's
-    name.
+    An objective cannot be used if it gives policies no gradient, has parameters that no file can store, cannot be made again from
+    its options, or has another method's name.
 
     Raises:
         ConfigError: names the key and what is valid.
@@ -86,6 +86,11 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
             f"objective={config.objective._target_} has parameters that no file can store; valid is a subclass of "
             "metagenrl_pl.objectives.ParametricObjective"
         )
+    if isinstance(objective, ParametricObjective):
+        try:
+            objective.fresh(seed=0)
+        except ValueError as error:
+            raise ConfigError(f"objective={config.objective._target_}: {error}") from error
     try:
         check_method(method := OmegaConf.select(config, "callbacks.evaluation.method"), objective)
     except ValueError as error:
@@ -97,7 +102,7 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
         )
     if config.meta is None and population.lifetime_env_steps is not None:
         raise ConfigError(
-            f"population.lifetime_env_steps={population.lifetime_env_steps} is for meta-training only; valid is null with meta=frozen"
+            f"population.lifetime_env_steps={population.lifetime_env_steps} is for meta-training only; valid is null without it"
         )
 
 

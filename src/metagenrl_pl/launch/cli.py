@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import metagenrl_pl
 from metagenrl_pl.common.exit_codes import MISTAKE
@@ -41,8 +42,7 @@ def main() -> None:
     elif command in COMMANDS:
         run(command, arguments)
     else:
-        print(f"error: there is no command '{command}'; valid: {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(MISTAKE)
+        _end(f"there is no command '{command}'; valid: {', '.join(COMMANDS)}")
 
 
 def run(command: str, arguments: Sequence[str], folder: Path | None = None) -> None:
@@ -60,8 +60,12 @@ def run(command: str, arguments: Sequence[str], folder: Path | None = None) -> N
         if extra is None:
             raise
         package = f"'metagenrl-pl[{extra}]'" if is_installed() else f"-e '.[{extra}]'"
-        print(f"error: {error.name} is not installed; pip install {package}", file=sys.stderr)
-        sys.exit(MISTAKE)
+        _end(f"{error.name} is not installed; pip install {package}")
+
+
+def _end(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(MISTAKE)
 
 
 def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
@@ -77,16 +81,20 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
 
         report.main(arguments)
     elif command == "film":
+        from metagenrl_pl.launch import entry
         from metagenrl_pl.reporting import film
 
+        entry.make_importable(default_folder())
         film.main(arguments)
     elif command == "check":
-        from metagenrl_pl.launch import check, entry
+        from metagenrl_pl.launch import check_command, entry
 
         entry.make_importable(default_folder())
         sys.argv[1:] = arguments
-        check.run_command_line(default_folder() / "conf")
+        check_command.run_command_line(default_folder() / "conf")
     else:
+        if arguments:
+            _end(f"list takes no argument, got {' '.join(arguments)}")
         from metagenrl_pl.objectives import list_pretrained
 
         print(*list_pretrained(), sep="\n")
@@ -94,10 +102,16 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
 
 def with_objective(arguments: Sequence[str]) -> list[str]:
     """The overrides of `metagenrl test`. An argument that is no override is the objective: a name, a file or a run folder."""
+    from hydra._internal.utils import get_args_parser
+
     from metagenrl_pl.common.commands import hydra_override  # needs Hydra
 
-    objectives = [argument for argument in arguments if "=" not in argument and not argument.startswith(("-", "+", "~"))]
+    # What is neither a flag nor a flag's value, as `job` in `--cfg job`. Hydra's parser itself tells of unknown flags, later.
+    positional = get_args_parser().parse_known_intermixed_args(arguments)[0].overrides
+    objectives = [argument for argument in positional if "=" not in argument and not argument.startswith(("+", "~"))]
     overrides = [argument for argument in arguments if argument not in objectives]
+    if len(objectives) > 1:
+        _end(f"test takes one objective, got {', '.join(objectives)}")
     for objective in objectives:
         path = Path(objective) / "objective.safetensors" if Path(objective).is_dir() else Path(objective)
         is_file = path.suffix == ".safetensors"

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.agents.lifetimes import Lifetimes
 from metagenrl_pl.config.schema import ConfigError, build
+from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.launch.assembly import agent_seeds, build_meta, build_trainer, choose_resources, describe_device
 from metagenrl_pl.launch.checks import check_objective, check_population, probe_environments, unlike_meta_training
 from metagenrl_pl.launch.endings import fit
@@ -35,7 +36,8 @@ def train(config: DictConfig) -> int:
     check_population(config, population, environments)
     specs = environments.assign_round_robin(population.size)
     objective = build(config.objective, Objective)
-    if not objective.learns:
+    if config.meta is not None and not objective.learns:
+        rank_zero_only(warnings.warn)("no meta-training: the objective has nothing to learn, so meta=... has no effect")
         config.meta = None
     check_objective(config, objective, population)
     if differences := unlike_meta_training(config, objective):
@@ -50,9 +52,9 @@ def train(config: DictConfig) -> int:
         resources = choose_resources(config, trainer, specs, notify)
         meta = build_meta(config, specs, resources.placement(len(specs)))
         lifetimes = Lifetimes.of_population(population, agent, in_generations=isinstance(meta, Evolution))
-        agents = Agents(specs, agent_seeds(config, specs), agent, objective, meta, lifetimes, resources, config.env_steps)
+        agents = Agents(specs, agent_seeds(config, specs, meta), agent, objective, meta, lifetimes, resources, config.env_steps)
         datamodule = ReplayDataModule(agents, config.env_steps, config.updates_per_batch)
-    except ValueError as error:
+    except (ValueError, EnvironmentFailure) as error:  # a worker may hang or die while it makes its environments
         raise ConfigError(str(error)) from error
     module = MetaGenRL(agents, cast(dict[str, Any], OmegaConf.to_container(config)))
     with closing(agents), launching(config.run_dir), open_run_folder(config, describe_device(trainer), trainer.is_global_zero):

@@ -36,12 +36,18 @@ def prepare_process(config: DictConfig) -> None:
         ConfigError: if the number of threads is not positive.
     """
     keep_freed_memory()
-    seed_global_generators(
-        derive_seed(config.seed, "global generators", os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-    )
+    seed_global_generators(derive_seed(config.seed, "global generators", *process_numbers()))
     torch.set_num_threads(choose_num_threads(config.num_threads))
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
     keep_compiled_in(Path(config.compile_cache))
+
+
+def process_numbers() -> list[str]:
+    """What distinguishes this process from the others of its run, whichever launcher has started them."""
+    if "RANK" in os.environ:
+        return [os.environ["RANK"]]
+    others = [os.environ.get(name, "0") for name in ("NODE_RANK", "SLURM_PROCID")]  # of several nodes; of `srun`
+    return [os.environ.get("LOCAL_RANK", "0"), *(others if any(number != "0" for number in others) else [])]
 
 
 def choose_num_threads(num_threads: int | None) -> int:

@@ -1,1 +1,1 @@
-"""The parts of a run that Lightning calls: module, datamodule, checkpoint files, CSV logger, processes."""
+"""The parts of a run that Lightning calls: module, datamodule, checkpoint files, loggers, processes."""

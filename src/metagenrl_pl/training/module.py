@@ -10,6 +10,7 @@ import torch
 
 from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.training.checkpoint_io import FORMAT, PROJECT_KEY, CheckpointError
+from metagenrl_pl.training.csv_logger import RunCSVLogger
 from metagenrl_pl.training.datamodule import MacroBatch
 
 
@@ -33,6 +34,13 @@ class MetaGenRL(pl.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return list(self.learner.optimizers.values())
+
+    def on_train_start(self) -> None:
+        """After a resume, remove lines of `metrics.csv` from after the checkpoint: they are logged again."""
+        if self.agents.env_steps:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, RunCSVLogger):
+                    logger.keep_until(self.agents.env_steps)
 
     def training_step(self, batch: MacroBatch, batch_idx: int) -> None:
         """Run the batch's cycles: every agent takes an env step and learns in each.

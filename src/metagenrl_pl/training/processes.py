@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -42,7 +43,8 @@ SECONDS_TO_REPORT = 4.0
 Lightning looks for dead ones every five seconds.
 """
 _RUN_DIR = "METAGENRL_RUN_DIR"
-_LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN_DIR, LAUNCHER)
+_THREADS = "OMP_NUM_THREADS"
+_LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _THREADS, _RUN_DIR, LAUNCHER)
 
 
 class PopulationStrategy(DDPStrategy):
@@ -103,6 +105,9 @@ def check_trainer(trainer: DictConfig) -> None:
     devices = trainer.get("devices", "auto")
     if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"\s*-?\d+(\s*,\s*\d+)*\s*,?\s*", devices):
         raise ConfigError(f"trainer.devices={devices}: valid are auto, a number of devices, or a list of their indices")
+    is_on_cpu = trainer.get("accelerator", "auto") == "cpu" or not torch.accelerator.is_available()
+    if is_on_cpu and (isinstance(devices, ListConfig) or (isinstance(devices, str) and "," in devices)):
+        raise ConfigError(f"trainer.devices={devices}: the CPU has no indices; valid is a number of processes, such as 2")
     if isinstance(devices, int) and devices != -1 and devices < 1:
         raise ConfigError(f"trainer.devices={devices}: valid are auto, -1 (all), a number of devices, or a list of their indices")
     if trainer.get("precision") not in (None, 32, "32", "32-true"):
@@ -192,6 +197,7 @@ def launching(run_dir: str) -> Iterator[None]:
     """
     arguments, before = sys.argv, {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
     os.environ[_RUN_DIR], os.environ[LAUNCHER] = run_dir, str(os.getpid())
+    os.environ.setdefault(_THREADS, str(torch.get_num_threads()))  # without it, Lightning would give every process many threads
     if (
         HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     ):  # a launched process runs this job, not the sweep

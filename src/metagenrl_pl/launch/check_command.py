@@ -47,7 +47,7 @@ def check(config: DictConfig) -> int:
         except (ValueError, EnvironmentFailure) as error:
             messages.append(f"error: {error}")
             code = MISTAKE
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if table.rows:
         console.print(table)
     for message in messages or ["All can be used."]:
