@@ -172,6 +172,32 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.Capture
         assert exit.value.code == 2 and capsys.readouterr().err.startswith(f"error: {path}: {message}")
 
 
+def test_a_checkpoint_without_its_agents_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "checkpoints" / "env_steps_000000120.ckpt"
+    path.parent.mkdir()
+    for part, message in (
+        ("learner", "does not hold the agents of its configuration ("),
+        ("config", "its configuration is a NoneType"),
+    ):
+        stored = torch.load(checkpoint, weights_only=True)
+        del stored["metagenrl"][part]
+        AtomicCheckpointIO().save_checkpoint(stored, path)
+        with pytest.raises(SystemExit) as exit:
+            film.main([str(path)])
+        told = capsys.readouterr().err
+        assert exit.value.code == 2 and told.startswith("error: ") and message in told and told.count("\n") == 1
+
+
+def test_episodes_are_those_of_evaluations() -> None:
+    spec = EnvironmentSpec("Pendulum-v1", max_episode_steps=5, evaluation_kwargs={"g": 0.0})
+    still = film.record_episode(spec, lambda observation: np.zeros(1), seed=3)
+    expected = film.record_episode(
+        EnvironmentSpec("Pendulum-v1", {"g": 0.0}, max_episode_steps=5), lambda observation: np.zeros(1), seed=3
+    )
+    heavy = film.record_episode(EnvironmentSpec("Pendulum-v1", max_episode_steps=5), lambda observation: np.zeros(1), seed=3)
+    assert still.episode_return == expected.episode_return != heavy.episode_return
+
+
 def test_an_environment_that_fails_is_told_in_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The page: what is on it, that it stands alone, what it refuses."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -196,6 +197,26 @@ def test_variants_stand_side_by_side_under_their_short_names(tmp_path: Path) -> 
     assert len(curves) == 1 + 2  # of all methods in one; stages of each
 
 
+def test_a_verdict_names_that_one_seed_alone_was_tested_there(tmp_path: Path) -> None:
+    """Both seeds were tested where they were meta-trained, seed 0 alone elsewhere."""
+    for seed, environments in ((0, ("Seen-v0", "Unseen-v0")), (1, ("Seen-v0",))):
+        folder = _run(tmp_path / f"seed_{seed}", seed, 20.0)
+        (folder / "meta_test.csv").unlink()
+        finals = {"random": 0.0, "critic": 100.0, "learned": 150.0}
+        append_rows(
+            folder / "meta_test.csv",
+            [
+                MetaTestRow(environment, method, agent, env_steps, final + agent, 1000 if method == "learned" else None)
+                for environment in environments
+                for method, final in finals.items()
+                for agent in range(6)
+                for env_steps in (50, 100)
+            ],
+        )
+    text = Page(render([tmp_path])).text
+    assert "better (one meta-training seed): DDPG/TD3" in text and "better: DDPG/TD3" in text
+
+
 def test_the_command_writes_the_page_and_shows_its_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     append_rows(tmp_path / "run" / "meta_test.csv", [MetaTestRow("A", "critic", seed, 10, 5.0) for seed in (0, 1)])
     out, steps = tmp_path / "deep" / "page.html", []
@@ -227,6 +248,11 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert error.startswith("error: ") and error.count("\n") == 1
         assert words in error and str(tmp_path / folder) in error
     assert not (tmp_path / "page.html").exists()
+    (tmp_path / "file").touch()
+    for out in ("", str(tmp_path), str(tmp_path / "file" / "page.html")):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), "--out", out])
+        assert capsys.readouterr().err.startswith(f"error: --out {out or '.'}: cannot be written; valid is a file in a folder")
 
 
 def test_what_cannot_be_normalised_is_told(tmp_path: Path) -> None:
@@ -246,6 +272,13 @@ def test_a_run_without_references_is_shown_by_its_returns(tmp_path: Path) -> Non
     page = Page(render([tmp_path]))
     assert "no run has random or critic there. Name a run folder that has it as well." in page.text
     assert ["learned objective", "1.00 ± 0.00 (2) *"] in page.rows
+
+
+def test_an_objective_whose_agents_all_diverged_is_reported(tmp_path: Path) -> None:
+    folder = _run(tmp_path / "run_0", 0, 20.0)
+    append_rows(folder / "meta_test.csv", [row._replace(episode_return=math.nan) for row in _rows("Wild-v0", 5.0)])
+    page = Page(render([tmp_path]))
+    assert "diverged" in page.text and "Wild-v0" in page.text
 
 
 def test_the_headline_leaves_out_what_the_score_leaves_out(tmp_path: Path) -> None:

@@ -84,6 +84,15 @@ def test_untrained_objectives_of_another_kind_are_an_entry_of_their_own(tmp_path
     assert {"untrained objective", "untrained objective (two)"} <= {entry.name for entry in comparison.entries}
 
 
+def test_an_untrained_agent_that_diverged_is_the_same_in_every_variant(tmp_path: Path) -> None:
+    for name, objective in (("one", {"hidden_units": 4}), ("two", {"hidden_units": 8})):
+        _run(tmp_path / name, 0, 1.0, objective=objective)
+        rows = (tmp_path / name / "meta_test.csv").read_text().replace("untrained,0,10,-1.0", "untrained,0,10,nan")
+        (tmp_path / name / "meta_test.csv").write_text(rows)
+    (comparison,) = _compare(tmp_path)
+    assert [entry.name for entry in comparison.entries if "untrained" in entry.name] == ["untrained objective"]
+
+
 def test_folders_that_share_a_name_are_numbered(tmp_path: Path) -> None:
     for index, parent in enumerate(("a", "b")):
         _run(tmp_path / parent / "same" / "seed_0", 0, 1.0, meta={"gradient": f"kind_{index}"})

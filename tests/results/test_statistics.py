@@ -23,12 +23,11 @@ def probability_of_improvement(strata: Sequence[Any], other: Sequence[Any], **op
 
 
 @pytest.mark.parametrize("num_values", [2, 3, 4, 5, 6, 7, 30, 31, 1000])
-@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
-def test_agrees_with_scipy(num_values: int, confidence: float) -> None:
+def test_agrees_with_scipy(num_values: int) -> None:
     values = np.random.default_rng(num_values).normal(100.0, 20.0, num_values)
-    expected = stats.t.interval(confidence, num_values - 1, loc=values.mean(), scale=stats.sem(values))
+    expected = stats.t.interval(0.95, num_values - 1, loc=values.mean(), scale=stats.sem(values))
 
-    interval = mean_interval(values, confidence)
+    interval = mean_interval(values)
 
     assert interval.mean == pytest.approx(values.mean(), rel=1e-12)
     assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-10)
@@ -51,16 +50,14 @@ def test_one_value_has_no_interval() -> None:
     assert math.isnan(interval.low) and math.isnan(interval.high)
 
 
+def test_numbers_near_the_largest_one_have_a_mean() -> None:
+    assert mean_interval([1e308, 1e308]).mean == math.inf
+
+
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [1.0, math.inf]])
 def test_refuses_what_has_no_mean(values: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         mean_interval(values)
-
-
-@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
-def test_refuses_an_impossible_confidence(confidence: float) -> None:
-    with pytest.raises(ValueError, match=f"confidence={confidence}"):
-        mean_interval([1.0, 2.0], confidence)
 
 
 def _scores(num_runs: tuple[int, ...], centre: float = 0.0) -> list[list[float]]:
@@ -125,7 +122,6 @@ def test_probability_of_improvement_weighs_environments_the_same() -> None:
 def test_probability_of_improvement_has_a_bootstrap_interval() -> None:
     # X is 0 or 2, Y is 1: P is the share of twos, so 0, 1/2 or 1 with chances 1/4, 1/2, 1/4
     assert probability_of_improvement([[0.0, 2.0]], [[1.0]]) == (0.5, 0.0, 1.0)
-    assert probability_of_improvement([[0.0, 2.0]], [[1.0]], confidence=0.4) == (0.5, 0.5, 0.5)  # its ends: 30 % and 70 %
     # two environments: the mean of two such shares is 0 with chance 1/16, so 0 is inside 95 %
     assert probability_of_improvement([[0.0, 2.0]] * 2, [[1.0]] * 2) == (0.5, 0.0, 1.0)
     swapped = probability_of_improvement([[1.0]], [[0.0, 2.0, 2.0]])
@@ -155,11 +151,9 @@ def test_bootstrap_refuses_what_has_no_mean(strata: list[list[float]]) -> None:
         probability_of_improvement(strata, strata)
 
 
-def test_bootstrap_refuses_other_mistakes() -> None:
+def test_refuses_to_compare_different_numbers_of_environments() -> None:
     with pytest.raises(ValueError, match="2 environments are compared with 1"):
         probability_of_improvement([[1.0], [2.0]], [[1.0]])
-    with pytest.raises(ValueError, match="confidence=95"):
-        interquartile_mean([[1.0, 2.0]], confidence=95)
 
 
 def test_the_bootstrap_draws_seeds_first_and_runs_within_them() -> None:

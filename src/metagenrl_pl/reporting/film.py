@@ -45,19 +45,22 @@ def load_agents(checkpoint: Path, trusted: Collection[str] = ()) -> tuple[list[E
         trusted: packages that its configuration may name, see `check_foreign`.
 
     Raises:
-        CheckpointError: if the file is no checkpoint of this project, or the folder holds none.
+        CheckpointError: if the file is no checkpoint of this project or lacks its agents, or the folder holds none.
         ConfigError: if its environments are not there, or of a package that is not trusted.
     """
     try:
         stored = AtomicCheckpointIO().load_checkpoint(_file_of(checkpoint))[PROJECT_KEY]
     except CheckpointError as error:
         raise CheckpointError(str(error).removeprefix("ckpt_path=")) from error  # a key of train.py's, not of a film
-    plain = stored["config"]
+    plain = stored.get("config")
     check_foreign(plain, {"env": EnvironmentSets, "agent": AgentSettings, "population": PopulationSettings}, trusted)
     config = OmegaConf.create(plain)
-    specs = build(config.env).assign_round_robin(config.population.size)
-    population = Population(sizes_of(specs), [0] * len(specs), build(config.agent))
-    population.load_state_dict(stored["learner"]["population"])
+    try:
+        specs = build(config.env).assign_round_robin(config.population.size)
+        population = Population(sizes_of(specs), [0] * len(specs), build(config.agent))
+        population.load_state_dict(stored["learner"]["population"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint}: does not hold the agents of its configuration ({one_line(error)})") from error
     return specs, population
 
 
@@ -89,7 +92,7 @@ def record_episode(
         ValueError: if the environment cannot be made or drawn.
         EnvironmentFailure: if it fails in the episode.
     """
-    environment = _make_drawable(spec)
+    environment = _make_drawable(spec.for_evaluation)
     try:
         return play(environment, act, seed, height, seconds)
     finally:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from metagenrl_pl.reporting.numbers import decimals_for
 from metagenrl_pl.results.methods import find_method, find_methods
-from metagenrl_pl.results.rows import MetaTestRow, interval_over_seeds, newest_stage
+from metagenrl_pl.results.rows import MetaTestRow, interval_over_agents, newest_stage
 from metagenrl_pl.results.statistics import Interval
 
 
@@ -32,7 +32,7 @@ def final_tables(rows: Sequence[MetaTestRow], width: int) -> list[Table]:
             cell.clear()
         if not cell or row.env_steps == cell[0].env_steps:
             cell.append(row)
-    intervals = {key: interval_over_seeds(cell) for key, cell in final.items()}
+    intervals = {key: interval_over_agents([row.episode_return for row in cell]) for key, cell in final.items()}
     texts = {name: _column_texts([intervals.get((name, method.name)) for method in methods]) for name in environments}
     widths = {name: 3 + max(len(name), *map(len, column)) for name, column in texts.items()}
     left = width - 5 - max((len(method.label) for method in methods), default=6)

@@ -4,6 +4,7 @@ The page stands alone: charts, style and script are inside, nothing is loaded fr
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     try:
+        existing = next(parent for parent in given.out.absolute().parents if parent.exists())
+        if given.out.is_dir() or not (existing.is_dir() and os.access(existing, os.W_OK)):  # now, not after the work
+            raise ValueError(f"--out {given.out}: cannot be written; valid is a file in a folder")
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("Starting", total=None)
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from metagenrl_pl.reporting.svg import Line, line_panel
 from metagenrl_pl.results.comparisons import Comparison, Entry
 from metagenrl_pl.results.methods import LEARNED, UNTRAINED
-from metagenrl_pl.results.rows import MetaTestRow, interval_over_seeds
+from metagenrl_pl.results.rows import MetaTestRow, interval_over_agents
 from metagenrl_pl.results.training_curves import agent_curves, mean_curve, thin_out
 
 LEARNED_COLOURS = ("#0072B2", "#D6336C", "#7048E8", "#0B8A6A", "#C2410C", "#1098AD", "#A61E4D", "#5C7A10", "#4C6EF5", "#8B5E34")
@@ -57,15 +57,11 @@ def _learning_curve(entry: Entry, environment: str, key: str, colour: str, x_hig
     if not returns:
         return None
     x = sorted(returns)
-    intervals = [_interval(returns[env_steps]) for env_steps in x]
+    intervals = [interval_over_agents(returns[env_steps]) for env_steps in x]
     if not entry.method.trains:  # one evaluation alone is no curve
         return Line(key, entry.name, colour, [0, x_high], [intervals[-1][0]] * 2, style="level")
     mean, low, high = zip(*intervals, strict=True)
     return Line(key, entry.name, colour, x, mean, low, high, "solid" if entry.variant is not None else "dashed")
-
-
-def _interval(returns: Sequence[float]) -> tuple[float, float, float]:
-    return tuple(interval_over_seeds(MetaTestRow("", "", 0, 0, value) for value in returns))  # type: ignore[return-value]
 
 
 def meta_training_panels(comparison: Comparison, keys: dict[str, str]) -> dict[str, list[Markup]]:
@@ -103,7 +99,9 @@ def stage_panels(comparison: Comparison) -> dict[str, list[Markup]]:
             stages = sorted({row.meta_training_env_steps or 0 for row in own})
             if len([stage for stage in stages if stage]) > 1:
                 lines = [_stage_line(own, stage, stages) for stage in stages]
-                panels.setdefault(entry.name, []).append(line_panel(environment, lines, "env steps of the fresh agent", "return"))
+                if any(math.isfinite(y) for line in lines for y in line.y):
+                    panel = line_panel(environment, lines, "env steps of the fresh agent", "return")
+                    panels.setdefault(entry.name, []).append(panel)
     return panels
 
 

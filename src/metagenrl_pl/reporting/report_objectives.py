@@ -114,7 +114,7 @@ def _with_references(comparison: Comparison, learned: Mapping[str, ParametricObj
     runs = [run for entry in comparison.learned if entry.variant is not None for run in entry.variant.runs]
     discount = next((run.origin.settings.get("agent.discount") for run in runs if run.origin is not None), None)
     first = next(iter(learned.values()))
-    untrained = type(first)(**first.architecture, seed=derive_seed(0, "untrained objective"))  # as in meta-tests
+    untrained = first.fresh(derive_seed(0, "untrained objective"))  # as in meta-tests
     objectives = {
         REINFORCE.name: Reinforce(discount=float(discount if discount is not None else 0.99)),
         CRITIC.name: CriticObjective(),

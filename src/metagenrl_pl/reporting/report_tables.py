@@ -170,7 +170,7 @@ def _verdict_clauses(comparison: Comparison, pairs: Sequence[tuple[Entry, Entry]
             _, own = comparison.improvement_over(entry, other, kind, lambda score: score.final)
             if own == verdict:
                 name = entry.name if len(comparison.learned) > 1 else other.name
-                clauses.setdefault(_verdict_text(verdict, entry), []).append(name)
+                clauses.setdefault(_verdict_text(verdict, comparison.scores(entry, kind)), []).append(name)
     if len(clauses) > 1 and not clauses[Verdict.BETTER.value] and any(key.startswith("better (") for key in clauses):
         del clauses[Verdict.BETTER.value]
     return "; ".join(f"{text}: {join_names(names) or 'none'}" for text, names in clauses.items())
@@ -241,13 +241,15 @@ def _against_text(comparison: Comparison, entry: Entry, other: Entry, kind: str)
     if entry == other:
         return "–"
     wins, verdict = comparison.improvement_over(entry, other, kind, lambda score: score.final)
-    return f"{format_interval(wins)} {_verdict_text(verdict, entry)}" if wins is not None and verdict is not None else "–"
+    if wins is None or verdict is None:
+        return "–"
+    return f"{format_interval(wins)} {_verdict_text(verdict, comparison.scores(entry, kind))}"
 
 
-def _verdict_text(verdict: Verdict, entry: Entry) -> str:
-    """A verdict on objectives of one meta-training seed holds for that one objective alone."""
-    seeds = {score.meta_training_seed for score in entry.scores}
-    is_limited = entry.variant is not None and len(seeds) == 1 and verdict != Verdict.TOO_FEW
+def _verdict_text(verdict: Verdict, scores: Sequence[Score]) -> str:
+    """A verdict on objectives of one meta-training seed, by these scores of theirs, holds for that one objective alone."""
+    seeds = {score.meta_training_seed for score in scores}
+    is_limited = len(seeds - {None}) == 1 and verdict != Verdict.TOO_FEW
     return verdict.value + (" (one meta-training seed)" if is_limited else "")
 
 

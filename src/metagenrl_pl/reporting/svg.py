@@ -116,7 +116,7 @@ def _draw_line(line: Line, to_x: Callable[[float], float], to_y: Callable[[float
     )
 
 
-def heat_map(values: np.ndarray, description: str, size: int = 96) -> Markup:
+def heat_map(values: np.ndarray, description: str) -> Markup:
     """A heat map around zero on its own scale: red above, blue below, [rows, columns], the first row on top.
 
     Cells of one colour are one path, so that a map takes about as many bytes as a small PNG and follows the page's colours.
@@ -129,9 +129,9 @@ def heat_map(values: np.ndarray, description: str, size: int = 96) -> Markup:
         cells = "".join(_run_path(row, levels[row] == level) for row in range(rows))
         paths.append(Markup('<path class="l{}{}" d="{}"/>').format("p" if level > 0 else "n", abs(level), cells))
     return Markup(
-        '<svg class="heat" viewBox="0 0 {0} {1}" width="{2}" height="{2}" preserveAspectRatio="none" shape-rendering="crispEdges" '
-        'role="img" aria-label="{3}">{4}</svg>'
-    ).format(columns, rows, size, description, Markup("").join(paths))
+        '<svg class="heat" viewBox="0 0 {0} {1}" width="96" height="96" preserveAspectRatio="none" shape-rendering="crispEdges" '
+        'role="img" aria-label="{2}">{3}</svg>'
+    ).format(columns, rows, description, Markup("").join(paths))
 
 
 def _run_path(row: int, inside: np.ndarray) -> str:

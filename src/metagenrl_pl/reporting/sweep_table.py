@@ -8,9 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metagenrl_pl.results.methods import find_methods
-from metagenrl_pl.results.rows import MetaTestRow, interval_over_seeds, newest_stage, read_rows
-
-_OUTCOMES = {0: "finished"}
+from metagenrl_pl.results.rows import interval_over_agents, newest_stage, read_rows
 
 
 class SweepJob(NamedTuple):
@@ -43,7 +41,7 @@ def sweep_table(jobs: Sequence[SweepJob]) -> Table:
     table.add_column("run folder", overflow="fold")
     for job, final in zip(jobs, finals, strict=True):
         returns = [f"{final[name]:,.1f}" if name in final else "-" for name in environments]
-        outcome = _OUTCOMES.get(job.code, f"ended early (code {job.code})")
+        outcome = f"ended early (code {job.code})" if job.code else "finished"
         table.add_row(Text(job.name), outcome, *returns, Text(str(job.run_dir or "-")))
     return table
 
@@ -52,8 +50,8 @@ def _final_returns(run_dir: Path | None) -> dict[str, float]:
     rows = newest_stage(read_rows(run_dir / "meta_test.csv")) if run_dir is not None else []
     methods = [method.name for method in find_methods(row.method for row in rows) if method.trains]
     own = [row for row in rows if methods and row.method == methods[0]]
-    last: dict[str, list[MetaTestRow]] = {}
+    last: dict[str, list[float]] = {}
     for row in own:
         if row.env_steps == max(other.env_steps for other in own if other.environment == row.environment):
-            last.setdefault(row.environment, []).append(row)
-    return {environment: interval_over_seeds(of_environment).mean for environment, of_environment in last.items()}
+            last.setdefault(row.environment, []).append(row.episode_return)
+    return {environment: interval_over_agents(returns).mean for environment, returns in last.items()}

@@ -4,11 +4,12 @@ runs -> `variants_of` -> `comparisons_of` -> entries with scores -> `score_of`, 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from metagenrl_pl.results.methods import LEARNED, UNTRAINED, Method, find_method, find_methods
+from metagenrl_pl.results.methods import LEARNED, UNTRAINED, Method, find_methods
 from metagenrl_pl.results.scores import (
     LearningCurve,
     Measure,
@@ -185,7 +186,8 @@ def _compare(group: Sequence[tuple[Variant, list[LearningCurve], list[Score], li
 def _contradict(entry: Entry, scores: Iterable[Score]) -> bool:
     """Whether an entry has other scores of the same agents."""
     known = {score[:4]: score.final for score in entry.scores}
-    return any(known.get(score[:4], score.final) != score.final for score in scores)
+    pairs = [(known[score[:4]], score.final) for score in scores if score[:4] in known]
+    return any(one != other and not (math.isnan(one) and math.isnan(other)) for one, other in pairs)
 
 
 def _distinct_names(variants: Sequence[Variant]) -> list[str]:
@@ -203,17 +205,10 @@ def _distinct_names(variants: Sequence[Variant]) -> list[str]:
 
 def _agents_each_has(own: Sequence[Score], others: Sequence[Score]) -> list[int]:
     """Numbers of agents of both sides in each environment that both were tested in."""
-    counts = [_count(scores) for scores in (own, others)]
+    counts = [Counter(score.environment for score in scores) for scores in (own, others)]
     return [count[name] for count in counts for name in counts[0].keys() & counts[1].keys()]
-
-
-def _count(scores: Iterable[Score]) -> dict[str, int]:
-    count: dict[str, int] = {}
-    for score in scores:
-        count[score.environment] = count.get(score.environment, 0) + 1
-    return count
 
 
 def reference_entry(comparison: Comparison) -> Entry | None:
     """The method whose normalised score is 1 by definition, if it was tested."""
-    return next((entry for entry in comparison.others if find_method(entry.method.name).normalised_score == 1.0), None)
+    return next((entry for entry in comparison.others if entry.method.normalised_score == 1.0), None)

@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ FILE = "provenance.json"
 @cache
 def commit() -> str | None:
     """The checkout's commit, with a mark if there are changes on top; None outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    file = Path(__file__)
+    git = partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, check=True)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        git(["git", "ls-files", "--error-unmatch", file.name])  # or an installed package would name the repository around it
+        return str(git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip())
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -93,7 +93,6 @@ def newest_stage(rows: Sequence[MetaTestRow]) -> list[MetaTestRow]:
     return [row for row in rows if (row.meta_training_env_steps or 0) == newest[row.method]]
 
 
-def interval_over_seeds(rows: Iterable[MetaTestRow]) -> Interval:
+def interval_over_agents(returns: Sequence[float]) -> Interval:
     """95 % interval of the mean return; all NaN if a return is not finite, as that of an agent that diverged may be."""
-    returns = [row.episode_return for row in rows]
     return mean_interval(returns) if all(map(math.isfinite, returns)) else Interval(math.nan, math.nan, math.nan)

@@ -1,7 +1,6 @@
 """Interval estimates over seeds, and over several environments as Agarwal et al. 2021 (arXiv 2108.13264) recommend."""
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,39 +13,40 @@ Strata = Sequence[Mapping[Any, Sequence[float]]]
 Runs that depend on no meta-training share one key, such as None. Environments may have different keys and numbers of runs.
 """
 
+_UPPER = 0.975
+"""The quantile at the upper end of a 95 % interval."""
+
 
 class Interval(NamedTuple):
-    """A mean (or what stands for it) and the confidence interval round it; `low` and `high` are NaN where there is none."""
+    """A mean (or what stands for it) and the 95 % confidence interval round it; `low` and `high` are NaN where there is none."""
 
     mean: float
     low: float
     high: float
 
 
-def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
-    """Mean of independent values (one per seed) with its two-sided Student-t confidence interval.
+def mean_interval(values: Iterable[float]) -> Interval:
+    """Mean of independent values (one per seed) with its two-sided Student-t 95 % interval, which supposes a normal distribution.
 
     Args:
         values: one finite number per seed. A single one has a mean and no interval: `low` and `high` are NaN.
-        confidence: probability that the interval covers the true mean if the values are normally distributed.
 
     Raises:
-        ValueError: no value, a value that is NaN or infinite, or a confidence outside (0, 1).
+        ValueError: no value, or a value that is NaN or infinite.
     """
     sample = [float(value) for value in values]
     if not sample or not all(map(math.isfinite, sample)):
         raise ValueError(f"values={sample}: a mean over seeds needs one or more finite numbers")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence={confidence}: valid are numbers between 0 and 1, both excluded")
-    mean = statistics.fmean(sample)
-    if len(sample) == 1:
-        return Interval(mean, math.nan, math.nan)
-    quantile = float(stdtrit(len(sample) - 1, (1 + confidence) / 2))
-    half_width = quantile * statistics.stdev(sample) / math.sqrt(len(sample))
+    with np.errstate(over="ignore"):  # a mean of numbers near the largest one may be infinite
+        mean = float(np.mean(sample))
+        if len(sample) == 1:
+            return Interval(mean, math.nan, math.nan)
+        quantile = float(stdtrit(len(sample) - 1, _UPPER))
+        half_width = quantile * float(np.std(sample, ddof=1)) / math.sqrt(len(sample))
     return Interval(mean, mean - half_width, mean + half_width)
 
 
-def interquartile_mean(strata: Strata, confidence: float = 0.95, num_resamples: int = 5000, seed: int = 0) -> Interval:
+def interquartile_mean(strata: Strata, num_resamples: int = 5000, seed: int = 0) -> Interval:
     """Mean of the middle half of all runs of all environments, with its hierarchical percentile bootstrap interval.
 
     A quarter of the runs, rounded down, is cut off at either end, so up to three runs have their plain mean. An environment with more
@@ -55,7 +55,6 @@ def interquartile_mean(strata: Strata, confidence: float = 0.95, num_resamples: 
 
     Args:
         strata: finite numbers, one or more of each environment.
-        confidence: of the interval.
         num_resamples: draws of the bootstrap.
         seed: of the draws.
 
@@ -64,9 +63,9 @@ def interquartile_mean(strata: Strata, confidence: float = 0.95, num_resamples: 
         to resample.
 
     Raises:
-        ValueError: no environment, one without runs, a number that is NaN or infinite, or a confidence outside (0, 1).
+        ValueError: no environment, one without runs, or a number that is NaN or infinite.
     """
-    samples = _check_samples(strata, confidence)
+    samples = _check_samples(strata)
     values = np.concatenate(samples)
     order = np.argsort(values)
     once = np.ones((1, len(values)))
@@ -74,12 +73,10 @@ def interquartile_mean(strata: Strata, confidence: float = 0.95, num_resamples: 
     if not _can_vary(strata):
         return Interval(estimate, math.nan, math.nan)
     times = np.concatenate(_resample(strata, num_resamples, np.random.default_rng(seed)), axis=1)  # [resamples, runs]
-    return _percentile_interval(estimate, _trimmed_mean(values[order], times[:, order]), confidence)
+    return _percentile_interval(estimate, _trimmed_mean(values[order], times[:, order]))
 
 
-def probability_of_improvement(
-    strata: Strata, other: Strata, confidence: float = 0.95, num_resamples: int = 5000, seed: int = 0
-) -> Interval:
+def probability_of_improvement(strata: Strata, other: Strata, num_resamples: int = 5000, seed: int = 0) -> Interval:
     """P(X > Y), the chance that a run of `strata` beats one of `other`: a tie is half a win, every environment weighs the same.
 
     In each environment it is the Mann-Whitney U statistic over the number of pairs. The interval is a percentile bootstrap that draws
@@ -87,7 +84,6 @@ def probability_of_improvement(
 
     Args:
         strata, other: finite numbers of X and of Y, for the same environments in the same order.
-        confidence: of the interval.
         num_resamples: draws of the bootstrap.
         seed: of the draws.
 
@@ -97,7 +93,7 @@ def probability_of_improvement(
     Raises:
         ValueError: different numbers of environments, or what `interquartile_mean` refuses.
     """
-    xs, ys = _check_samples(strata, confidence), _check_samples(other, confidence)
+    xs, ys = _check_samples(strata), _check_samples(other)
     if len(xs) != len(ys):
         raise ValueError(f"{len(xs)} environments are compared with {len(ys)}: valid are the same ones on both sides")
     wins = [(x[:, None] > y) + 0.5 * (x[:, None] == y) for x, y in zip(xs, ys, strict=True)]  # [runs of X, runs of Y] each
@@ -109,16 +105,14 @@ def probability_of_improvement(
     shares = np.stack([_win_share(*of_environment) for of_environment in drawn])  # [environments, resamples]
     present = ~np.isnan(shares)  # a resample may hold no seed that was tested in an environment
     sums, counts = np.where(present, shares, 0.0).sum(0), present.sum(0)
-    return _percentile_interval(estimate, sums[counts > 0] / counts[counts > 0], confidence)
+    return _percentile_interval(estimate, sums[counts > 0] / counts[counts > 0])
 
 
-def _check_samples(strata: Strata, confidence: float) -> list[np.ndarray]:
+def _check_samples(strata: Strata) -> list[np.ndarray]:
     """The runs of each environment, key by key."""
     samples = [np.array([value for values in runs.values() for value in values], float) for runs in strata]
     if not samples or not all(len(sample) and np.isfinite(sample).all() for sample in samples):
         raise ValueError(f"strata={[dict(runs) for runs in strata]}: every environment needs one or more finite numbers")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence={confidence}: valid are numbers between 0 and 1, both excluded")
     return samples
 
 
@@ -161,6 +155,6 @@ def _win_share(x_times: np.ndarray, y_times: np.ndarray, wins: np.ndarray) -> np
     return np.where(pairs > 0, ((x_times @ wins) * y_times).sum(-1) / np.maximum(pairs, 1), np.nan)
 
 
-def _percentile_interval(estimate: float, resampled: np.ndarray, confidence: float) -> Interval:
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _percentile_interval(estimate: float, resampled: np.ndarray) -> Interval:
+    low, high = np.quantile(resampled, [1 - _UPPER, _UPPER])
     return Interval(estimate, float(low), float(high))
