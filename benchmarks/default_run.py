@@ -20,13 +20,21 @@ from measure import ROOT, Result, Turns, arguments, machine, parsed, prepare, re
 QUICK = ["experiment=debug", "env_steps=100"]
 
 
-def share_of_memory(session: int) -> int:
-    """Bytes that the processes of a session have in memory; pages that several of them share count once."""
-    total = 0
+def share_of_memory(root: int) -> int:
+    """Bytes that a process and its descendants have in memory; pages that several of them share count once."""
+    parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended
-            if os.getsid(int(folder.name)) == session:
-                (line,) = [line for line in (folder / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:")]
+        with contextlib.suppress(OSError):  # it has ended
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    total = 0
+    for process in parents:
+        ancestor = process
+        while ancestor in parents and ancestor != root:
+            ancestor = parents[ancestor]
+        if ancestor == root:
+            with contextlib.suppress(OSError, ValueError):
+                lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+                (line,) = [line for line in lines if line.startswith("Pss:")]
                 total += 1024 * int(line.split()[1])
     return total
 

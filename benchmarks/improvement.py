@@ -19,8 +19,10 @@ from metagenrl_pl.results.run_folders import find_runs
 from metagenrl_pl.results.scores import Score, improvement, learning_curves, raw_scores
 
 
-def scores_in(folders: Sequence[Path], others: Sequence[Path], environments: Sequence[str] | None = None) -> list[Score]:
-    """The raw scores of all agents, in the environments in which the learned objectives were tested.
+def scores_in(
+    folders: Sequence[Path], others: Sequence[Path], environments: Sequence[str] | None = None
+) -> tuple[list[Score], list[str]]:
+    """The raw scores of all agents, in the environments in which the learned objectives were tested, and what was left out.
 
     Args:
         folders: of the objectives.
@@ -33,7 +35,7 @@ def scores_in(folders: Sequence[Path], others: Sequence[Path], environments: Seq
     runs, _ = find_runs(folders)
     references, _ = find_runs(others) if others else ([], [])
     # An objective of `others` is not part of the method.
-    curves = learning_curves(runs)[0]
+    curves, notes = learning_curves(runs)
     known = {curve[:4] for curve in curves}
     curves += [c for c in learning_curves(references)[0] if c.meta_training_seed is None and c[:4] not in known]
     tested = {curve.environment for curve in curves if curve.method == LEARNED.name}
@@ -44,7 +46,8 @@ def scores_in(folders: Sequence[Path], others: Sequence[Path], environments: Seq
         raise ValueError(
             f"{', '.join(sorted(unknown))}: no learned objective was tested there; valid: {', '.join(sorted(tested))}"
         )
-    return raw_scores([curve for curve in curves if curve.environment in chosen])[0]
+    scores, more = raw_scores([curve for curve in curves if curve.environment in chosen])
+    return scores, [*notes, *more]
 
 
 def tables(scores: Sequence[Score]) -> str:
@@ -88,7 +91,10 @@ def main() -> None:
     parser.add_argument("--envs", nargs="+", metavar="ID", help="by default all in which the objective was tested")
     options = parser.parse_args()
     try:
-        print(tables(scores_in(options.folders, options.others, options.envs)))
+        scores, notes = scores_in(options.folders, options.others, options.envs)
+        print(tables(scores))
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
 

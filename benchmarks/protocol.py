@@ -28,7 +28,7 @@ from metagenrl_pl.results.methods import LEARNED, METHODS, RANDOM, UNTRAINED
 from metagenrl_pl.results.rows import append_rows
 from metagenrl_pl.results.run_folders import Run, find_runs
 from metagenrl_pl.results.scores import Score, aggregate, learning_curves, scores_of, select_normalised
-from side_by_side import PlannedRun, compose_yaml, is_begun, run_all
+from side_by_side import Distinct, PlannedRun, compose_yaml, is_begun, meta_test_in, positive, refuse_overrides, run_all
 
 SWITCHES = {name: method.switch for name, method in METHODS.items() if method.switch is not None}
 """The override that leaves out the test of each method that does not depend on meta-training."""
@@ -107,8 +107,7 @@ def meta_test_of(config: Any) -> dict[str, Any]:
     Raises:
         ValueError: if there are none.
     """
-    if (test := config.callbacks.meta_test) is None:
-        raise ValueError("callbacks.meta_test is null; valid is a meta-test, since this command compares its results")
+    test = meta_test_in(config)
     keys = (*CONDITIONS, "untrained", "random", "baselines")
     return {key: OmegaConf.to_container(test[key], resolve=True) if OmegaConf.is_config(test[key]) else test[key] for key in keys}
 
@@ -249,6 +248,7 @@ def main() -> None:
         "--seeds",
         nargs="+",
         type=int,
+        action=Distinct,
         metavar="N",
         help="of meta-training, by default 0 1 2; with --objectives of fresh agents, by default 0",
     )
@@ -256,18 +256,20 @@ def main() -> None:
         "--baseline-seeds",
         nargs="+",
         type=int,
+        action=Distinct,
         metavar="N",
         help="from 1 on: further agents of REINFORCE and DDPG/TD3; with --objectives from 0 on",
     )
-    parser.add_argument("--jobs", type=_positive, default=1, help="runs side by side, each on a core of its own")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs side by side, each on a core of its own")
     parser.add_argument("--out", type=Path, help="folder of the runs; by default runs/protocol")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy CSV files, configurations and objectives there in the end")
     parser.add_argument("overrides", nargs="*", help="for every run, such as env_steps=1000")
     options = parser.parse_args()
     try:
+        refuse_overrides(options.overrides)
         runs, out = _plan(options)
         run_all(runs, out, options.jobs)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     kept = list(runs)
     if options.objectives:
@@ -290,8 +292,6 @@ def _plan(options: argparse.Namespace) -> tuple[list[PlannedRun], Path]:
         ValueError: if options contradict each other.
     """
     extra, baseline_seeds = list(options.overrides), options.baseline_seeds or []
-    if len(set(options.seeds or [])) < len(options.seeds or []) or len(set(baseline_seeds)) < len(baseline_seeds):
-        raise ValueError("--seeds and --baseline-seeds: valid are seeds that differ")
     if options.objectives:
         if options.variants != ["protocol"] or options.out is None:
             raise ValueError("--objectives needs an --out of its own, and goes without --variants")
@@ -335,12 +335,6 @@ def _read_variants_file(path: Path) -> dict[str, list[str]]:
         if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
             raise ValueError(f"--variants {path}: {name} is no list of overrides; valid is {name}: [key=value, ...]")
     return {str(name): overrides for name, overrides in variants.items()}
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 if __name__ == "__main__":

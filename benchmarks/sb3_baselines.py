@@ -1,6 +1,6 @@
 """Agents of Stable-Baselines3 under the protocol's conditions: the same environments, env steps, episodes and evaluations.
 
-    pip install -e ".[train,baselines]"
+    pip install -e ".[train,sb3]"
     python benchmarks/sb3_baselines.py [--methods ppo td3 on_policy_reinforce] [--seeds 0 1 ...] [--jobs 2] [--out DIR] [OVERRIDE ...]
 
 Writes a `meta_test.csv` for each method, which the report reads beside those of other runs. Networks have the width and depth of the
@@ -33,7 +33,7 @@ from metagenrl_pl.experience.collector import episode_seed
 from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.provenance import add_provenance
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, read_rows
-from side_by_side import compose_yaml
+from side_by_side import Distinct, check_note, compose_yaml, meta_test_in, note_of
 
 ON_POLICY: dict[str, Any] = {"learning_rate": 3e-3, "n_steps": 512, "gae_lambda": 0.97}
 SB3_METHODS = [name for name, method in METHODS.items() if method.package == "stable_baselines3"]
@@ -44,8 +44,9 @@ class Episodes(gym.Env):
 
     def __init__(self, spec: EnvironmentSpec, seed: int) -> None:
         self._environment, self._seed, self._num_episodes = Environment(spec), seed, 0
+        self.action_size = self._environment.action_size
         self.observation_space = spaces.Box(-np.inf, np.inf, (self._environment.observation_size,), np.float32)
-        self.action_space = spaces.Box(-1, 1, (self._environment.action_size,), np.float32)
+        self.action_space = spaces.Box(-1, 1, (self.action_size,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin the next episode, whatever the seed."""
@@ -118,9 +119,10 @@ def train_agents(method: str, seeds: Sequence[int], settings: Any, file: Path, n
     """Train the agents that the file lacks, in processes side by side.
 
     Raises:
-        ValueError: if an environment cannot serve, or the file holds an agent that was tested at other env steps.
+        ValueError: if an environment cannot serve, or the file holds agents of other settings or that were not tested to the end.
     """
-    test = settings.callbacks.meta_test
+    test = meta_test_in(settings)
+    note = OmegaConf.to_yaml({key: settings[key] for key in ("agent", "callbacks")})
     interval, env_steps = test.evaluate_every_env_steps, test.env_steps
     wanted = sorted({*range(interval, env_steps + 1, interval), env_steps})
     done: dict[tuple[str, int], list[MetaTestRow]] = {}
@@ -135,8 +137,13 @@ def train_agents(method: str, seeds: Sequence[int], settings: Any, file: Path, n
     for spec in specs:
         Environment(spec).close()  # refuse a wrong one now
     left = [(method, spec, seed) for seed in seeds for spec in specs if (spec.name, seed) not in done]
+    if done:
+        check_note(file.parent, note)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if left:
+    note_of(file.parent).write_text(note)
+    if not left:
+        print(f"{file} has all agents already")
+    else:
         add_provenance(file.parent, stable_baselines3=version("stable-baselines3"))
     with ProcessPoolExecutor(num_jobs, get_context("spawn")) as pool:
         for rows in pool.map(partial(train_agent, settings=settings), left):
@@ -148,7 +155,9 @@ def main() -> None:
     """Train the agents that the files lack, method by method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=SB3_METHODS, default=["ppo"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[*range(9)], metavar="N", help="agents in each environment")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, action=Distinct, default=[*range(9)], metavar="N", help="agents in each environment"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="agents side by side, each on a core of its own")
     parser.add_argument("--out", type=Path, default=Path("runs/protocol/sb3"), help="holds a folder for each method")
     parser.add_argument("overrides", nargs="*", help="such as callbacks.meta_test.env_steps=8000")

@@ -1,6 +1,7 @@
 """Put a meta-trained objective into the package, with a card that names its origin and its scores.
 
-    python benchmarks/ship.py results/protocol/light results/protocol/more_agents/light results/validation/protocol --name light
+    python benchmarks/ship.py results/protocol/light results/protocol/more_agents/light results/validation/protocol \\
+        --baselines results/protocol/baselines results/validation/baselines --name light
 
 The runs in and below the folders meta-trained objectives that differ in their seed alone, or tested them. The objective that did best on
 the validation environments is taken, so nothing is chosen by the scores on unseen ones. One that fails in an environment that it was
@@ -40,7 +41,7 @@ def best_on_validation(
 
     Raises:
         ValueError: if the runs are of several kinds of meta-training, lack what scores are normalised by, or no objective was tested
-            both in a validation environment and in all of its training environments without a failure.
+            in all validation environments, and in all of its training environments without a failure.
     """
     variants = variants_of(runs)
     if len(variants) != 1:
@@ -60,9 +61,12 @@ def best_on_validation(
             reasons.append(f"seed {seed}: {problem}")
             continue
         there = [score for score in select_normalised(scores) if score.environment in validation]
+        if missing := set(validation) - {score.environment for score in there}:  # or seeds would be compared in different ones
+            reasons.append(f"seed {seed}: no result in {', '.join(sorted(missing))}")
+            continue
         value = aggregate(there, "learned", lambda score: score.normalised_final)
-        if value is None or not math.isfinite(value.mean):  # not tested, or an agent diverged
-            reasons.append(f"seed {seed}: no result in {', '.join(validation)}")
+        if value is None or not math.isfinite(value.mean):
+            reasons.append(f"seed {seed}: an agent diverged in {' or '.join(validation)}")
         elif best is None or value.mean > best[0]:
             best = value.mean, next((run for run in tests if run.meta_trains), tests[0]), scores
     if best is None:
@@ -115,6 +119,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     card = {"scores": scores_by_environment(scores), "made_by": options.made_by, "licence": "Apache-2.0"}
+    card["chosen_by"] = list(options.validation)
     if run.origin is not None and run.origin.is_whole:
         card["settings"] = dict(run.origin.settings)
     options.to.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Runs of `train.py` side by side, each in a process of its own. They may be stopped, and go on later."""
 
+import argparse
 import fcntl
 import os
 import shutil
@@ -42,7 +43,7 @@ class PlannedRun(NamedTuple):
     @property
     def note(self) -> Path:
         """The file that holds its settings."""
-        return self.folder.with_name(f"{self.folder.name}.settings.yaml")
+        return note_of(self.folder)
 
     @property
     def log(self) -> Path:
@@ -58,6 +59,50 @@ class PlannedRun(NamedTuple):
 def is_begun(folder: Path) -> bool:
     """Whether a run has a checkpoint to go on from, or has ended."""
     return (folder / "ended").exists() or newest_checkpoint(folder) is not None
+
+
+_INSTEAD = {"seed": "--seeds", "run_dir": "--out", "ckpt_path": "the same command again"}
+
+
+def refuse_overrides(overrides: Sequence[str]) -> None:
+    """Refuse overrides of keys that a command sets itself, and that would make its runs alike or put them elsewhere.
+
+    Raises:
+        ValueError: names the override and what is valid.
+    """
+    for override in overrides:
+        if valid := _INSTEAD.get(override.lstrip("+~").partition("=")[0]):
+            raise ValueError(f"{override} is set by this command; valid is {valid}")
+
+
+def positive(text: str) -> int:
+    """A command line's number from 1 on."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+class Distinct(argparse.Action):
+    """Of a command line's numbers that must differ: two equal ones would be two runs in one folder."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Keep them."""
+        if len(set(values)) < len(values):
+            raise argparse.ArgumentError(self, "valid are numbers that differ")
+        setattr(namespace, self.dest, values)
+
+
+def meta_test_in(config: Any) -> Any:
+    """A configuration's meta-test.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if (test := config.callbacks.meta_test) is None:
+        raise ValueError("callbacks.meta_test is null; valid is a meta-test, since this command compares its results")
+    return test
 
 
 def compose_yaml(overrides: Sequence[str]) -> str:
@@ -107,14 +152,31 @@ def check_folders(runs: Sequence[PlannedRun]) -> None:
     """
     for plan in runs:
         if plan.is_begun:
-            texts = (plan.note.read_text() if plan.note.exists() else "", plan.settings)
-            before, now = (_flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
-            if differing := sorted(key for key in before | now if before.get(key) != now.get(key)):
-                key = differing[0]
-                change = f"{key}: {format_value(before.get(key))}, not {format_value(now.get(key))}"
-                raise ValueError(
-                    f"{plan.folder} holds a run of other settings ({change}); valid is another --out, or to remove it"
-                )
+            check_note(plan.folder, plan.settings)
+
+
+def note_of(folder: Path) -> Path:
+    """The file beside a folder that holds the settings of its run."""
+    return folder.with_name(f"{folder.name}.settings.yaml")
+
+
+def check_note(folder: Path, settings: str) -> None:
+    """Refuse to go on with results of other settings.
+
+    Args:
+        folder: of the results.
+        settings: YAML.
+
+    Raises:
+        ValueError: if they were made with other ones.
+    """
+    note = note_of(folder)
+    texts = (note.read_text() if note.exists() else "", settings)
+    before, now = (_flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
+    if differing := sorted(key for key in before | now if before.get(key) != now.get(key)):
+        key = differing[0]
+        change = f"{key}: {format_value(before.get(key))}, not {format_value(now.get(key))}"
+        raise ValueError(f"{folder} holds a run of other settings ({change}); valid is another --out, or to remove it")
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:

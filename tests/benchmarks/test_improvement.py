@@ -1,5 +1,7 @@
 """The tables of final returns and of probabilities of improvement, from the repository's own results."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ RESULTS = Path(__file__).parents[2] / "results" / "paper_inputs"
 
 def test_tables_of_three_seeds_and_other_methods() -> None:
     of_learned = [RESULTS / f"seed_{seed}" for seed in range(3)]
-    lines = tables(scores_in(of_learned, [RESULTS / "baselines"])).splitlines()
+    lines = tables(scores_in(of_learned, [RESULTS / "baselines"])[0]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert cells[0] == ["", "HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "Swimmer-v5"]
     assert [row[0] for row in cells[2:6]] == ["learned, seed 0", "learned, seed 1", "learned, seed 2", "learned objective"]
@@ -22,14 +24,15 @@ def test_tables_of_three_seeds_and_other_methods() -> None:
 
 
 def test_objectives_of_other_folders_are_not_part_of_the_method() -> None:
-    scores = scores_in([RESULTS / "seed_0"], [RESULTS])
+    scores, notes = scores_in([RESULTS / "seed_0"], [RESULTS])
+    assert not notes
     assert {score.meta_training_seed for score in scores if score.method == "learned"} == {0}
     assert {score.method for score in scores} >= {"reinforce", "critic", "untrained", "random"}
 
 
 def test_some_environments_can_be_chosen() -> None:
     of_learned = [RESULTS / f"seed_{seed}" for seed in range(3)]
-    shown = tables(scores_in(of_learned, [RESULTS / "baselines"], ["Hopper-v5", "Swimmer-v5"]))
+    shown = tables(scores_in(of_learned, [RESULTS / "baselines"], ["Hopper-v5", "Swimmer-v5"])[0])
     assert "|  | Hopper-v5 | Swimmer-v5 |" in shown and "| off-policy REINFORCE (GAE) | 0.05 [" in shown  # of 0.04 and 0.06
     with pytest.raises(ValueError, match="^Walker2d-v5: no learned objective was tested there; valid: HalfCheetah-v5, Hopper-v5"):
         scores_in(of_learned, [], ["Walker2d-v5"])
@@ -39,3 +42,14 @@ def test_a_folder_without_objectives_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sys.argv", ["improvement.py", str(RESULTS / "baselines")])
     with pytest.raises(SystemExit, match="no learned objective was tested there"):
         main()
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another objective of the same seed, with agents of the same numbers, does not count."""
+    shutil.copytree(RESULTS / "seed_0", tmp_path / "copy")
+    file = tmp_path / "copy" / "meta_test.csv"
+    file.write_text(re.sub(r"\d+\.\d+(?=,\d*$)", "1.0", file.read_text(), flags=re.M))
+    monkeypatch.setattr("sys.argv", ["improvement.py", str(RESULTS / "seed_0"), str(tmp_path / "copy")])
+    main()
+    printed, told = capsys.readouterr()
+    assert "8,488, 9,356, 1,566" in printed and told.startswith("note: ") and "copy" in told

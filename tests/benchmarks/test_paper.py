@@ -1,14 +1,18 @@
 """Table 1 and the figures: which runs they need, and what is written from runs that ended."""
 
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 import paper
+import paper_output
 from metagenrl_pl.results.rows import MetaTestRow, append_rows
-from side_by_side import Runner
+from side_by_side import Runner, check_folders
 
 TESTED = [
     *("agent.hidden_units=4", "agent.num_windows=2", "agent.window_length=3", "agent.random_env_steps=5", "compile=false"),
@@ -22,8 +26,8 @@ TINY = [
 
 
 def test_every_run_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paper, "compose_yaml", lambda overrides: " ".join(overrides))
-    for what in paper.WRITERS:
+    monkeypatch.setattr(paper, "compose_yaml", lambda overrides: f"env_steps: 5\noverrides: '{' '.join(overrides)}'")
+    for what in paper.WHAT:
         for scale in paper.SCALES.values():
             runs = paper.plan(what, scale, tmp_path, None, [])
             assert len({run.folder for run in runs}) == len(runs) and len({run.settings for run in runs}) == len(runs)
@@ -41,7 +45,9 @@ def test_what_runs_are_made_of(scale: str, tmp_path: Path) -> None:
     assert configs[0].meta is None and set(configs[0].callbacks.meta_test.baselines) == {"reinforce", "critic"}
     assert "baselines" not in configs[1].callbacks.meta_test and configs[1].seed == 2
     assert configs[1].population.lifetime_env_steps % configs[1].agent.warmup_env_steps == 0
-    assert configs[1].env_steps == paper.SCALES[scale].env_steps and configs[1].population.size == paper.SCALES[scale].population
+    # Pairs of agents in two environments, and several generations.
+    assert configs[1].population.size % 4 == 0 and configs[1].env_steps // configs[1].population.lifetime_env_steps >= 8
+    assert len(configs[0].callbacks.meta_test.seeds) == 6 and len(configs[1].callbacks.meta_test.seeds) == 3
 
 
 def write(out: Path, folder: str, rows: list[tuple[str, str, int, int, float, int | None]]) -> None:
@@ -58,18 +64,146 @@ def test_table_1(tmp_path: Path) -> None:
     write(
         tmp_path, "hand_made/seed_0", [("HalfCheetah-v5", "critic", 0, 10, 8.0, None), ("Hopper-v5", "random", 0, 0, 9.0, None)]
     )
-    lines = paper.write_table_1(tmp_path).read_text().splitlines()
-    assert len(lines) == 2 + len(paper.TABLE_1)
+    lines = paper_output.write_table_1(tmp_path, 8).read_text().splitlines()
+    assert len(lines) == 2 + len(paper_output.TABLE_1)
     cells = {tuple(line.split(" | ")[:2]): line.strip("| ").split(" | ")[2:] for line in lines[2:]}
     learned = cells["| cheetah_hopper", "MetaGenRL"]
     assert learned[0] == "-" and learned[1] == "2,185"
     assert learned[2].startswith("220") and learned[2].endswith(", 4 agents")  # 120, 121, 320, 321
-    assert cells["| lunar_cheetah", "EPG (ours: evolution)"][0].endswith(", 2 agents")
+    assert cells["| lunar_cheetah", "EPG (ours: evolution), 8 updates"][0].endswith(", 2 agents")
     assert cells["| none", "PPO"][:2] == ["7, 1 agent", "1,455"] and cells["| none", "DDPG / TD3"][0] == "8, 1 agent"
 
 
+def test_agents_that_diverged_are_counted_and_left_out(tmp_path: Path) -> None:
+    rows = [("Hopper-v5", "learned", agent, 10, value, 50) for agent, value in enumerate((1.0, math.nan, 3.0))]
+    rows.append(("HalfCheetah-v5", "learned", 0, 10, -math.inf, 50))
+    write(tmp_path, "learned_cheetah_hopper/seed_0", rows)
+    line = paper_output.write_table_1(tmp_path, 8).read_text().splitlines()[2]
+    assert line.split(" | ")[2:6:2] == ["1 agent, all diverged", "2 [1, 3], 3 agents, 1 diverged"]
+
+
+def test_figures_show_agents_that_diverged_and_the_latest_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    returns = {0: (1.0, 2.0), 1: (3.0, math.nan), 2: (5.0, 6.0)}
+    rows = [("Hopper-v5", "learned", agent, n, of[n // 20], 50) for agent, of in returns.items() for n in (10, 20)]
+    rows += [("Hopper-v5", "learned", 0, n, 99.0, 25) for n in (10, 20)]  # of an earlier objective
+    rows += [("Hopper-v5", "learned", 3, 10, 7.0, 50)]  # not tested to the end
+    write(tmp_path, "learned_cheetah_hopper/seed_0", rows)
+    drawn: dict[str, list[float]] = {}
+    show = Figure.legend
+
+    def remember(figure: Figure, handles: Any, labels: Any, **options: Any) -> Any:
+        drawn.update({label: [*handle.get_ydata()] for handle, label in zip(handles, labels, strict=True)})
+        return show(figure, handles, labels, **options)
+
+    monkeypatch.setattr(Figure, "legend", remember)
+    paper_output.write_figure_3(tmp_path)
+    assert drawn == {"MetaGenRL (3 agents, 1 diverged, 1 tested at other env steps)": [3.0, 4.0]}
+
+
+def test_equal_seeds_would_be_two_runs_in_one_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["paper.py", "figure4", "--seeds", "0", "0"])
+    with pytest.raises(SystemExit):
+        paper.main()
+    assert "argument --seeds: valid are numbers that differ" in capsys.readouterr().err
+
+
+def test_rl2_agents_of_a_seed_are_not_independent(tmp_path: Path) -> None:
+    for method in ("learned", "rl2"):
+        for seed in (0, 1):
+            rows = [("Hopper-v5", method, 3 * seed + agent, 10, 100.0 * seed + agent, None) for agent in range(3)]
+            write(tmp_path, f"{method}_cheetah_hopper/seed_{seed}", rows)
+    lines = paper_output.write_table_1(tmp_path, 8).read_text().splitlines()
+    learned, by_rl2 = (next(line for line in lines if f"| cheetah_hopper | {label} |" in line) for label in ("MetaGenRL", "RL2"))
+    assert learned.split(" | ")[4] == by_rl2.split(" | ")[4] != "-"
+
+
+def test_one_run_tests_untrained_weights(tmp_path: Path) -> None:
+    for seeds in (None, [4, 5]):
+        runs = paper.plan("table1", paper.SCALES["light"], tmp_path, seeds, [])
+        tested = [run for run in runs if OmegaConf.create(run.settings).callbacks.meta_test.untrained]
+        first, *others = [run for run in tested if run.folder.parent.name != "hand_made"]
+        assert {run.folder.parent.name for run in (first, *others)} == {"learned_cheetah_hopper"}
+        assert first.without == [] and all(run.without == ["callbacks.meta_test.untrained=false"] for run in others)
+
+
+@pytest.mark.parametrize("is_tested", [True, False])
+def test_seeds_may_be_run_one_after_the_other(is_tested: bool, tmp_path: Path) -> None:
+    """The first seed that is run tests untrained weights. The command with all seeds goes on from there."""
+    (earlier,) = [
+        run
+        for run in paper.plan("table1", paper.SCALES["light"], tmp_path, [1], [])
+        if "learned_cheetah_hopper/" in str(run.folder)
+    ]
+    earlier.folder.mkdir(parents=True)
+    (earlier.folder / "ended").touch()
+    earlier.note.write_text(earlier.settings)
+    (earlier.folder / "config.yaml").write_text(f"callbacks: {{meta_test: {{untrained: {str(is_tested).lower()}}}}}")
+    runs = paper.plan("table1", paper.SCALES["light"], tmp_path, None, [])
+    check_folders(runs)
+    of_seeds = {run.folder.name: run.without for run in runs if run.folder.parent == earlier.folder.parent}
+    no = ["callbacks.meta_test.untrained=false"]
+    assert of_seeds == {"seed_0": no if is_tested else [], "seed_1": no, "seed_2": no}
+
+
+@pytest.mark.parametrize("extra", [[], ["env_steps=1000"]])
+def test_figure_4_has_five_stages(extra: list[str], tmp_path: Path) -> None:
+    (run,) = paper.plan("figure4", paper.SCALES["light"], tmp_path, None, extra)
+    config: Any = OmegaConf.create(run.settings)
+    assert config.env_steps == 5 * config.callbacks.meta_test.every_env_steps
+
+
+def test_figure_5_has_a_run_of_the_table(tmp_path: Path) -> None:
+    table = {run.folder: run.settings for run in paper.plan("table1", paper.SCALES["light"], tmp_path, None, [])}
+    runs = paper.plan("figure5", paper.SCALES["light"], tmp_path, None, [])
+    assert [run.folder for run in runs if table.get(run.folder) == run.settings] == [
+        tmp_path / "learned_lunar_cheetah" / "seed_0"
+    ]
+
+
+def test_overrides_may_follow_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["paper.py", "figure5", "--scale", "light", "--out", str(tmp_path), "--jobs", "2", "env_steps=20", "num_threads=1"]
+    made: list[Any] = []
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(paper, "run_all", lambda runs, out, jobs: made.extend(runs))
+    paper.main()
+    assert len(made) == 5 and all("env_steps: 20\n" in run.settings for run in made)
+    assert capsys.readouterr().out == f"{tmp_path / 'figure5.png'}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["figure4", "seed=3"], "error: seed=3 is set by this command; valid is --seeds"),
+        (["figure4", "run_dir=x"], "error: run_dir=x is set by this command; valid is --out"),
+        (["figure4", "--only-write", "--out", "new"], "error: --out new: no run has ended there; valid is a folder with runs"),
+        (["figure4", "--out", "file"], "error: [Errno 17] File exists: 'file'"),
+        (["table1", "callbacks.meta_test=null", "--out", "new"], "error: callbacks.meta_test is null; valid is a meta-test"),
+        (
+            ["table1", "--only-write", "--out", ".", "population.lifetime_env_steps=null"],
+            "error: population.lifetime_env_steps=null: ",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    write(tmp_path, "ppo", [("HalfCheetah-v5", "ppo", 0, 10, 7.0, None)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["paper.py", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        paper.main()
+    assert str(caught.value).startswith(told) and "\n" not in str(caught.value)
+
+
+def test_missing_libraries_are_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["paper.py", "table1", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="sb3-contrib is not installed"):
+        paper.main()
+    assert not (tmp_path / "out").exists()
+
+
 def test_figures_are_drawn_from_what_there_is(tmp_path: Path) -> None:
-    for folder, environment in (("learned_cheetah_hopper", "Hopper-v5"), ("figure5_full", "HalfCheetah-v5")):
+    for folder, environment in (("learned_cheetah_hopper", "Hopper-v5"), ("learned_lunar_cheetah", "HalfCheetah-v5")):
         rows = [(environment, "learned", agent, n, float(n + agent), 50) for agent in (0, 1) for n in (10, 20)]
         write(tmp_path, f"{folder}/seed_0", rows)
     staged = [("Hopper-v5", "learned", 0, n, float(n), stage) for stage in (10, 20) for n in (10, 20)]
@@ -80,13 +214,13 @@ def test_figures_are_drawn_from_what_there_is(tmp_path: Path) -> None:
         drawn[path.name] = {title: {label: len(curves) for label, curves in lines.items()} for title, lines in panels.items()}
         return write_curves(path, panels)
 
-    write_curves = paper.write_curves
-    paper.write_curves = remember
+    write_curves = paper_output.write_curves
+    paper_output.write_curves = remember
     try:
-        for write_figure in (paper.write_figure_3, paper.write_figure_4, paper.write_figure_5):
+        for write_figure in (paper_output.write_figure_3, paper_output.write_figure_4, paper_output.write_figure_5):
             assert write_figure(tmp_path).read_bytes().startswith(b"\x89PNG")
     finally:
-        paper.write_curves = write_curves
+        paper_output.write_curves = write_curves
     assert drawn["figure3.png"]["Hopper, seen in meta-training"]["MetaGenRL"] == 2
     assert drawn["figure4.png"] == {"Hopper, unseen": {"after 10 env steps": 1, "after 20 env steps": 1}}
     assert drawn["figure5.png"]["Cheetah, seen in meta-training"]["the paper's"] == 2
@@ -104,5 +238,5 @@ def test_runs_of_the_table(tmp_path: Path) -> None:
     ]
     runner = Runner()
     assert [runner.run(run) for run in runs] == [0, 0, 0], [run.log.read_text() for run in runs]
-    table = paper.write_table_1(tmp_path).read_text()
+    table = paper_output.write_table_1(tmp_path, 8).read_text()
     assert table.count(", 1 agent |") == 3 * 4  # three environments: learned, evolution, DDPG/TD3, REINFORCE

@@ -2,16 +2,27 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from toy_environments import Counting  # noqa: F401 (which registers them all)
 
 import rl2
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.experience.collector import episode_seed
 from metagenrl_pl.results.rows import read_rows
+from side_by_side import compose_yaml
 
+SMALL = [
+    *("env.train=[Reacher-v5,toy_environments:Approach-v0]", "env.test=[Pendulum-v1,Hopper-v5]", "agent.hidden_units=4"),
+    *(
+        "callbacks.meta_test.seeds=[0,1]",
+        "callbacks.meta_test.env_steps=120",
+        "callbacks.meta_test.evaluate_every_env_steps=50",
+    ),
+]
 SIZES = (4, 3)  # wider than Approach's 2 observations and 1 action
 
 
@@ -52,29 +63,61 @@ def command(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> N
 def test_each_seed_is_meta_trained_and_tested_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = [
-        *("env.train=[Pendulum-v1,toy_environments:Approach-v0]", "env.test=[Reacher-v5]", "agent.hidden_units=4"),
-        *(
-            "callbacks.meta_test.seeds=[0,1]",
-            "callbacks.meta_test.env_steps=120",
-            "callbacks.meta_test.evaluate_every_env_steps=50",
-        ),
-    ]
-    arguments = ["--seeds", "1", "--env-steps", "10", "--trial-env-steps", "50", *small]
+    arguments = ["--seeds", "1", "--env-steps", "10", "--trial-env-steps", "50", *SMALL]
     command(tmp_path, monkeypatch, *arguments)
-    rows = read_rows(tmp_path / "meta_test.csv")
+    assert "Hopper-v5 is left out: it has more observations or actions" in capsys.readouterr().out
+    file = tmp_path / "seed_1" / "meta_test.csv"
+    rows = read_rows(file)
     assert [(row.environment, row.method, row.seed, row.env_steps) for row in rows] == [
-        ("Reacher-v5", "rl2", number, n) for number in (2, 3) for n in (50, 100, 120)
+        ("Pendulum-v1", "rl2", number, n) for number in (2, 3) for n in (50, 100, 120)
     ]
     assert len({row.episode_return for row in rows}) == len(rows) and all(row.episode_return < 0 for row in rows)
-    capsys.readouterr()
     command(tmp_path, monkeypatch, *arguments)
-    assert capsys.readouterr().out == "" and read_rows(tmp_path / "meta_test.csv") == rows
+    assert capsys.readouterr().out == f"{file.parent} has ended already\n" and read_rows(file) == rows
+    with pytest.raises(SystemExit, match=r"seed_1 holds a run of other settings \(env_steps: 10, not 20\)"):
+        command(tmp_path, monkeypatch, *arguments, "--env-steps", "20")
+
+
+def test_a_seed_that_was_stopped_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = OmegaConf.create(compose_yaml(["experiment=protocol", *SMALL]))
+    whole = rl2.meta_test
+
+    def stopped(trained: Any, spec: EnvironmentSpec, number: int, *rest: Any) -> Any:
+        if number == 3:
+            raise KeyboardInterrupt
+        return whole(trained, spec, number, *rest)
+
+    monkeypatch.setattr(rl2, "meta_test", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        rl2.run_seed(settings, 1, 10, 50, tmp_path)
+    monkeypatch.setattr(rl2, "meta_test", whole)
+    rl2.run_seed(settings, 1, 10, 50, tmp_path)
+    assert {row.seed for row in read_rows(tmp_path / "seed_1" / "meta_test.csv")} == {2, 3}
+
+
+def test_rewards_are_normalised_in_each_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pendulum's are ten times InvertedPendulum's. Both become about as large."""
+    pytest.importorskip("sb3_contrib")
+    settings = OmegaConf.create(compose_yaml(["experiment=protocol", "env.train=[Pendulum-v1,InvertedPendulum-v5]"]))
+    _, environment = rl2.meta_train(settings, 0, 512, 200, (4, 1))
+    rewards = [np.abs(environment.step(np.zeros((2, 1), np.float32))[1]) for _ in range(100)]
+    pendulum, inverted_pendulum = np.mean(rewards, 0)
+    environment.close()
+    assert 1 / 3 < pendulum / inverted_pendulum < 3
+
+
+def test_what_is_wider_than_all_training_environments_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"env\.test: no environment has at most 3 observations and 1 actions"):
+        command(tmp_path, monkeypatch, "env.train=[Pendulum-v1]", "env.test=[Hopper-v5]")
 
 
 def test_mistakes_are_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="^error: .*hidden"):
         command(tmp_path, monkeypatch, "agent.hidden=3")
+    with pytest.raises(SystemExit, match="^error: seed=3 is set by this command; valid is --seeds"):
+        command(tmp_path, monkeypatch, "seed=3")
+    with pytest.raises(SystemExit, match="^error: callbacks.meta_test is null; valid is a meta-test"):
+        command(tmp_path, monkeypatch, "callbacks.meta_test=null")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"sb3-contrib is not installed; pip install -e \"\.\[train,baselines\]\""):
         command(tmp_path, monkeypatch)

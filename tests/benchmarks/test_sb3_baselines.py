@@ -41,16 +41,23 @@ def test_agents_are_tested_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
     capsys.readouterr()
     command(tmp_path, monkeypatch, *SMALL, "--seeds", "0", "2")  # nothing is left to do
-    assert capsys.readouterr().out == "" and read_rows(tmp_path / "ppo" / "meta_test.csv") == rows
+    file = tmp_path / "ppo" / "meta_test.csv"
+    assert capsys.readouterr().out == f"{file} has all agents already\n" and read_rows(file) == rows
     with pytest.raises(
         SystemExit, match=r"ppo/meta_test.csv holds an agent of Pendulum-v1, seed 0, that was tested at other env st"
     ):
         command(tmp_path, monkeypatch, *SMALL, "callbacks.meta_test.env_steps=40")
+    with pytest.raises(SystemExit, match=r"ppo holds a run of other settings \(agent.hidden_units: 8, not 4\)"):
+        command(tmp_path, monkeypatch, *SMALL, "agent.hidden_units=4")
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("env.test=[CartPole-v1]", "environment CartPole-v1: its actions are"), ("agent.hidden=3", "^error: .*hidden")],
+    [
+        ("env.test=[CartPole-v1]", "environment CartPole-v1: its actions are"),
+        ("agent.hidden=3", "^error: .*hidden"),
+        ("callbacks.meta_test=null", "^error: callbacks.meta_test is null; valid is a meta-test"),
+    ],
 )
 def test_mistakes_are_told_in_a_line(override: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=words):

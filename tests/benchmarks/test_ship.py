@@ -100,6 +100,7 @@ def test_the_card_tells_where_it_comes_from(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     card = LearnedObjective.load(tmp_path / "package" / "mine.safetensors").card
     assert (card["seed"], card["licence"], card["made_by"]) == (3, "Apache-2.0", "python benchmarks/protocol.py")
+    assert card["chosen_by"] == ["B"]
     assert card["scores"]["B"] == {"env_steps": 100, "agents": 1, "return": 2.0, "normalised": 0.2}
 
 
@@ -108,3 +109,11 @@ def test_refuses_runs_that_were_not_tested_where_it_counts() -> None:
         best([run_of(0, {"B": [5.0]})])
     with pytest.raises(ValueError, match="seed 0: no result in B"):
         best([run_of(0, {"A": [9.0]})])
+
+
+def test_seeds_are_compared_in_the_same_environments() -> None:
+    runs = [run_of(0, {"A": [9.0], "B": [9.0]}), run_of(1, {"A": [9.0], "B": [6.0], "C": [2.0]})]
+    chosen, _ = best_on_validation(runs, [], ["B", "C"])
+    assert chosen is runs[1]
+    with pytest.raises(ValueError, match="seed 0: no result in C"):
+        best_on_validation(runs[:1], [], ["B", "C"])
