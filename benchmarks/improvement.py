@@ -36,8 +36,8 @@ def scores_in(
     references, _ = find_runs(others) if others else ([], [])
     # An objective of `others` is not part of the method.
     curves, notes = learning_curves(runs)
-    known = {curve[:4] for curve in curves}
-    curves += [c for c in learning_curves(references)[0] if c.meta_training_seed is None and c[:4] not in known]
+    known = {curve.agent for curve in curves}
+    curves += [c for c in learning_curves(references)[0] if c.meta_training_seed is None and c.agent not in known]
     tested = {curve.environment for curve in curves if curve.method == LEARNED.name}
     if not tested:
         raise ValueError(f"{', '.join(map(str, folders))}: no learned objective was tested there")
@@ -69,11 +69,13 @@ def tables(scores: Sequence[Score]) -> str:
         lines.append(f"| {find_method(method).label} | {' | '.join(cells)} |")
     lines += ["", "Probability that an agent of the objectives has the higher final return, with its 95 % interval.", ""]
     lines.append(header.replace("|  |", "|  | all |", 1) + "---|")
+    learned = [score for score in scores if score.method == LEARNED.name]
     for method in returns:
         if method == LEARNED.name:
             continue
+        others = [score for score in scores if score.method == method]
         every, *each = (
-            improvement([s for s in scores if s.environment in chosen], LEARNED.name, method, lambda score: score.final)
+            improvement([s for s in learned if s.environment in chosen], others, lambda score: score.final)
             for chosen in (environments, *([name] for name in environments))
         )
         if every is not None:

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from callbacks.timeline import machine_pace
 from metagenrl_pl.agents.population import AgentSettings
-from metagenrl_pl.learning.compiling import estimated_seconds
+from metagenrl_pl.learning.compiling import estimated_seconds_per_cycle
 from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.training.csv_logger import RunCSVLogger
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
@@ -88,4 +88,4 @@ def log_metrics(trainer: pl.Trainer, metrics: dict[str, float], is_in_batch: boo
 
 def seconds_per_cycle(settings: AgentSettings, num_agents: int, is_meta_training: bool) -> float:
     """Expected seconds of an eager update cycle on this machine."""
-    return estimated_seconds(settings, num_agents, settings.warmup_env_steps + 1, is_meta_training) * machine_pace()
+    return estimated_seconds_per_cycle(settings, num_agents, is_meta_training) * machine_pace()

@@ -56,8 +56,12 @@ def _final(score: Score) -> float:
     return score.normalised_final
 
 
+def _of(scores: list[Score], method: str) -> list[Score]:
+    return [score for score in scores if score.method == method]
+
+
 def _scores(runs: list[Run]) -> dict[tuple[str, str, int | None, int], Score]:
-    return {score[:4]: score for score in scores_of(learning_curves(runs)[0])[0]}
+    return {score.agent: score for score in scores_of(learning_curves(runs)[0])[0]}
 
 
 def test_final_return_and_area_by_hand(tmp_path: Path) -> None:
@@ -231,10 +235,10 @@ def test_aggregate_and_improvement_by_hand() -> None:
     interval = aggregate(scores, "learned", _final)
     assert interval is not None and interval.mean == 1.5  # 0 and 9 are cut off
     assert interval.low < 1.5 < interval.high
-    wins = improvement(scores, "learned", "critic", _final)
+    wins = improvement(_of(scores, "learned"), _of(scores, "critic"), _final)
     assert wins is not None and wins.mean == 0.5  # half of the pairs in A, half in B; C has one of them only
     assert aggregate(scores, "reinforce", _final) is None
-    assert improvement(scores, "learned", "reinforce", _final) is None
+    assert improvement(_of(scores, "learned"), _of(scores, "reinforce"), _final) is None
 
 
 def test_an_agent_that_diverged_makes_no_mean_and_loses() -> None:
@@ -242,11 +246,11 @@ def test_an_agent_that_diverged_makes_no_mean_and_loses() -> None:
     interval = aggregate(scores, "learned", _final)
     assert interval is not None and math.isnan(interval.mean)
     for method, other, expected in (("learned", "critic", 0.5), ("critic", "learned", 0.5), ("learned", "learned", 0.5)):
-        wins = improvement(scores, method, other, _final)
+        wins = improvement(_of(scores, method), _of(scores, other), _final)
         assert wins is not None and wins.mean == expected
     assert select_normalised(scores) == scores
     huge = _made_up({("A", "learned"): [math.nan], ("A", "critic"): [-1e20]})
-    wins = improvement(huge, "critic", "learned", _final)
+    wins = improvement(_of(huge, "critic"), _of(huge, "learned"), _final)
     assert wins is not None and wins.mean == 1
 
 

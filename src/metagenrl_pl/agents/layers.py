@@ -266,10 +266,8 @@ class Norm(Layer):
         return tdx
 
     def _times_jacobian(self, dy: Tensor) -> Tensor:
-        layer_norm_backward, dy = (
-            torch.ops.aten.native_layer_norm_backward,
-            dy.contiguous(),
-        )  # it assumes this, and does not check
+        dy = dy.contiguous()  # the operator assumes this, and does not check
+        layer_norm_backward = torch.ops.aten.native_layer_norm_backward
         return layer_norm_backward(dy, self._x, dy.shape[-1:], self._mean, self._r, None, None, [True, False, False])[0]
 
 

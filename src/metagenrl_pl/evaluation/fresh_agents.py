@@ -146,12 +146,12 @@ def _make(
 
 def random_returns(specs: Sequence[EnvironmentSpec], seeds: Sequence[int], num_episodes: int = 10) -> list[MetaTestRow]:
     """The mean return of uniformly random actions, one row for each environment and seed, as from `meta_test`."""
-    agent_specs, agent_names, agent_seeds = fresh_seeds(specs, seeds)
+    agent_specs, numbers, agent_seeds = fresh_seeds(specs, seeds)
     streams = AgentStreams(agent_seeds, "random actions")
     with closing(Evaluator(agent_specs, agent_seeds, num_episodes)) as evaluator:
         sizes = [action_size for _, action_size in evaluator.environments.sizes[::num_episodes]]
         returns = evaluator(lambda observation: (2 * streams.uniform(observation.shape[1], max(sizes), sizes=sizes) - 1).float())
     return [
         MetaTestRow(spec.name, "random", seed, 0, float(value))
-        for spec, seed, value in zip(agent_specs, agent_names, returns, strict=True)
+        for spec, seed, value in zip(agent_specs, numbers, returns, strict=True)
     ]

@@ -22,6 +22,7 @@ EXTRAS = {
     "report": ("imageio", "jinja2", "PIL"),
     "sb3": ("stable_baselines3",),
     "hub": ("huggingface_hub",),
+    "torchrl": ("torchrl",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
 }

@@ -79,7 +79,7 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
     line, code = outcome_of_stop(config)
     if code == INTERRUPTED:  # otherwise callbacks.checkpoint has printed how to resume
         print(line, flush=True)
-    if any(getattr(callback, "stopped_by_signal", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    if any(getattr(callback, "stopped_by_signal", False) for callback in trainer.checkpoint_callbacks):
         sys.exit(code)  # a signal also ends a sweep
     return code
 

@@ -27,15 +27,21 @@ def ignore(message: str) -> None:
 
 
 def estimated_seconds(agent: AgentSettings, num_agents: int, env_steps: int, is_meta_training: bool) -> float:
-    """Estimated time of a run's eager updates on one CPU core, in seconds.
+    """Estimated time of a run's eager updates on one CPU core, in seconds; see `estimated_seconds_per_cycle`."""
+    num_cycles = max(env_steps - agent.warmup_env_steps, 0)
+    return num_cycles * estimated_seconds_per_cycle(agent, num_agents, is_meta_training)
+
+
+def estimated_seconds_per_cycle(agent: AgentSettings, num_agents: int, is_meta_training: bool) -> float:
+    """Estimated time of one eager update cycle on one CPU core, in seconds.
 
     A model that was fitted to measurements (`benchmarks/throughput.py`): a fixed cost per cycle, and a cost per sample that grows
     with the networks. It is accurate to a factor of two. It must not depend on the machine: it decides about compiling, and
     compiled updates round differently.
     """
     num_samples = num_agents * agent.num_windows * agent.window_length
-    seconds_per_cycle = 0.018 + num_samples * (1e-5 + 1.1e-4 * (agent.hidden_units / 350) ** 2)
-    return max(env_steps - agent.warmup_env_steps, 0) * seconds_per_cycle * (1.0 if is_meta_training else 0.4)
+    seconds = 0.018 + num_samples * (1e-5 + 1.1e-4 * (agent.hidden_units / 350) ** 2)
+    return seconds * (1.0 if is_meta_training else 0.4)
 
 
 def choose_compile(wanted: bool | None, eager_seconds: float) -> tuple[bool, str]:

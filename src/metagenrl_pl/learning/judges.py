@@ -82,22 +82,19 @@ class ReturnsJudge(Judge):
     ) -> tuple[Tensor, Tensor]:
         before = networks.action(policy, windows.observation)
         inputs = objective_inputs(networks, self.reinforce, policy, critics, windows, before)
-        slopes = (
-            values_and_action_gradient(networks, critics, windows, before, "first")[1],
-            self.reinforce.action_gradient({}, inputs),
+        _, critic_before = values_and_action_gradient(networks, critics, windows, before, "first")
+        returns_before = self.reinforce.action_gradient({}, inputs)
+        critic_scale, returns_scale = (
+            inverse_root_mean_square(gradient, inputs.action_weight, windows.valid)
+            for gradient in (critic_before, returns_before)
         )
-        scales = [inverse_root_mean_square(slope, inputs.action_weight, windows.valid) for slope in slopes]
+        critic_weight, returns_weight = (1 - self.share) * critic_scale, self.share * returns_scale  # [P]
         inputs = inputs._replace(policy_action=action)
         per_step = windows.valid / windows.num_valid.view(-1, 1, 1)
-        judged = (
-            self.critic.loss_and_gradient(networks, action, policy, critics, windows),
-            (
-                (self.reinforce.loss({}, inputs) * per_step).sum((1, 2)),
-                self.reinforce.action_gradient({}, inputs) * per_step.unsqueeze(-1),
-            ),
-        )
-        weights = (1 - self.share) * scales[0], self.share * scales[1]
+        critic_loss, critic_gradient = self.critic.loss_and_gradient(networks, action, policy, critics, windows)
+        returns_loss = (self.reinforce.loss({}, inputs) * per_step).sum((1, 2))
+        returns_gradient = self.reinforce.action_gradient({}, inputs) * per_step.unsqueeze(-1)
         return (
-            weights[0] * judged[0][0] + weights[1] * judged[1][0],
-            weights[0].view(-1, 1, 1, 1) * judged[0][1] + weights[1].view(-1, 1, 1, 1) * judged[1][1],
+            critic_weight * critic_loss + returns_weight * returns_loss,
+            critic_weight.view(-1, 1, 1, 1) * critic_gradient + returns_weight.view(-1, 1, 1, 1) * returns_gradient,
         )

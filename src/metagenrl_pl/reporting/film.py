@@ -1,4 +1,4 @@
-"""Films of trained agents: `python -m metagenrl_pl.reporting.film RUN_FOLDER|CHECKPOINT [--agents N ...] [--out DIR]`.
+"""Films of trained agents: `metagenrl film RUN_FOLDER|CHECKPOINT [--agents N ...] [--out DIR]`.
 
 Of a run with a meta-test: one of its fresh agents in each environment, trained by the learned objective, beside the one trained by
 DDPG/TD3. Of a checkpoint, or with `--agents`: agents of the population. An agent plays one episode with its noise-free policy.
@@ -226,7 +226,3 @@ def _policy(population: Population, agent: int) -> Callable[[np.ndarray], np.nda
         return population.act(padded)[agent, : population.action_sizes[agent]].numpy()
 
     return act
-
-
-if __name__ == "__main__":
-    main()

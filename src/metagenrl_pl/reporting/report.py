@@ -1,4 +1,4 @@
-"""One page that tells what runs have shown: `python -m metagenrl_pl.reporting.report RUN_FOLDER [RUN_FOLDER ...] [--out report.html]`.
+"""One page that tells what runs have shown: `metagenrl report RUN_FOLDER [RUN_FOLDER ...] [--out report.html]`.
 
 The page stands alone: charts, style and script are inside, nothing is loaded from elsewhere. It is the same for the same folders.
 """
@@ -43,7 +43,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     print(f"Report: {given.out} ({given.out.stat().st_size / 1e6:.1f} MB)")
-
-
-if __name__ == "__main__":
-    main()

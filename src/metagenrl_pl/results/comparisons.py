@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from metagenrl_pl.results.methods import LEARNED, UNTRAINED, Method, find_methods
 from metagenrl_pl.results.scores import (
@@ -114,9 +115,7 @@ class Comparison:
     ) -> tuple[Interval, Verdict] | tuple[None, None]:
         """How probable it is that an agent of an entry beats one of another, and what may be said of it; None if nothing is shared."""
         own, others = self.scores(entry, kind), self.scores(other, kind)
-        own = [score._replace(method="own") for score in own]
-        others = [score._replace(method="other") for score in others]
-        wins = improvement([*own, *others], "own", "other", measure)
+        wins = improvement(own, others, measure)
         if wins is None:
             return None, None
         return wins, verdict_on(wins, min(_agents_each_has(own, others)))
@@ -136,33 +135,42 @@ def verdict_on(wins: Interval, num_agents: int) -> Verdict:
     return Verdict.WORSE if wins.high < 0.5 else Verdict.LEVEL
 
 
+class _Judged(NamedTuple):
+    """A variant with its agents' curves and scores, and notes on what was left out."""
+
+    variant: Variant
+    curves: list[LearningCurve]
+    scores: list[Score]
+    notes: list[str]
+
+
 def comparisons_of(variants: Sequence[Variant]) -> list[Comparison]:
     """As few comparisons as possible. A variant joins the first one whose agents have its settings and are judged at its env steps."""
-    groups: list[list[tuple[Variant, list[LearningCurve], list[Score], list[str]]]] = []
+    groups: list[list[_Judged]] = []
     for variant in variants:
         curves, notes = variant_curves(variant)
         scores, more = scores_of(curves)
-        found = (variant, curves, scores, [*notes, *more])
+        judged = _Judged(variant, curves, scores, [*notes, *more])
         for group in groups:
-            if all(_are_comparable(variant, scores, *other[:3:2]) for other in group):
-                group.append(found)
+            if all(_are_comparable(judged, other) for other in group):
+                group.append(judged)
                 break
         else:
-            groups.append([found])
+            groups.append([judged])
     return [_compare(group) for group in groups]
 
 
-def _are_comparable(variant: Variant, scores: Sequence[Score], other: Variant, other_scores: Sequence[Score]) -> bool:
-    if {run.name for run in other.runs} & variant.incomparable.keys():
+def _are_comparable(judged: _Judged, other: _Judged) -> bool:
+    if {run.name for run in other.variant.runs} & judged.variant.incomparable.keys():
         return False
-    env_steps, other_env_steps = ({score.environment: score.env_steps for score in of} for of in (scores, other_scores))
+    env_steps, other_env_steps = ({score.environment: score.env_steps for score in of.scores} for of in (judged, other))
     return all(env_steps[name] == other_env_steps[name] for name in env_steps.keys() & other_env_steps.keys())
 
 
-def _compare(group: Sequence[tuple[Variant, list[LearningCurve], list[Score], list[str]]]) -> Comparison:
+def _compare(group: Sequence[_Judged]) -> Comparison:
     learned: list[Entry] = []
     others: dict[str, Entry] = {}
-    names = _distinct_names([variant for variant, *_ in group])
+    names = _distinct_names([judged.variant for judged in group])
     for name, (variant, curves, scores, _) in zip(names, group, strict=True):
         methods = find_methods(curve.method for curve in curves)
         for method in methods:
@@ -174,19 +182,19 @@ def _compare(group: Sequence[tuple[Variant, list[LearningCurve], list[Score], li
             entry = others.setdefault(method.name, Entry(method.label, method))
             if method == UNTRAINED and _contradict(entry, own_scores):  # an objective of another kind
                 entry = others.setdefault(f"{method.name} {name}", Entry(f"{method.label} ({name})", method))
-            present = {score[:4] for score in entry.scores}
-            entry.scores.extend(score for score in own_scores if score[:4] not in present)
-            present = {curve[:4] for curve in entry.curves}
-            entry.curves.extend(curve for curve in own_curves if curve[:4] not in present)
+            present = {score.agent for score in entry.scores}
+            entry.scores.extend(score for score in own_scores if score.agent not in present)
+            present = {curve.agent for curve in entry.curves}
+            entry.curves.extend(curve for curve in own_curves if curve.agent not in present)
     order = {method.name: index for index, method in enumerate(find_methods(entry.method.name for entry in others.values()))}
-    notes = dict.fromkeys(note for *_, notes in group for note in notes)
+    notes = dict.fromkeys(note for judged in group for note in judged.notes)
     return Comparison([*learned, *sorted(others.values(), key=lambda entry: order[entry.method.name])], list(notes))
 
 
 def _contradict(entry: Entry, scores: Iterable[Score]) -> bool:
     """Whether an entry has other scores of the same agents."""
-    known = {score[:4]: score.final for score in entry.scores}
-    pairs = [(known[score[:4]], score.final) for score in scores if score[:4] in known]
+    known = {score.agent: score.final for score in entry.scores}
+    pairs = [(known[score.agent], score.final) for score in scores if score.agent in known]
     return any(one != other and not (math.isnan(one) and math.isnan(other)) for one, other in pairs)
 
 

@@ -20,6 +20,9 @@ from metagenrl_pl.results.run_folders import Run, depends_on_meta_training
 from metagenrl_pl.results.statistics import Interval, interquartile_mean, probability_of_improvement
 from metagenrl_pl.results.variants import Variant
 
+Agent = tuple[str, str, int | None, int]
+"""Environment, method, seed of meta-training and seed: what tells one fresh agent from all others."""
+
 
 class LearningCurve(NamedTuple):
     """Evaluations of one fresh agent.
@@ -41,6 +44,11 @@ class LearningCurve(NamedTuple):
     returns: tuple[float, ...]
     folder: Path
     run: str
+
+    @property
+    def agent(self) -> Agent:
+        """Which agent it is of."""
+        return self.environment, self.method, self.meta_training_seed, self.seed
 
 
 class Score(NamedTuple):
@@ -64,9 +72,13 @@ class Score(NamedTuple):
     normalised_final: float = math.nan
     normalised_area: float = math.nan
 
+    @property
+    def agent(self) -> Agent:
+        """Which agent it is of."""
+        return self.environment, self.method, self.meta_training_seed, self.seed
+
 
 Measure = Callable[[Score], float]
-_Key = tuple[str, str, int | None, int]
 
 
 def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[list[LearningCurve], list[str]]:
@@ -79,10 +91,10 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
         others: give what the runs lack of the methods that need no meta-training. A curve without the evaluations that the learned
             objectives have belongs to a test of another kind: it serves only as a reference that is missing otherwise.
     """
-    curves: dict[_Key, LearningCurve] = {}
+    curves: dict[Agent, LearningCurve] = {}
     contradictions: dict[tuple[str, str, Path, Path], int] = defaultdict(int)
     for curve in (curve for run in runs for curve in _curves_of(run)):
-        first = curves.setdefault(curve[:4], curve)
+        first = curves.setdefault(curve.agent, curve)
         if not _are_equal(first, curve):  # another device, another version, or compiled: rounding is enough
             contradictions[curve.method, curve.environment, first.folder, curve.folder] += 1
     names = {run.folder: run.name for run in (*runs, *others)}
@@ -91,28 +103,25 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
         for (method, environment, first, second), count in contradictions.items()
     ]
     learned = _by_environment(curve for curve in curves.values() if curve.method == LEARNED.name)
-    left_out: dict[tuple[str, Path], dict[str, int]] = defaultdict(dict)
-    references: list[LearningCurve] = []
-    for curve in (curve for run in others for curve in _curves_of(run) if curve.meta_training_seed is None):
+    foreign = [curve for run in others for curve in _curves_of(run) if curve.meta_training_seed is None]
+    for curve in foreign:
         is_whole = all(set(own.env_steps) <= set(curve.env_steps) for own in learned.get(curve.environment, ()))
         if is_whole or not find_method(curve.method).trains:
-            curves.setdefault(curve[:4], curve)
-        elif find_method(curve.method).normalised_score is not None:
-            references.append(curve)
+            curves.setdefault(curve.agent, curve)
+    present = {(curve.environment, curve.method) for curve in curves.values()}
+    left_out: dict[tuple[str, Path], dict[str, int]] = defaultdict(dict)
+    for curve in foreign:
+        if (curve.environment, curve.method) in present:
+            continue
+        if find_method(curve.method).normalised_score is not None:
+            curves.setdefault(curve.agent, curve)
         else:
             left_out[curve.method, curve.folder][curve.environment] = curve.env_steps[-1]
-    present = {curve[:2] for curve in curves.values()}
-    for curve in references:
-        if curve[:2] not in present:
-            curves.setdefault(curve[:4], curve)
     for (method, folder), ends in left_out.items():
-        if missing := [
-            f"{environment} (ends at {end:,})" for environment, end in ends.items() if (environment, method) not in present
-        ]:
-            notes.append(
-                f"{method} of {names[folder]} is left out where it ends before the learned objective or was evaluated elsewhere: "
-                f"{', '.join(missing)}."
-            )
+        missing = ", ".join(f"{environment} (ends at {end:,})" for environment, end in ends.items())
+        notes.append(
+            f"{method} of {names[folder]} is left out where it ends before the learned objective or was evaluated elsewhere: {missing}."
+        )
     return list(curves.values()), notes
 
 
@@ -186,7 +195,8 @@ def aggregate(scores: Iterable[Score], method: str, measure: Measure) -> Interva
     Returns:
         None if the method has no score; all NaN if one is not finite, as that of an agent that diverged may be.
     """
-    strata = list(_group_by_environment(scores, method, measure).values())
+    of_method = [score for score in scores if score.method == method]
+    strata = list(_group_by_environment(of_method, measure).values())
     if not strata:
         return None
     if not all(math.isfinite(value) for runs in strata for values in runs.values() for value in values):
@@ -194,30 +204,29 @@ def aggregate(scores: Iterable[Score], method: str, measure: Measure) -> Interva
     return interquartile_mean(strata)
 
 
-def improvement(scores: Iterable[Score], method: str, other: str, measure: Measure) -> Interval | None:
-    """Probability that a run of `method` beats one of `other`, over the environments that have both.
+def improvement(own: Iterable[Score], others: Iterable[Score], measure: Measure) -> Interval | None:
+    """Probability that an agent of `own` beats one of `others`, over the environments that have both.
 
     An agent that diverged loses against every other. Scales do not matter, so raw returns serve.
 
     Returns:
         None if no environment has both.
     """
-    scores = list(scores)
-    strata, others = _group_by_environment(scores, method, measure), _group_by_environment(scores, other, measure)
-    shared = [environment for environment in strata if environment in others]
+    groups = _group_by_environment(own, measure), _group_by_environment(others, measure)
+    shared = [environment for environment in groups[0] if environment in groups[1]]
     if not shared:
         return None
-    every = [value for group in (strata, others) for runs in group.values() for values in runs.values() for value in values]
+    every = [value for group in groups for runs in group.values() for values in runs.values() for value in values]
     below = math.nextafter(min(filter(math.isfinite, every), default=0.0), -math.inf)
     x, y = (
         [{seed: [v if math.isfinite(v) else below for v in vs] for seed, vs in group[name].items()} for name in shared]
-        for group in (strata, others)
+        for group in groups
     )
     return probability_of_improvement(x, y)
 
 
 def _curves_of(run: Run) -> list[LearningCurve]:
-    points: dict[_Key, dict[int, float]] = defaultdict(dict)
+    points: dict[Agent, dict[int, float]] = defaultdict(dict)
     for row in newest_stage(run.rows):
         seed = run.origin.seed if run.origin is not None and depends_on_meta_training(row) else None
         points[row.environment, row.method, seed, row.seed][row.env_steps] = row.episode_return
@@ -270,10 +279,10 @@ def _select_trained(curves: Sequence[LearningCurve]) -> Sequence[LearningCurve]:
 
 def _raw_score(curve: LearningCurve, env_steps: Sequence[int]) -> Score:
     if not find_method(curve.method).trains:
-        return Score(*curve[:4], env_steps[-1], curve.returns[-1], curve.returns[-1])
+        return Score(*curve.agent, env_steps[-1], curve.returns[-1], curve.returns[-1])
     at = dict(zip(curve.env_steps, curve.returns, strict=True))
     returns = [at[step] for step in env_steps]
-    return Score(*curve[:4], env_steps[-1], returns[-1], _mean_over(env_steps, returns))
+    return Score(*curve.agent, env_steps[-1], returns[-1], _mean_over(env_steps, returns))
 
 
 def _mean_over(env_steps: Sequence[int], returns: Sequence[float]) -> float:
@@ -290,11 +299,9 @@ def _reference_means(scores: Sequence[Score], method: str) -> tuple[float, float
     return float(np.mean([score.final for score in of_method])), float(np.mean([score.area for score in of_method]))
 
 
-def _group_by_environment(scores: Iterable[Score], method: str, measure: Measure) -> dict[str, dict[int | None, list[float]]]:
+def _group_by_environment(scores: Iterable[Score], measure: Measure) -> dict[str, dict[int | None, list[float]]]:
     """Environment -> meta-training seed (None without one) -> a number for each agent."""
     strata: dict[str, dict[int | None, list[float]]] = {}
     for score in scores:
-        if score.method == method:
-            of_seed = strata.setdefault(score.environment, {}).setdefault(score.meta_training_seed, [])
-            of_seed.append(measure(score))
+        strata.setdefault(score.environment, {}).setdefault(score.meta_training_seed, []).append(measure(score))
     return strata

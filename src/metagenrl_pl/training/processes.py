@@ -198,9 +198,8 @@ def launching(run_dir: str) -> Iterator[None]:
     arguments, before = sys.argv, {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
     os.environ[_RUN_DIR], os.environ[LAUNCHER] = run_dir, str(os.getpid())
     os.environ.setdefault(_THREADS, str(torch.get_num_threads()))  # without it, Lightning would give every process many threads
-    if (
-        HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    ):  # a launched process runs this job, not the sweep
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        # A launched process runs this job, not the sweep.
         overrides = get_args_parser().parse_args(arguments[1:]).overrides  # the rest are flags and their values
         flags = [argument for argument in arguments[1:] if argument not in (*overrides, "-m", "--multirun")]
         sys.argv = [arguments[0], *flags, *HydraConfig.get().overrides.task]
