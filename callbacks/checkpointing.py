@@ -47,7 +47,7 @@ class RunCheckpoint(Checkpoint):
         check_interval("keep", keep, ", or null for all")
         self._folder = Path(run_dir) / "checkpoints"
         self._every, self._keep, self._with_replay = every_env_steps, keep, with_replay
-        self.stop_requested = self._any_signal = self._is_complete = self._is_saved = False
+        self.stop_requested = self._any_signal = self._is_complete = self._is_saved = self._is_interrupted = False
         self._former_handlers: dict[int, Any] = {}
 
     @property
@@ -63,7 +63,10 @@ class RunCheckpoint(Checkpoint):
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._is_saved:  # the run is ending; a signal that came later does not change how
             return
+        if self._is_interrupted and number != signal.SIGINT:  # it may come twice, also while the other process is waited for
+            return
         if self._is_complete or (self.stop_requested and number == signal.SIGINT):
+            self._is_interrupted = True
             raise KeyboardInterrupt
         self.stop_requested = True
 
@@ -103,7 +106,7 @@ class RunCheckpoint(Checkpoint):
     def _restore_handlers(self) -> None:
         restore_handlers(self._former_handlers)
         self._former_handlers = {}
-        if self._is_saved:
+        if self._is_saved or self._is_interrupted:
             ignore_in_command()
 
     def save(self, trainer: pl.Trainer) -> Path:
@@ -136,8 +139,7 @@ class RunCheckpoint(Checkpoint):
 
 def stop_requested(trainer: pl.Trainer) -> bool:
     """Whether a signal to this process has requested a stop."""
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, RunCheckpoint) and callback.stop_requested for callback in callbacks)
+    return any(isinstance(callback, RunCheckpoint) and callback.stop_requested for callback in trainer.checkpoint_callbacks)
 
 
 _OF_A_RUN = ("training_environments", "num_agents", "env_steps", "window_length", "seed", "commit")
@@ -162,7 +164,14 @@ class ObjectiveExport(pl.Callback):
         check_interval("every_env_steps", every_env_steps, ", or null for never")
         self._run_dir, self._every, self._keep_stages = Path(run_dir), every_env_steps, keep_stages
         self._exported_at: int | None = None  # env steps of the newest file
-        self._earlier: list[dict[str, Any]] = []
+        self._earlier: list[dict[str, Any]] | None = None  # unknown until a run begins or goes on
+
+    def state_dict(self) -> dict[str, Any]:
+        """How the objective was made before this run."""
+        return {"earlier": self._earlier}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier = state_dict["earlier"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a frozen objective. Of one that is trained further, keep how it was made so far, and forget its scores."""
@@ -171,8 +180,10 @@ class ObjectiveExport(pl.Callback):
             card = learner.objective.card
             for former in ("scores", "made_by", "chosen_by"):
                 card.pop(former, None)
-            if "env_steps" in card:
-                self._earlier = [*card.get("earlier", ()), {key: card[key] for key in _OF_A_RUN if key in card}]
+            if self._earlier is None:
+                self._earlier = list(card.get("earlier", ()))
+                if "env_steps" in card:
+                    self._earlier.append({key: card[key] for key in _OF_A_RUN if key in card})
         if trainer.is_global_zero and not learner.is_meta_training and isinstance(learner.objective, ParametricObjective):
             learner.objective.save(self._run_dir / "objective.safetensors")
 
@@ -202,6 +213,8 @@ class ObjectiveExport(pl.Callback):
         learner, env_steps = agents_of(trainer).learner, env_steps_of(trainer)
         objective = learner.objective
         if not trainer.is_global_zero or not learner.is_meta_training or not isinstance(objective, ParametricObjective):
+            return
+        if not all(p.isfinite().all() for p in objective.parameters()):  # another callback may save a run that has diverged
             return
         card = {**self._card(trainer), **({"earlier": self._earlier} if self._earlier else {})}
         if self._exported_at != env_steps:

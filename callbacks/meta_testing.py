@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
@@ -40,11 +40,26 @@ from metagenrl_pl.evaluation.fresh_agents import (
 from metagenrl_pl.experience.memory import check_memory, memory_bytes, slots_for
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.reporting.numbers import join_names
+from metagenrl_pl.results.methods import LEARNED, RANDOM, UNTRAINED
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
 Tested = Objective | Mapping[int, Objective]
 """What `meta_test` takes: an objective, or one for each seed."""
+
+
+class _Test(NamedTuple):
+    """One test of a method's objective.
+
+    Args:
+        method: its name in `meta_test.csv`.
+        objective: what trains the fresh agents.
+        stage: env steps of meta-training of the objective; None if it is not meta-trained.
+    """
+
+    method: str
+    objective: Tested
+    stage: int | None
 
 
 class MetaTest(pl.Callback):
@@ -151,17 +166,17 @@ class MetaTest(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the tests that do not depend on meta-training. After a resume, remove the results of later objectives first."""
         if trainer.is_global_zero and agents_of(trainer).learner.is_meta_training and (env_steps := env_steps_of(trainer)):
-            drop_rows(self._path, lambda row: row.method == "learned" and (row.meta_training_env_steps or 0) > env_steps)
+            drop_rows(self._path, lambda row: row.method == LEARNED.name and (row.meta_training_env_steps or 0) > env_steps)
         if not self._specs:
             return
-        left = [test for test in self._comparisons(trainer) if not self._is_done(test[0], self._env_steps, test[2])]
-        tests = {method: objective for method, objective, _ in left}
-        self._stages = {method: stage for method, _, stage in left}
+        left = [test for test in self._comparisons(trainer) if not self._is_done(test.method, self._env_steps, test.stage)]
+        tests = {test.method: test.objective for test in left}
+        self._stages = {test.method: test.stage for test in left}
         self._progress = MetaTestProgress(trainer, len(self._specs) * len(self._seeds), self._env_steps)
-        if self._tests_own_objective(trainer):
+        if self._own_test(trainer) is not None:
             now, end = env_steps_of(trainer), datamodule_of(trainer).env_steps
             num_tests = 1 + (max((end - 1) // self._every - now // self._every, 0) if self._every else 0)
-            self._progress.announce("learned", num_tests)
+            self._progress.announce(LEARNED.name, num_tests)
         resources = agents_of(trainer).resources
         if can_run_in_background(resources, len(tests) * self._env_steps):
             self._background = BackgroundTests(tests, self._plan(trainer), resources)
@@ -170,8 +185,12 @@ class MetaTest(pl.Callback):
             for method in tests:
                 self._progress.announce(method)
 
-    def _tests_own_objective(self, trainer: pl.Trainer) -> bool:
-        return isinstance(agents_of(trainer).objective, ParametricObjective) and not self._is_beside_fresh_agents
+    def _own_test(self, trainer: pl.Trainer) -> _Test | None:
+        """The test of the run's own objective as it is now; None if it has no parameters, or if the run's agents are that test."""
+        objective = agents_of(trainer).objective
+        if self._is_beside_fresh_agents or not isinstance(objective, ParametricObjective):
+            return None
+        return _Test(LEARNED.name, objective, _stage(trainer, objective))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MacroBatch, batch_idx: int) -> None:
         """After a resume, repeat the meta-test that was given up. At this hook all signal handlers are installed."""
@@ -200,11 +219,11 @@ class MetaTest(pl.Callback):
 
     def _test_so_far(self, trainer: pl.Trainer) -> None:
         """Test the objective in the middle of meta-training; a signal ends the test early."""
-        objective = agents_of(trainer).objective
-        if not (isinstance(objective, ParametricObjective) and self._tests_own_objective(trainer)):
+        if (test := self._own_test(trainer)) is None:
+            self._is_given_up = False  # a resume may switch the test off
             return
         try:
-            self._test(trainer, "learned", objective, _stage(trainer, objective), lambda: stop_requested(trainer))
+            self._test(trainer, test, lambda: stop_requested(trainer))
             self._is_given_up = False
         except MetaTestStopped:
             self._is_given_up = True
@@ -213,40 +232,42 @@ class MetaTest(pl.Callback):
         """Test the final objective and the methods that it is compared with."""
         if not is_last(trainer) or trainer.should_stop or not self._specs:
             return
-        objective = agents_of(trainer).objective
-        own: list[tuple[str, Tested, int | None]] = []
-        if isinstance(objective, ParametricObjective) and self._tests_own_objective(trainer):
-            own.append(("learned", objective, _stage(trainer, objective)))
-        for method, test_objective, stage in [*own, *self._comparisons(trainer)]:
-            self._test(trainer, method, test_objective, stage)
-        if trainer.is_global_zero and self._random and not self._is_done("random", 0, None):
+        own = self._own_test(trainer)
+        for test in [*([own] if own else []), *self._comparisons(trainer)]:
+            self._test(trainer, test)
+        if trainer.is_global_zero and self._random and not self._is_done(RANDOM.name, 0, None):
             rows = random_returns(self._specs, self._seeds, self._num_episodes)
             append_rows(self._path, rows)
             self._progress.show(rows)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep the results of the other process that no one has taken, of a run that was stopped: they hold after a resume as well."""
-        for method, rows in self._background.finished().items() if self._background is not None else ():
-            if not self._is_done(method, self._env_steps, self._stages[method]):
-                self._write(rows, self._stages[method])
+        self._keep_finished()
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """End the other process here too, since Lightning does not call `teardown` after an error or a signal in the last test."""
+        self._keep_finished()
         self._close()
+
+    def _keep_finished(self) -> None:
+        """Write the results of the other process that no one has taken, of a run that was stopped: they hold after a resume as well."""
+        for method, rows in self._background.finished().items() if self._background is not None else ():
+            if not self._is_done(method, self._env_steps, self._stages[method]):
+                self._write(rows, self._stages[method])
 
     def _close(self) -> None:
         if self._background is not None:
             self._background.close()
             self._background = None
 
-    def _comparisons(self, trainer: pl.Trainer) -> list[tuple[str, Tested, int | None]]:
-        """Method, objective and stage of the tests that do not depend on meta-training. Every seed has its own untrained objective."""
+    def _comparisons(self, trainer: pl.Trainer) -> list[_Test]:
+        """The tests that do not depend on meta-training. Every seed has its own untrained objective."""
         objective = agents_of(trainer).objective
-        tests: list[tuple[str, Tested, int | None]] = []
+        tests = [_Test(method, baseline, None) for method, baseline in self._baselines.items()]
         if isinstance(objective, ParametricObjective) and self._untrained:
             fresh = {seed: objective.fresh(derive_seed(seed, "untrained objective")) for seed in self._seeds}
-            tests.append(("untrained", fresh, 0))
-        return tests + [(method, baseline, None) for method, baseline in self._baselines.items()]
+            tests.insert(0, _Test(UNTRAINED.name, fresh, 0))
+        return tests
 
     def _num_comparison_steps(self, trainer: pl.Trainer) -> int:
         return len(self._comparisons(trainer)) * self._env_steps
@@ -258,20 +279,15 @@ class MetaTest(pl.Callback):
 
     def _is_done(self, method: str, env_steps: int, stage: int | None) -> bool:
         """Whether all results of a method are in the file. A run that was stopped between two tests continues with the others."""
-        done = {row[:4] for row in read_rows(self._path) if row.meta_training_env_steps == stage}
-        return all((spec.name, method, seed, env_steps) in done for spec in self._specs for seed in self._seeds)
+        rows = [row for row in read_rows(self._path) if (row.method, row.env_steps) == (method, env_steps)]
+        done = {(row.environment, row.seed) for row in rows if row.meta_training_env_steps == stage}
+        return all((spec.name, seed) in done for spec in self._specs for seed in self._seeds)
 
-    def _test(
-        self,
-        trainer: pl.Trainer,
-        method: str,
-        objective: Tested,
-        stage: int | None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def _test(self, trainer: pl.Trainer, test: _Test, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Test an objective, write its results and log them, each unless an earlier run of this folder has done it."""
         if not self._specs:
             return
+        method, objective, stage = test
         if not trainer.strategy.broadcast(self._is_done(method, self._env_steps, stage)):
             rows = self._wait_for(method)
             if rows is None:

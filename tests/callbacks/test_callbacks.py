@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import OnExceptionCheckpoint
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from rich.console import Console
 from tiny_runs import TOYS, tiny_objective, tiny_run, tiny_settings
@@ -37,7 +39,7 @@ from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, ParametricObjective, Reinforce
 from metagenrl_pl.objectives.contract import ObjectiveInputs
 from metagenrl_pl.results.methods import METHODS
-from metagenrl_pl.results.rows import read_rows
+from metagenrl_pl.results.rows import MetaTestRow, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 from metagenrl_pl.training.module import MetaGenRL
 
@@ -317,6 +319,59 @@ def test_a_run_that_was_stopped_in_its_meta_test_goes_on_with_the_rest(tmp_path:
     assert (stopped / "meta_test.csv").read_bytes() == (whole / "meta_test.csv").read_bytes()
 
 
+def test_what_the_other_process_has_finished_outlives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [MetaTestRow("Approach-v0", "critic", 0, 8, 5.0, None)]
+
+    class Finished:
+        """A second process whose test of DDPG/TD3 is done."""
+
+        num_env_steps = env_steps = 8
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def finished(self) -> dict[str, list[MetaTestRow]]:
+            return {"critic": rows}
+
+        def newest(self) -> dict[str, Any]:
+            return {}
+
+        def check(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    class Fails(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(callbacks.meta_testing, "BackgroundTests", Finished)
+    monkeypatch.setattr(callbacks.meta_testing, "can_run_in_background", lambda *_: True)
+    test = meta_test(run_dir=str(tmp_path), baselines={"critic": CriticObjective()})
+    with pytest.raises(RuntimeError, match="a bug"):
+        tiny_run(callbacks=[Fails(), test])
+    assert read_rows(tmp_path / "meta_test.csv") == rows
+
+
+def test_a_test_that_was_given_up_may_be_switched_off(tmp_path: Path) -> None:
+    """Otherwise every batch of the resume would be skipped."""
+    test = meta_test(run_dir=str(tmp_path), seeds=None, random=False, untrained=False)
+    test.load_state_dict({"is_given_up": True})
+    assert env_steps_of(tiny_run(callbacks=[test])) == 40
+    assert not test.state_dict()["is_given_up"]
+
+
+def test_a_signal_may_come_twice_in_the_final_meta_test(tmp_path: Path) -> None:
+    class SignalsTwice(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+        def on_exception(self, *_: Any) -> None:
+            signal.raise_signal(signal.SIGTERM)  # while the meta-test ends
+
+    with pytest.raises(SystemExit) as ended:  # Lightning's answer to the first one
+        tiny_run(callbacks=[SignalsTwice(), RunCheckpoint(str(tmp_path), None)])
+    assert isinstance(ended.value.__context__, KeyboardInterrupt)
+
+
 # ----------------------------------------------------------------------------------------------------------- objective export
 
 
@@ -587,10 +642,29 @@ def test_an_objective_that_is_trained_further_names_its_earlier_runs(tmp_path: P
     file = tmp_path / "objective.safetensors"
     for run in range(3):
         objective = ParametricObjective.load(file, frozen=False) if run else tiny_objective()
-        tiny_run(env_steps=20, callbacks=[ObjectiveExport(str(tmp_path), None)], run_dir=tmp_path, objective=objective)
+        saves = [ObjectiveExport(str(tmp_path), None), RunCheckpoint(str(tmp_path), None)]
+        tiny_run(env_steps=20, callbacks=saves, run_dir=tmp_path, objective=objective)
+    objective = ParametricObjective.load(file, frozen=False)  # as a resume begins; it is no further run
+    checkpoint = tmp_path / "checkpoints" / "env_steps_000000020.ckpt"
+    export = ObjectiveExport(str(tmp_path), None)
+    tiny_run(env_steps=30, callbacks=[export], run_dir=tmp_path, objective=objective, ckpt_path=checkpoint)
     last = ParametricObjective.load(file)
-    assert [earlier["env_steps"] for earlier in last.card["earlier"]] == [20, 20] and last.card["env_steps"] == 20
-    assert "20 env steps of each of 3 agents, after 40 in earlier runs" in repr(last)
+    assert [earlier["env_steps"] for earlier in last.card["earlier"]] == [20, 20] and last.card["env_steps"] == 30
+    assert "30 env steps of each of 3 agents, after 40 in earlier runs" in repr(last)
+
+
+def test_an_objective_that_diverged_replaces_no_good_one(tmp_path: Path) -> None:
+    class Diverges(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if env_steps_of(trainer) == 30:
+                with torch.no_grad():
+                    next(iter(cast(ParametricObjective, agents_of(trainer).objective).parameters())).fill_(torch.nan)
+
+    saves = OnExceptionCheckpoint(str(tmp_path), "failed")
+    with pytest.raises(FloatingPointError):
+        tiny_run(callbacks=[Diverges(), ObjectiveExport(str(tmp_path), 10), saves], run_dir=tmp_path)
+    assert (tmp_path / "failed.ckpt").exists()
+    assert ParametricObjective.load(tmp_path / "objective.safetensors").card["env_steps"] == 30
 
 
 def test_environments_are_closed_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,11 @@ def test_a_trainer_is_built_with_what_code_gives(composed: Any) -> None:
 # -------------------------------------------------------------------------------------------------- what the choices promise
 
 
+def test_the_protocol_may_be_evolved(composed: Any) -> None:
+    assert composed("experiment=protocol").meta.annealing_env_steps == 0
+    assert "annealing_env_steps" not in composed("experiment=protocol", "meta=evolution").meta
+
+
 def test_experiments_of_the_paper_use_its_sizes(composed: Any) -> None:
     for choice in CHOICES:
         if choice.startswith(("experiment/paper/", "experiment/figure")):

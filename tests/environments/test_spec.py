@@ -40,6 +40,8 @@ def test_bounds_of_actions_can_be_given() -> None:
         4,
     ]
     assert environment.spec.name == "short"
+    space = spaces.Box(-0.9, 0.9, (1,))  # of float32, in which 0.9 is another number
+    assert make(id="Echo-v0", kwargs={"action_space": space}, action_low=-0.9, action_high=0.9).action_size == 1
     narrow = make(id="Pendulum-v1", action_low=-0.5, action_high=0.5)
     assert narrow.spec.name == "Pendulum-v1[action_low=-0.5,action_high=0.5]"
 

@@ -61,6 +61,7 @@ def test_its_page_has_metadata_use_and_scores(hub: Any) -> None:
     assert results["Hopper-v5"] == 281.8
     assert page.startswith("# light\n") and 'from_hub("me/light")' in page
     assert "| Hopper-v5 | unseen | 281.8 | 1.18 |" in page and "| Pendulum-v1 | training | -151.0 | 1.0 |" in page
+    assert "| Walker2d-v5 | validation | " in page  # it was chosen there
 
 
 def test_an_objective_without_scores_has_a_page(hub: Any) -> None:

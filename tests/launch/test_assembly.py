@@ -11,6 +11,7 @@ from tiny_runs import TOYS, tiny_settings
 from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.experience import memory
 from metagenrl_pl.experience.memory import memory_bytes
+from metagenrl_pl.launch import assembly
 from metagenrl_pl.launch.assembly import choose_resources
 from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.objectives import CriticObjective
@@ -35,6 +36,19 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
         choose_resources(config, trainer_of(2), TOYS, print)
     resources = choose_resources(config, trainer_of(1, rank=1, world_size=2), TOYS, print)
     assert list(resources.placement(len(TOYS)).agents) == [2]
+
+
+def test_a_replay_on_the_gpu_is_on_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine of this test need not have one, so its settings cannot be built."""
+    config = OmegaConf.create(
+        {"replay": {"device": "cuda"}, "env_workers": 0, "env_timeout_seconds": None, "compile": False, **LONG}
+    )
+    monkeypatch.setattr(assembly, "build", lambda node, _: SimpleNamespace(device=node.device, capacity=500))
+    trainer = trainer_of(2, rank=1, world_size=2)
+    trainer.strategy.root_device = torch.device("cuda:1")
+    assert choose_resources(config, trainer, TOYS, print).replay_device == torch.device("cuda:1")
+    config.replay.device = "cuda:0"
+    assert choose_resources(config, trainer, TOYS, print).replay_device == torch.device("cuda:0")
 
 
 def test_a_replay_is_no_larger_than_the_run_needs() -> None:

@@ -289,7 +289,18 @@ TRAINED = [
     "Scalars",
     "Matrix",
 ]
-TRAINED += ["Lopsided", "HalfActions", "Once", "Endless", "TwoEnds", "ArrayResults", "Beyond", "GlobalRandom", "Large", "Unclosable"]
+TRAINED += [
+    "Lopsided",
+    "HalfActions",
+    "Once",
+    "Endless",
+    "TwoEnds",
+    "ArrayResults",
+    "Beyond",
+    "GlobalRandom",
+    "Large",
+    "Unclosable",
+]
 REFUSED = sorted(set(odd_environments.KINDS) - {*TRAINED, "Hangs"})
 
 

@@ -93,6 +93,14 @@ class Stops(pl.Callback):
         trainer.should_stop = True
 
 
+class HalfFrozen(LearnedObjective):
+    """A part of it is not meant to learn."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.action_transform.requires_grad_(False)
+
+
 class Unasked(CriticObjective):
     """An objective that does not look at the policy's action."""
 
@@ -238,6 +246,23 @@ def test_a_learned_objective_trains_fresh_agents(debug: tuple[Path, str], in_pro
     assert path.read_bytes() == before == Path("here/objective.safetensors").read_bytes()  # what was tested
     assert "learned objective" in printed and "training: 300/300" in printed and "meta-training: 300" not in printed
     assert not Path("here/tensorboard").exists()
+
+
+def test_a_test_goes_on_when_its_objective_has_moved(debug: tuple[Path, str], in_process: Train) -> None:
+    """Or was meta-trained longer meanwhile."""
+    shutil.copy(debug[0] / "objective.safetensors", "mine.safetensors")
+    where = ("env.train=[InvertedPendulum-v5]", "population.size=1", "callbacks.meta_test=null", "run_dir=here")
+    code, _, errors = in_process("experiment=meta_test", "objective.path=mine.safetensors", *where, *SHORT, "env_steps=200")
+    assert code == 0, errors
+    Path("mine.safetensors").unlink()
+    tested = Path("here/objective.safetensors").read_bytes()
+    code, _, errors = in_process("ckpt_path=here", "env_steps=300")
+    assert code == 0, errors
+    assert Path("here/objective.safetensors").read_bytes() == tested
+    rows = [
+        (row.env_steps, row.meta_training_env_steps) for row in read_rows(Path("here/meta_test.csv")) if row.method == "learned"
+    ]
+    assert rows == [(100, 400), (200, 400), (300, 400)]
 
 
 def test_an_objective_that_returns_judge_is_meta_trained_and_tested(in_process: Train) -> None:
@@ -647,6 +672,14 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         (
             "objective._target_=test_train.Unasked",
             "objective=test_train.Unasked: its loss does not depend on inputs.policy_action, so",
+        ),
+        (
+            "objective._target_=test_train.HalfFrozen",
+            "objective=test_train.HalfFrozen: action_transform.hidden.0.weight needs no ",
+        ),
+        (
+            "+callbacks.best._target_=pytorch_lightning.callbacks.ModelCheckpoint +callbacks.best.save_weights_only=true",
+            "callbacks: save_weights_only=true leaves out what a resume needs; valid is false",
         ),
     ],
 )

@@ -214,6 +214,11 @@ def test_combine_normalises_each_agent() -> None:
     torch.testing.assert_close(mean, {"a": torch.tensor([0.6 * 2 / 3]), "b": torch.tensor([[0.8 * 2 / 3]])})
 
 
+def test_combine_takes_a_parameter_without_axes() -> None:
+    mean, norm = combine_meta_gradients({"scale": torch.tensor([3.0, -0.5])}, "clip")
+    torch.testing.assert_close((mean["scale"], norm), (torch.tensor(0.25), torch.tensor([3.0, 0.5])))
+
+
 def bits(tensors: dict[str, Any]) -> dict[str, Tensor]:
     """Every tensor of nested dictionaries and lists, copied, by its path."""
     found = {}

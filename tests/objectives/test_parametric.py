@@ -221,6 +221,21 @@ class Seedless(LearnedObjective):
         super().__init__(hidden_units=hidden_units)
 
 
+class Buffered(LearnedObjective):
+    """Its files would lack its buffer."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(hidden_units=4, seed=seed)
+        self.architecture = {}
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("constant", torch.ones(()), persistent=False)
+
+
+def test_buffers_that_files_do_not_keep_are_told() -> None:
+    with pytest.raises(ValueError, match=r"^files keep no buffers, and it has scale; valid is register_buffer"):
+        Buffered().fresh(1)
+
+
 def test_an_objective_that_cannot_be_made_again_is_told() -> None:
     with pytest.raises(ValueError, match=r"^it cannot be made again \(.*unexpected keyword argument.*; valid is a constructor"):
         Seedless().fresh(1)

@@ -219,9 +219,10 @@ def _bounded(space: spaces.Box, spec: EnvironmentSpec) -> spaces.Box:
         )
     if not (low < high).all():
         raise ValueError(f"environment {spec.name}: action_low={low.tolist()} must be below action_high={high.tolist()}")
+    low, high = low.astype(space.dtype), high.astype(space.dtype)  # first, since 0.9 is below the 0.9 of a float32
     if (low < space.low).any() or (high > space.high).any():
         raise ValueError(f"environment {spec.name}: action_low and action_high must lie in its actions, {space}")
-    return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), space.shape, space.dtype.type)
+    return spaces.Box(low, high, space.shape, space.dtype.type)
 
 
 def _explain(error: BaseException) -> str:

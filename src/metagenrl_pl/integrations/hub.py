@@ -78,10 +78,11 @@ def model_card(objective: ParametricObjective, repo_id: str) -> str:
     }
     if not scores:
         del metadata["model-index"]
-    trained = card.get("training_environments") or []
+    trained, chosen_by = card.get("training_environments") or [], card.get("chosen_by") or []
     rows = []
     for environment, score in scores.items():
-        kind, normalised = "training" if environment in trained else "unseen", score.get("normalised")
+        kind = "training" if environment in trained else "validation" if environment in chosen_by else "unseen"
+        normalised = score.get("normalised")
         rows.append(f"| {environment} | {kind} | {score['return']} | {'-' if normalised is None else normalised} |")
     table = ["| environment | | return | score |", "|---|---|---|---|", *rows] if rows else ["It has not been scored."]
     lines = [

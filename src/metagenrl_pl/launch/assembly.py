@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import Logger
 
 from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.common.streams import derive_seed
-from metagenrl_pl.config.schema import build
+from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import layouts_of
 from metagenrl_pl.environments.workers import make_group
@@ -52,6 +52,11 @@ def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # otherwise Lightning adds its own
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
+    if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+        raise ConfigError(
+            "callbacks: save_weights_only=true leaves out what a resume needs; valid is false (objective.safetensors has the weights of "
+            "the objective alone)"
+        )
     keep_signal_handlers(trainer)
     check_accelerator(trainer)
     check_world_size(trainer.world_size, num_agents)
@@ -102,7 +107,9 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
     """
     settings: ReplaySettings = build(config.replay, ReplaySettings)
     device = trainer.strategy.root_device
-    replay_device = device if settings.device == "auto" else torch.device(settings.device)
+    replay_device = (
+        device if settings.device in ("auto", device.type) else torch.device(settings.device)
+    )  # `cuda` is this process's
     num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its cores and its memory
     resources = Resources(
         device=device,

@@ -91,6 +91,13 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
             objective.fresh(seed=0)
         except ValueError as error:
             raise ConfigError(f"objective={config.objective._target_}: {error}") from error
+    learning = {name: p.requires_grad for name, p in objective.named_parameters()}
+    if objective.learns and not all(learning.values()):
+        frozen = next(name for name, learns in learning.items() if not learns)
+        raise ConfigError(
+            f"objective={config.objective._target_}: {frozen} needs no gradient, but others do; valid is an objective whose parameters "
+            "all learn, or none, and buffers for what is constant"
+        )
     try:
         check_method(method := OmegaConf.select(config, "callbacks.evaluation.method"), objective)
     except ValueError as error:

@@ -159,6 +159,20 @@ def _foreign_config(stored: Any, path: Path, config: DictConfig) -> DictConfig:
     return OmegaConf.create({**new, **here})
 
 
+def objective_config(config: DictConfig) -> DictConfig:
+    """The node of a run's objective. On a resume, an objective from a file is that of the run folder, whatever became of the file.
+
+    The weights are those of the checkpoint in any case. But the file may have been moved, or be of a longer meta-training by now.
+    """
+    own = Path(config.run_dir) / "objective.safetensors"
+    is_from_file = str(config.objective.get("_target_")).endswith(".load") and "path" in config.objective
+    if config.ckpt_path is None or not is_from_file or not own.is_file():
+        return config.objective
+    changed = config.copy()
+    changed.objective.path = str(own)
+    return changed.objective
+
+
 def with_run_dir(config: DictConfig, run_dir: str) -> DictConfig:
     """Replace the run folder by `run_dir` in every value of the configuration."""
     return OmegaConf.create(_replace_prefix(OmegaConf.to_container(config), config.run_dir, run_dir))

@@ -15,7 +15,7 @@ from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.launch.assembly import agent_seeds, build_meta, build_trainer, choose_resources, describe_device
 from metagenrl_pl.launch.checks import check_objective, check_population, probe_environments, unlike_meta_training
 from metagenrl_pl.launch.endings import fit
-from metagenrl_pl.launch.resume import with_run_dir
+from metagenrl_pl.launch.resume import objective_config, with_run_dir
 from metagenrl_pl.launch.run_folder import open_run_folder, prepare_process
 from metagenrl_pl.learning.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.learning.cycle import Agents
@@ -35,7 +35,7 @@ def train(config: DictConfig) -> int:
     agent, population, environments = build(config.agent), build(config.population), build(config.env)
     check_population(config, population, environments)
     specs = environments.assign_round_robin(population.size)
-    objective = build(config.objective, Objective)
+    objective = build(objective_config(config), Objective)
     if config.meta is not None and not objective.learns:
         rank_zero_only(warnings.warn)("no meta-training: the objective has nothing to learn, so meta=... has no effect")
         config.meta = None

@@ -80,7 +80,7 @@ def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -
     for _ in range(num_batches):
         gradients, _ = learner.gradients_of_objective(draw((learner.meta.inner.num_steps + 1) * learner.settings.num_windows))
         together, _ = combine_meta_gradients(gradients, learner.meta.settings.gradient, learner.placement.gather)
-        of_agents.append(torch.cat([g.flatten(1) for g in gradients.values()], 1))
+        of_agents.append(torch.cat([g.reshape(len(g), -1) for g in gradients.values()], 1))
         combined.append(torch.cat([g.flatten() for g in together.values()]))
     # Agent by agent, so that the bits do not depend on how many agents are in this process.
     agents = range(population.num_agents)

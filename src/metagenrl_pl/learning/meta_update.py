@@ -120,7 +120,9 @@ def combine_meta_gradients(
         rule: what is done to each.
         gather: makes rows of all agents of the rows of these, where others are computed elsewhere.
     """
-    flat = {"": torch.cat([g.flatten(1) for g in gradients.values()], 1)}  # in one piece: fewer operations, and one to gather
+    flat = {
+        "": torch.cat([g.reshape(len(g), -1) for g in gradients.values()], 1)
+    }  # in one piece: fewer operations, and one to gather
     norm = norm_per_agent(flat)
     every = gather(scale_per_agent(flat, 1 / norm.clamp(min=1.0 if rule == "clip" else 1e-12))[""])
     parts = every.mean(0).split([g[0].numel() for g in gradients.values()])

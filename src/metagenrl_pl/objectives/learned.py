@@ -27,7 +27,7 @@ TerminalRule = Literal["after", "before", "input"]
 
 
 class LearnedObjective(ParametricObjective):
-    """L_alpha(trajectory, pi(s), V): the mean over action dimensions of a small network, rewards, values and time, through an LSTM.
+    """L_alpha(trajectory, pi(s), V): a small network reads each action dimension, and an LSTM their mean with rewards, values and time.
 
     No observation is an input, so the objective fits any environment. It has 15,497 parameters at the default sizes. The `use_` options
     and `bounded_head` are the variants of the paper's figure 5, except `use_critic_gradient`. `architecture` holds the constructor's

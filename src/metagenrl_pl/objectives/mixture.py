@@ -16,8 +16,8 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
 
     g_DDPG is -dQ/da. g_REINFORCE is dL/da of off-policy REINFORCE with generalised advantages. Each is divided by its root mean
     square over the agent's valid steps. The weights are the softplus of two outputs of `LearnedObjective`'s network. This family
-    of objectives is smaller than the LSTM's: any member descends a combination of DDPG's and REINFORCE's losses. So it is a safer
-    choice for unseen environments. Nothing inside is differentiated twice. Not in the paper.
+    of objectives is smaller than the LSTM's: any member descends a combination of DDPG's and REINFORCE's losses. Nothing inside is
+    differentiated twice. Not in the paper.
 
     Args:
         discount, gae_lambda: of REINFORCE, see `Reinforce`.

@@ -50,13 +50,15 @@ class ParametricObjective(Objective):
         """An objective with the same options and the first parameters that its constructor makes from this seed.
 
         Raises:
-            ValueError: if `architecture` does not say how to make it, so that files of it could not be read either.
+            ValueError: if `architecture` does not say how to make it, or it has buffers, so that files of it could not be read either.
         """
         try:
             json.dumps(self.architecture)
             other = type(self)(**self.architecture, seed=seed)
         except TypeError as error:
             raise ValueError(f"it cannot be made again ({one_line(error)}); {_HOW_TO_CONSTRUCT}") from error
+        if buffers := sorted(self.state_dict().keys() - dict(self.named_parameters()).keys()):
+            raise ValueError(f"files keep no buffers, and it has {buffers[0]}; valid is register_buffer(..., persistent=False)")
         shapes, others = ({name: tuple(p.shape) for name, p in each.named_parameters()} for each in (self, other))
         if differing := sorted(name for name in shapes | others if shapes.get(name) != others.get(name)):
             raise ValueError(f"made again, its {differing[0]} has another shape; {_HOW_TO_CONSTRUCT}")
@@ -100,7 +102,7 @@ class ParametricObjective(Objective):
 
         Args:
             path: of the `.safetensors` file.
-            frozen: whether it only trains policies. Otherwise meta-training continues from its weights.
+            frozen: true if its parameters are not trained; false if meta-training continues from them.
 
         Raises:
             ValueError: if the file is missing, damaged or not an objective of this project.
