@@ -119,8 +119,8 @@ class ObjectiveWork:
 
     def __init__(self, objective: LearnedObjective, rows: int, num_actions: int) -> None:
         hidden, context = objective.architecture["hidden_units"], objective.architecture["context_units"]
-        num_context = 1 + objective.use_time + 2 * objective.use_value
-        transform = mlp(rows * num_actions, [2, hidden, hidden, hidden], 1)
+        num_context = 1 + objective.use_time + 2 * objective.use_value + (objective.terminal == "input")
+        transform = mlp(rows * num_actions, [2 + objective.needs_critic_gradient, hidden, hidden, hidden], 1)
         context_transform = mlp(rows, [num_context, hidden, hidden, context], 0)
         features, head_inputs = hidden + context, hidden + context
         recurrent: list[Layer] = []
@@ -161,6 +161,8 @@ def needed(size: tuple[int, int], settings: AgentSettings, objective: Objective)
     if not isinstance(objective, LearnedObjective):
         to_action = critic(rows).forward + critic(rows, a).adjoint
         return {CRITIC: critics, POLICY: policy(rows).forward + to_action + descent(policy(rows))}
+    if objective.needs_critic_gradient:
+        values += critic(rows, a).adjoint  # of the same forward pass
     learned = ObjectiveWork(objective, rows, a)
     step = policy(rows).forward + values + learned.forward + learned.action_gradient + descent(policy(rows))
     judged = policy(2 * rows).forward + critic(2 * rows).forward + critic(2 * rows, a).adjoint + descent(policy(2 * rows))

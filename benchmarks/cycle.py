@@ -30,14 +30,17 @@ from measure import ROOT, Result, Turns, arguments, machine, prepare, ratio, rep
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import build, validate
 from metagenrl_pl.launch.run import train
+from metagenrl_pl.objectives import Objective
 from workloads import assign_round_robin, make_agents, run_cycles
 
 sys.path.insert(0, str(ROOT))  # callbacks/ is no part of the package
 
 SIZES = {
-    "paper": ["agent=paper", "population.size=1", "env.train=[HalfCheetah-v5]"],
+    "paper": ["agent=paper", "objective=learned", "population.size=1", "env.train=[HalfCheetah-v5]"],
     "default": [],
-    "small-ops": ["agent.num_windows=100", "agent.window_length=20", "population.size=1", "env.train=[Pendulum-v1]"],
+    "small-ops": [
+        *("agent.num_windows=100", "agent.window_length=20", "objective=learned", "population.size=1", "env.train=[Pendulum-v1]"),
+    ],
 }
 """What differs from `python train.py`; only the default experiment has its callbacks and loggers."""
 
@@ -125,7 +128,9 @@ class Cycle:
             turn["whole cycle"] += (often - 1) * turn[CHECKPOINTS]
             turn[CHECKPOINTS] *= often
         settings, envs = build(config.agent), list(config.env.train)
-        self.agents = make_agents(assign_round_robin(envs, config.population.size), settings, config.seed)
+        self.objective = build(config.objective, Objective)
+        specs = assign_round_robin(envs, config.population.size)
+        self.agents = make_agents(specs, settings, config.seed, objective=self.objective)
         workload = f"{len(self.agents.specs)} agents of {settings.hidden_units} units"
         windows = f"{settings.num_windows} windows of {settings.window_length}"
         self.title = f"{workload}, {windows}, {', '.join(envs)}, {'compiled' if config.compile else 'eager'}"
@@ -165,8 +170,9 @@ class Cycle:
 
     def arithmetic(self, size: str) -> Result:
         """One agent's arithmetic, needed and really done, beside what was expected at the paper's sizes."""
-        settings, objective, agents = self.agents.settings, self.agents.objective, self.agents
-        works, counts = needed(agents.replay.sizes[0], settings, objective), counted(make_agents(agents.specs[:1], settings, 0))
+        settings, objective, agents = self.agents.settings, self.objective, self.agents
+        works = needed(agents.replay.sizes[0], settings, objective)
+        counts = counted(make_agents(agents.specs[:1], settings, 0, objective=objective))
         share = {part: 1.0 if part == CRITIC else 1 / settings.policy_delay for part in works}
         is_paper = (
             size == "paper" and (settings.hidden_units, *agents.replay.sizes[0]) == (350, 17, 6) and settings.num_windows == 100
