@@ -27,6 +27,7 @@ from omegaconf import DictConfig, open_dict
 from arithmetic import Work, counted, needed, needed_per_cycle, total
 from clock import CHECKPOINTS, CRITIC, ENVIRONMENTS, LIGHTNING, LOGGING, META, PARTS, POLICY, REST, SAMPLING
 from measure import ROOT, Result, Turns, arguments, machine, prepare, ratio, report
+from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import build, validate
 from metagenrl_pl.launch.run import train
@@ -127,7 +128,7 @@ class Cycle:
             often = per_turn / min(self.saves.values())
             turn["whole cycle"] += (often - 1) * turn[CHECKPOINTS]
             turn[CHECKPOINTS] *= often
-        settings, envs = build(config.agent), list(config.env.train)
+        settings, envs = build(config.agent, AgentSettings), list(config.env.train)
         self.objective = build(config.objective, Objective)
         specs = assign_round_robin(envs, config.population.size)
         self.agents = make_agents(specs, settings, config.seed, objective=self.objective)

@@ -674,6 +674,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "objective=test_train.Unasked: its loss does not depend on inputs.policy_action, so",
         ),
         (
+            "meta._target_=metagenrl_pl.agents.population.PopulationSettings ~meta.learning_rate ~meta.gradient ~meta.annealing_env_steps",
+            "meta._target_=metagenrl_pl.agents.population.PopulationSettings is no metagenrl_pl.learning.settings.MetaSettings or meta",
+        ),
+        (
             "objective._target_=test_train.HalfFrozen",
             "objective=test_train.HalfFrozen: action_transform.hidden.0.weight needs no ",
         ),

@@ -13,7 +13,7 @@ from collections import ChainMap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, overload
 
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
@@ -36,6 +36,8 @@ _MAPPINGS = (dict, Mapping, DictConfig)
 _SCALARS = (bool, int, float, str, Path, type(None))
 _LARGEST = 2**53  # whole numbers up to here are exact in every format that they go through
 _UNIONS = (Union, types.UnionType)
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class ConfigError(ValueError):
@@ -75,12 +77,18 @@ def validate(config: DictConfig, schema: type) -> DictConfig:
     return OmegaConf.create(vars(schema(**arguments)) if is_dataclass(schema) else arguments)
 
 
-def build(node: DictConfig, kind: type = object, **late: Any) -> Any:
+@overload
+def build(node: DictConfig, **late: Any) -> Any: ...
+@overload
+def build(node: DictConfig, kind: type[T], **late: Any) -> T: ...
+@overload
+def build(node: DictConfig, kind: tuple[type[T], type[U]], **late: Any) -> T | U: ...
+def build(node: DictConfig, kind: type | tuple[type, ...] = object, **late: Any) -> Any:
     """Build the object that a `_target_` node describes.
 
     Args:
         node: A config node with a `_target_`. Its lists and mappings are passed as plain Python objects.
-        kind: The class that the object must be an instance of.
+        kind: The class that the object must be an instance of; with several, one of them.
         late: Arguments that only code can give; they are passed unchanged. If they are required, the node needs `_partial_:
             true`, so that `validate` does not report them as missing.
 
@@ -99,7 +107,8 @@ def build(node: DictConfig, kind: type = object, **late: Any) -> Any:
             raise
         raise ConfigError(message) from error
     if not isinstance(instance, kind):
-        raise ConfigError(f"{node._get_full_key('_target_')}={node._target_} is no {kind.__module__}.{kind.__qualname__}")
+        names = " or ".join(f"{one.__module__}.{one.__qualname__}" for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ConfigError(f"{node._get_full_key('_target_')}={node._target_} is no {names}")
     return instance
 
 

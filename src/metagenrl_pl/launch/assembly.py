@@ -24,7 +24,7 @@ from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.learning.evolution import Evolution, EvolutionSettings
 from metagenrl_pl.learning.inner_step import InnerStep
 from metagenrl_pl.learning.judges import Judge
-from metagenrl_pl.learning.settings import MetaLearning
+from metagenrl_pl.learning.settings import MetaLearning, MetaSettings
 from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
 from metagenrl_pl.training.processes import (
     check_accelerator,
@@ -43,8 +43,9 @@ def build_trainer(config: DictConfig, num_agents: int) -> pl.Trainer:
     """
     check_trainer(config.trainer)
     callbacks = [build_callback(name, node) for name, node in config.callbacks.items() if node]
-    trainer: pl.Trainer = build(
+    trainer = build(
         config.trainer,
+        pl.Trainer,
         strategy=make_strategy(config.trainer),
         callbacks=[FirstBatch(), *callbacks],
         logger=[build(node, Logger) for node in config.logger.values() if node],
@@ -85,7 +86,7 @@ def build_meta(config: DictConfig, specs: list[EnvironmentSpec], placement: Plac
     """
     if config.meta is None:
         return None
-    settings = build(config.meta)
+    settings = build(config.meta, (MetaSettings, EvolutionSettings))
     if isinstance(settings, EvolutionSettings):
         length = config.population.lifetime_env_steps
         if length is None:
@@ -105,7 +106,7 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
     Raises:
         ValueError: if this machine has too little memory for the replays of all its processes.
     """
-    settings: ReplaySettings = build(config.replay, ReplaySettings)
+    settings = build(config.replay, ReplaySettings)
     device = trainer.strategy.root_device
     replay_device = (
         device if settings.device in ("auto", device.type) else torch.device(settings.device)

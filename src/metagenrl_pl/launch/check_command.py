@@ -35,7 +35,7 @@ def run_command_line(conf: Path) -> None:
 
 def check(config: DictConfig) -> int:
     """Print a line about each environment, its warnings, and what is wrong with it. Returns the exit code."""
-    sets: EnvironmentSets = build(config.env, EnvironmentSets)
+    sets = build(config.env, EnvironmentSets)
     specs = {spec.name: spec for spec in map(EnvironmentSpec.parse, (*sets.train, *sets.test))}
     table, messages, code = Table(), [], 0
     for column in ("environment", "observations", "actions", "time limit", "steps / s"):

@@ -10,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.agents.lifetimes import Lifetimes
+from metagenrl_pl.agents.population import AgentSettings, PopulationSettings
 from metagenrl_pl.config.schema import ConfigError, build
+from metagenrl_pl.environments.environment import EnvironmentSets
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.launch.assembly import agent_seeds, build_meta, build_trainer, choose_resources, describe_device
 from metagenrl_pl.launch.checks import check_objective, check_population, probe_environments, unlike_meta_training
@@ -32,7 +34,8 @@ def train(config: DictConfig) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     config = with_run_dir(config, agree_on_run_dir(config.run_dir))
     prepare_process(config)
-    agent, population, environments = build(config.agent), build(config.population), build(config.env)
+    agent, population = build(config.agent, AgentSettings), build(config.population, PopulationSettings)
+    environments = build(config.env, EnvironmentSets)
     check_population(config, population, environments)
     specs = environments.assign_round_robin(population.size)
     objective = build(objective_config(config), Objective)

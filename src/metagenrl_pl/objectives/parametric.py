@@ -178,7 +178,7 @@ def class_name(kind: type) -> str:
 
 def imported_class(name: str) -> type[ParametricObjective] | None:
     """The objective class with this name (see `class_name`), or None if it has not been imported."""
-    known = _with_subclasses(ParametricObjective)  # type: ignore[type-abstract]
+    known = _with_subclasses(ParametricObjective)
     return next((one for one in known if class_name(one) == name), None)
 
 

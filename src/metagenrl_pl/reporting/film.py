@@ -56,8 +56,8 @@ def load_agents(checkpoint: Path, trusted: Collection[str] = ()) -> tuple[list[E
     check_foreign(plain, {"env": EnvironmentSets, "agent": AgentSettings, "population": PopulationSettings}, trusted)
     config = OmegaConf.create(plain)
     try:
-        specs = build(config.env).assign_round_robin(config.population.size)
-        population = Population(sizes_of(specs), [0] * len(specs), build(config.agent))
+        specs = build(config.env, EnvironmentSets).assign_round_robin(config.population.size)
+        population = Population(sizes_of(specs), [0] * len(specs), build(config.agent, AgentSettings))
         population.load_state_dict(stored["learner"]["population"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint}: does not hold the agents of its configuration ({one_line(error)})") from error
@@ -75,7 +75,7 @@ def load_fresh_agents(run_dir: Path, trusted: Collection[str] = ()) -> dict[str,
         return {}
     stored: Any = update_config(OmegaConf.to_container(load_config(run_dir / "config.yaml")))  # type: ignore[arg-type]
     check_foreign(stored, {"agent": AgentSettings}, trusted)
-    settings = build(OmegaConf.create(stored).agent)
+    settings = build(OmegaConf.create(stored).agent, AgentSettings)
     return dict(load_policies(file, settings, trusted) for file in files)
 
 
