@@ -239,4 +239,4 @@ def test_runs_of_the_table(tmp_path: Path) -> None:
     runner = Runner()
     assert [runner.run(run) for run in runs] == [0, 0, 0], [run.log.read_text() for run in runs]
     table = paper_output.write_table_1(tmp_path, 8).read_text()
-    assert table.count(", 1 agent |") == 3 * 4  # three environments: learned, evolution, DDPG/TD3, REINFORCE
+    assert table.count(", 1 agent |") == 3 * 5  # three environments: learned, evolution, DDPG/TD3, REINFORCE, random actions
