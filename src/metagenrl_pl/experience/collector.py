@@ -71,7 +71,7 @@ class Collector:
         self._action_copied: torch.cuda.Event | None = None  # pending while a GPU copies `_action` to the CPU
         self._num_episodes = [0] * num_agents  # the number of the next episode
         self._episode_return = [0.0] * num_agents
-        self._episode_actions: list[list[np.ndarray]] = [[] for _ in range(num_agents)]
+        self._episode_actions = [bytearray() for _ in range(num_agents)]  # as float32, [t, A]: an episode may go on for ever
         self._is_open = False
 
     def take_returns(self) -> list[list[float]]:
@@ -134,7 +134,7 @@ class Collector:
         self.replay.append(action, steps.reward, steps.terminated, steps.observation)
         for agent, (_, action_size) in enumerate(self.environments.sizes):
             self._episode_return[agent] += float(steps.reward[agent])
-            self._episode_actions[agent].append(action[agent, :action_size])
+            self._episode_actions[agent] += action[agent, :action_size].tobytes()
         for agent in np.flatnonzero(steps.ended).tolist():
             self._new_returns[agent].append(self._episode_return[agent])
             self.recent_returns[agent].append(self._episode_return[agent])
@@ -189,7 +189,7 @@ class Collector:
         first = self.environments.reset(agent, episode_seed(self._seeds[agent], self._num_episodes[agent]))
         self._num_episodes[agent] += 1
         self._episode_return[agent] = 0.0
-        self._episode_actions[agent] = []
+        self._episode_actions[agent] = bytearray()
         self._observation[agent, : len(first)] = first
         self.replay.begin_episode(agent, first)
 
@@ -206,7 +206,7 @@ class Collector:
                     "seed": self._seeds[agent],
                     "num_episodes": self._num_episodes[agent],
                     "episode_return": self._episode_return[agent],
-                    "episode_actions": torch.from_numpy(np.array(self._episode_actions[agent], np.float32)),
+                    "episode_actions": torch.from_numpy(self._actions_of_episode(agent)),
                     "observation": torch.from_numpy(self._observation[agent, : self.environments.sizes[agent][0]].copy()),
                     "exploration": exploration,
                     "draws": draws,
@@ -231,7 +231,7 @@ class Collector:
         self._seeds = [agent["seed"] for agent in agents]
         self._num_episodes = [read_count(agent, "num_episodes") for agent in agents]
         self._episode_return = [agent["episode_return"] for agent in agents]
-        self._episode_actions = [list(agent["episode_actions"].numpy()) for agent in agents]
+        self._episode_actions = [bytearray(agent["episode_actions"].numpy().tobytes()) for agent in agents]
         self._observation[:] = 0
         for row, agent in zip(self._observation, agents, strict=True):
             row[: len(agent["observation"])] = agent["observation"].numpy()
@@ -254,9 +254,13 @@ class Collector:
 
     def _repeat_open_episode(self, agent: int) -> bool:
         """Repeat an agent's open episode. Returns whether it led to the same observation and return, and did not end."""
-        observation_size, action_size = self.environments.sizes[agent]
-        actions = np.array(self._episode_actions[agent], np.float32).reshape(-1, action_size)
+        observation_size, _ = self.environments.sizes[agent]
         seed = episode_seed(self._seeds[agent], self._num_episodes[agent] - 1)
-        episode = self.environments.repeat(agent, seed, actions)
+        episode = self.environments.repeat(agent, seed, self._actions_of_episode(agent))
         is_same = np.array_equal(episode.observation, self._observation[agent, :observation_size])
         return is_same and not episode.ended and episode.episode_return == self._episode_return[agent]
+
+    def _actions_of_episode(self, agent: int) -> np.ndarray:
+        """A copy of an agent's actions in its open episode, [t, A]."""
+        actions = np.frombuffer(self._episode_actions[agent], np.float32).reshape(-1, self.environments.sizes[agent][1])
+        return actions.copy()  # while another array uses the bytes, they cannot grow
