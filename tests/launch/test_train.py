@@ -674,7 +674,8 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "objective=test_train.Unasked: its loss does not depend on inputs.policy_action, so",
         ),
         (
-            "meta._target_=metagenrl_pl.agents.population.PopulationSettings ~meta.learning_rate ~meta.gradient ~meta.annealing_env_steps",
+            "meta._target_=metagenrl_pl.agents.population.PopulationSettings +meta.size=1 ~meta.learning_rate ~meta.gradient "
+            "~meta.annealing_env_steps",
             "meta._target_=metagenrl_pl.agents.population.PopulationSettings is no metagenrl_pl.learning.settings.MetaSettings or meta",
         ),
         (
