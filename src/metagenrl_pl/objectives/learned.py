@@ -17,7 +17,7 @@ from metagenrl_pl.agents.windows import valid_states
 from metagenrl_pl.objectives.contract import CriticChoice, ObjectiveInputs, PullBack, check_critics
 from metagenrl_pl.objectives.lstm import BackwardLSTM
 from metagenrl_pl.objectives.parametric import ParametricObjective
-from metagenrl_pl.objectives.traced import TracedObjective
+from metagenrl_pl.objectives.traced import SQUASH, TracedObjective
 
 _NORMALISATION_EPS = 1e-8
 _WRITTEN_OUT = ("loss", "action_gradient", "read", "_of_each_action", "_context")  # methods whose derivatives are
@@ -114,7 +114,7 @@ class LearnedObjective(ParametricObjective):
         """L_alpha of every step, [P, B, T], 0 where padded."""
         error = self.read(parameters, inputs).squeeze(-1)
         if self.bounded_head:
-            error = torch.tanh(1e-3 * error) / 1e-3
+            error = torch.tanh(SQUASH * error) / SQUASH
         return error * inputs.valid
 
     def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ class LearnedObjective(ParametricObjective):
 
     def _of_each_action(self, inputs: ObjectiveInputs) -> Tensor:
         """What is read of each action dimension: the replayed action, the policy's and the critic's gradient, [P, B * T * A, 2 or 3]."""
-        read = [inputs.replay_action, inputs.policy_action]
+        read = [inputs.replay_action, inputs.policy_action]  # `traced.py` counts on this order
         if self.needs_critic_gradient:
             assert inputs.critic_gradient is not None  # promised by needs_critic_gradient
             read.append(scaled_to_one(inputs.critic_gradient, inputs.action_weight, inputs.valid))

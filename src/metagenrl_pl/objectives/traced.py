@@ -15,8 +15,10 @@ from metagenrl_pl.objectives.lstm import BackwardLSTM
 if TYPE_CHECKING:
     from metagenrl_pl.objectives.learned import LearnedObjective
 
-_POLICY_ACTION = 1  # its place among what the network reads of each action dimension
+_POLICY_ACTION = 1  # its place in `LearnedObjective._of_each_action`
 _LAST_NORM = "action_transform.norm.2"
+SQUASH = 1e-3
+"""A bounded head gives L = tanh(SQUASH e) / SQUASH of its output e, as in the paper's code."""
 
 
 class MeanOverActions(Layer):
@@ -69,11 +71,11 @@ class TracedObjective:
         self._num_others, self._num_context = each_action.shape[-1] - _POLICY_ACTION - 1, context.shape[-1]
         features = torch.cat([self._actions.forward(each_action), context], -1)
         self._error = self._reader.forward(features).view(inputs.valid.shape)
-        self._squashed = torch.tanh(1e-3 * self._error) if objective.bounded_head else None
+        self._squashed = torch.tanh(SQUASH * self._error) if objective.bounded_head else None
 
     def loss(self) -> Tensor:
-        """L of every step, [P, B, T]: tanh(1e-3 e) / 1e-3, or e; 0 where padded."""
-        return (self._error if self._squashed is None else self._squashed / 1e-3) * self._inputs.valid
+        """L of every step, [P, B, T]: tanh(SQUASH e) / SQUASH, or e; 0 where padded."""
+        return (self._error if self._squashed is None else self._squashed / SQUASH) * self._inputs.valid
 
     def action_gradient(self) -> Tensor:
         """g, [P, B, T, A]."""
@@ -88,14 +90,14 @@ class TracedObjective:
         """d <g, c> / d alpha, [P, ...], of a constant c, [P, B, T, A]: how dL / d alpha changes as actions move along c.
 
         1. Actions move along c; everything else that the network reads, so the context too, stays.
-        2. e moves by e', so dL/de by L'' e', where L'' = -2e-3 tanh(1e-3 e) (1 - tanh(1e-3 e)^2).
+        2. e moves by e', so dL/de by L'' e', where L'' = -2 SQUASH tanh(SQUASH e) (1 - tanh(SQUASH e)^2).
         3. From there the changes of all gradients follow, back to alpha. The context's layers have not moved: theirs is a plain gradient.
         """
         moving = functional.pad(direction.flatten(1).unsqueeze(-1), (_POLICY_ACTION, self._num_others))
         terror = self._reader.tangent(functional.pad(self._actions.tangent(moving), (0, self._num_context)))
         tderror = torch.zeros_like(terror)
         if self._squashed is not None:
-            curvature = -2e-3 * self._squashed * (1 - self._squashed * self._squashed) * self._inputs.valid
+            curvature = -2 * SQUASH * self._squashed * (1 - self._squashed * self._squashed) * self._inputs.valid
             tderror = curvature.flatten(1).unsqueeze(-1) * terror
         tdfeatures = self._reader.backward_tangent(tderror)
         tdactions = self._mean.backward_tangent(tdfeatures[..., : self._num_units])
