@@ -108,9 +108,8 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
     """
     settings = build(config.replay, ReplaySettings)
     device = trainer.strategy.root_device
-    replay_device = (
-        device if settings.device in ("auto", device.type) else torch.device(settings.device)
-    )  # `cuda` is this process's
+    is_with_agents = settings.device in ("auto", device.type)  # `cuda` is the GPU of this process
+    replay_device = device if is_with_agents else torch.device(settings.device)
     num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its cores and its memory
     resources = Resources(
         device=device,
