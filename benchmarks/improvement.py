@@ -15,7 +15,7 @@ from pathlib import Path
 
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.results.methods import LEARNED, find_method
-from metagenrl_pl.results.run_folders import find_runs
+from metagenrl_pl.results.run_folders import depends_on_meta_training, find_runs
 from metagenrl_pl.results.scores import Score, improvement, learning_curves, raw_scores
 
 
@@ -32,12 +32,15 @@ def scores_in(
     Raises:
         ValueError: if there is no such folder, or no learned objective was tested in an environment.
     """
-    runs, _ = find_runs(folders)
-    references, _ = find_runs(others) if others else ([], [])
+    runs, untested = find_runs(folders)
+    found, others_untested = find_runs(others) if others else ([], [])
     # An objective of `others` is not part of the method.
-    curves, notes = learning_curves(runs)
+    references = [run._replace(rows=[row for row in run.rows if not depends_on_meta_training(row)]) for run in found]
+    curves, contradictions = learning_curves(runs)
+    others_curves, others_contradictions = learning_curves(references)
     known = {curve.agent for curve in curves}
-    curves += [c for c in learning_curves(references)[0] if c.meta_training_seed is None and c.agent not in known]
+    curves += [curve for curve in others_curves if curve.agent not in known]
+    notes = [*untested, *others_untested, *contradictions, *others_contradictions]
     tested = {curve.environment for curve in curves if curve.method == LEARNED.name}
     if not tested:
         raise ValueError(f"{', '.join(map(str, folders))}: no learned objective was tested there")

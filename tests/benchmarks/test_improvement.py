@@ -53,3 +53,18 @@ def test_what_is_left_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     main()
     printed, told = capsys.readouterr()
     assert "8,488, 9,356, 1,566" in printed and told.startswith("note: ") and "copy" in told
+
+
+def test_what_is_left_out_of_the_other_methods_is_told(tmp_path: Path) -> None:
+    """Agents of the same numbers with other returns, and a run without results."""
+    for name in ("baselines", "copy"):
+        shutil.copytree(RESULTS / "baselines" / "ddpg_seed_1", tmp_path / name)
+    file = tmp_path / "copy" / "meta_test.csv"
+    file.write_text(re.sub(r"-?\d+\.\d+(?=,\d*$)", "1.0", file.read_text(), flags=re.M))
+    (tmp_path / "untested").mkdir()
+    (tmp_path / "untested" / "config.yaml").write_text("seed: 0\n")
+    scores, notes = scores_in([RESULTS / "seed_0"], [tmp_path])
+    assert [note.split(" ")[0] for note in notes].count("critic") == 4 and any(
+        note.startswith("untested is left out") for note in notes
+    )
+    assert all(score.final != 1.0 for score in scores)

@@ -135,6 +135,12 @@ def test_settings_of_meta_learning(node: dict[str, Any], left: dict[str, Any]) -
     assert updated["meta"] == left
 
 
+def test_the_numbers_of_an_inner_adam() -> None:
+    node = {"_target_": "metagenrl_pl.inner.Adam", "learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+    updated = update_config({"inner": node})["inner"]
+    assert updated == {"_target_": "metagenrl_pl.learning.inner_step.Adam", "learning_rate": 1e-3, "beta2": 0.99}
+
+
 def test_the_advantage_of_a_baseline_is_left_out_as_well() -> None:
     reinforce = {"_target_": "metagenrl_pl.objectives.Reinforce", "advantage": "signed", "discount": 0.9}
     config = {"callbacks": {"meta_test": {"baselines": {"reinforce": reinforce, "critic": None}}}, "meta": None}

@@ -34,18 +34,11 @@ class Networks:
 
     def q(self, critic: Parameters, observation: Tensor, action: Tensor) -> Tensor:
         """Q(s, a) with one critic per agent: [P, ..., O], [P, ..., A] -> [P, ...]."""
-        inputs = torch.cat([observation, action], -1)
-        flat = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
-        return TracedMLP(self.mlp, critic).forward(flat).view(inputs.shape[:-1])
+        return self.ensemble_q({name: p.unsqueeze(1) for name, p in critic.items()}, observation, action).squeeze(1)
 
     def ensemble_q(self, critics: Parameters, observation: Tensor, action: Tensor) -> Tensor:
         """Q(s, a) with each of E critics per agent (twins: E = 2): parameters [P, E, ...] -> values [P, E, ...]."""
-        inputs = torch.cat([observation, action], -1)
-        num_agents, num_inputs = inputs.shape[0], inputs.shape[-1]
-        num_critics = next(iter(critics.values())).shape[1]
-        flat = inputs.reshape(num_agents, 1, -1, num_inputs).expand(-1, num_critics, -1, -1).flatten(0, 1)  # [P E, N, O + A]
-        values = TracedMLP(self.mlp, {name: p.flatten(0, 1) for name, p in critics.items()}).forward(flat)
-        return values.view(num_agents, num_critics, *inputs.shape[1:-1])
+        return TracedCritics(self, critics, observation, action).value
 
 
 class TracedPolicy:

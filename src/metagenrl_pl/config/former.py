@@ -46,6 +46,7 @@ class Removed:
 
 
 _SIGNED = Removed(("signed",))
+_OF_POLICIES = "since the inner step has those of the policies' optimizer"
 REMOVED: Mapping[str, Mapping[str, Removed]] = {
     "MetaSettings": {
         "critic": Removed(("first",)),
@@ -55,6 +56,11 @@ REMOVED: Mapping[str, Mapping[str, Removed]] = {
         "updates_per_cycle": Removed((1,)),
         "advantage_share": Removed((0.0,), why="since a judge replaces it", valid="judge=returns judge.share={value}"),
         "advantage": Removed(("signed",), needs="advantage_share"),
+    },
+    "Adam": {
+        "beta1": Removed((0.9,), why=_OF_POLICIES),
+        "beta2": Removed((0.999,), why=_OF_POLICIES),
+        "eps": Removed((1e-8,), why=_OF_POLICIES),
     },
     "LearnedObjective": {
         "use_advantage": Removed((False,)),

@@ -15,6 +15,7 @@ from torch import Tensor
 from metagenrl_pl.agents.stacked_networks import Parameters, clip_per_agent, norm_per_agent, scale_per_agent
 
 _SMALLEST_NORM = 1e-12  # a saturated policy has no gradient, and takes no step
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # those of the policies' own optimizer, which are torch's defaults
 
 
 class AdamMoments(NamedTuple):
@@ -125,7 +126,6 @@ class Adam(InnerStep):
         learning_rate: of Adam.
         max_gradient_norm: per agent; None for no clipping.
         num_steps: see InnerStep.
-        beta1, beta2, eps: of Adam.
 
     Raises:
         ValueError: if a number is out of range.
@@ -133,27 +133,13 @@ class Adam(InnerStep):
 
     needs_moments = True
 
-    def __init__(
-        self,
-        learning_rate: float = 1e-3,
-        max_gradient_norm: float | None = 1.0,
-        num_steps: int = 1,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        eps: float = 1e-8,
-    ) -> None:
+    def __init__(self, learning_rate: float = 1e-3, max_gradient_norm: float | None = 1.0, num_steps: int = 1) -> None:
         super().__init__(num_steps)
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
         if max_gradient_norm is not None and not max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm must be positive or null, got {max_gradient_norm}")
-        for name, beta in (("beta1", beta1), ("beta2", beta2)):
-            if not 0 <= beta < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {beta}")
-        if not 0 < eps < math.inf:
-            raise ValueError(f"eps must be positive and finite, got {eps}")
         self.learning_rate, self.max_gradient_norm = learning_rate, max_gradient_norm
-        self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
     def __call__(self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None) -> Parameters:
         assert moments is not None  # guaranteed by needs_moments
@@ -161,15 +147,15 @@ class Adam(InnerStep):
         if self.max_gradient_norm is not None:
             gradient = clip_per_agent(gradient, self.max_gradient_norm)
         step = moments.num_steps.double() + 1  # double as in the fused optimizer: 1 - 0.999 in float32 is off by 1e-5
-        correction1, root_correction2 = 1 - self.beta1**step, (1 - self.beta2**step) ** 0.5
+        correction1, root_correction2 = 1 - _BETA1**step, (1 - _BETA2**step) ** 0.5
         new_policy = {}
         for name, p in policy.items():
             by_agent = (-1, *[1] * (p.dim() - 1))
-            first = self.beta1 * moments.first[name] + (1 - self.beta1) * gradient[name]
-            second = self.beta2 * moments.second[name] + (1 - self.beta2) * gradient[name] ** 2
+            first = _BETA1 * moments.first[name] + (1 - _BETA1) * gradient[name]
+            second = _BETA2 * moments.second[name] + (1 - _BETA2) * gradient[name] ** 2
             # The root's derivative is infinite at 0. An entry without any gradient so far (a padded input) would give NaN.
             root = torch.where(second > 0, torch.where(second > 0, second, 1.0).sqrt(), 0.0)
             new_policy[name] = p - self.learning_rate * (first / correction1.to(p.dtype).view(by_agent)) / (
-                root / root_correction2.to(p.dtype).view(by_agent) + self.eps
+                root / root_correction2.to(p.dtype).view(by_agent) + _EPS
             )
         return new_policy
