@@ -97,6 +97,7 @@ def test_probable_mistakes_are_warned_of_once(recwarn: pytest.WarningsRecorder) 
         for _ in range(2):
             objective(action, action, zeros, torch.zeros(num_windows, 11), zeros, marks, action)
         messages = [str(warning.message) for warning in recwarn]
+        assert {warning.filename for warning in recwarn} <= {__file__}
         recwarn.clear()
         return messages
 
@@ -108,6 +109,15 @@ def test_probable_mistakes_are_warned_of_once(recwarn: pytest.WarningsRecorder) 
     assert message.startswith("valid has ones after a zero")
     (message,) = call(light(), num_windows=3)
     assert message == "3 windows of 10 steps are far from the 16 of 10 of this objective's meta-training"
+
+
+def test_a_warning_names_the_line_that_calls_actor_loss(recwarn: pytest.WarningsRecorder) -> None:
+    windows = random_windows(2, sizes=SIZES, seeds=SEEDS)
+    networks, policy = small_population(SIZES, SEEDS).networks, small_population(SIZES, SEEDS).policy
+    batch = WindowBatch(*(x[0] for x in windows))
+    batch = batch._replace(action=3 * torch.ones_like(batch.action))
+    actor_loss(Reinforce(), lambda s: networks.action(policy, s[None])[0], [lambda s, a: s.sum(-1, keepdim=True)], batch)
+    assert [warning.filename for warning in recwarn if "actions reach 3" in str(warning.message)] == [__file__]
 
 
 def test_an_objective_is_found_by_name_file_or_itself(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The interface of objectives: a loss of the actions that the current policy would take."""
 
+import inspect
 import traceback
 import warnings
 from abc import ABC, abstractmethod
@@ -15,6 +16,8 @@ from metagenrl_pl.common.messages import one_line
 
 CriticChoice = Literal["first", "both"]
 """Which action gradient dQ/da to use: the first critic's, or the mean of both twins. Their errors partly cancel in the mean."""
+
+_NOT_THE_USERS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
 PullBack = Callable[[Tensor], Parameters]
 """From a constant c, [P, B, T, A], the gradient of <g, c> in an objective's stacked parameters, [P, ...]."""
@@ -217,8 +220,11 @@ def warn_of(objective: Objective, policy_action: Tensor, replay_action: Tensor, 
         messages.append(
             f"{num_windows} windows of {length} steps are far from the {trained[0]} of {trained[1]} of this objective's meta-training"
         )
-    for message in messages:
-        warnings.warn(message, stacklevel=6)  # where the objective is called
+    if messages:
+        files = (frame.filename for frame in inspect.stack(context=0))
+        level = next((n for n, file in enumerate(files, 1) if not file.startswith(_NOT_THE_USERS)), 1)
+        for message in messages:
+            warnings.warn(message, stacklevel=level)  # where the objective is called
 
 
 def check_critics(critic_gradient_of: CriticChoice) -> CriticChoice:
