@@ -17,6 +17,7 @@ from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.results.methods import LEARNED, find_method
 from metagenrl_pl.results.run_folders import depends_on_meta_training, find_runs
 from metagenrl_pl.results.scores import Score, improvement, learning_curves, raw_scores
+from metagenrl_pl.results.variants import with_the_same_agents
 
 
 def scores_in(
@@ -35,12 +36,13 @@ def scores_in(
     runs, untested = find_runs(folders)
     found, others_untested = find_runs(others) if others else ([], [])
     # An objective of `others` is not part of the method.
-    references = [run._replace(rows=[row for row in run.rows if not depends_on_meta_training(row)]) for run in found]
+    comparable, incomparable = with_the_same_agents(runs[0], found)
+    references = [run._replace(rows=[row for row in run.rows if not depends_on_meta_training(row)]) for run in comparable]
     curves, contradictions = learning_curves(runs)
     others_curves, others_contradictions = learning_curves(references)
     known = {curve.agent for curve in curves}
     curves += [curve for curve in others_curves if curve.agent not in known]
-    notes = [*untested, *others_untested, *contradictions, *others_contradictions]
+    notes = [*untested, *others_untested, *incomparable, *contradictions, *others_contradictions]
     tested = {curve.environment for curve in curves if curve.method == LEARNED.name}
     if not tested:
         raise ValueError(f"{', '.join(map(str, folders))}: no learned objective was tested there")

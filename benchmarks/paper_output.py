@@ -11,12 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from metagenrl_pl.common.files import atomic_write
-from metagenrl_pl.reporting.numbers import format_interval
+from metagenrl_pl.reporting.numbers import format_interval, format_number
 from metagenrl_pl.results.methods import LEARNED
 from metagenrl_pl.results.rows import MetaTestRow, newest_stage, read_rows
 from metagenrl_pl.results.statistics import interquartile_mean
 
 COLUMNS = {"HalfCheetah-v5": "Cheetah", "Hopper-v5": "Hopper", "LunarLanderContinuous-v3": "Lunar"}
+
+
+_MIN_AGENTS = 6
 
 
 class Row(NamedTuple):
@@ -89,9 +92,10 @@ def folder_of(out: Path, row: Row) -> Path:
 
 
 def write_table_1(out: Path, num_generations: int) -> Path:
-    """Ours beside the paper's: interquartile mean of the final returns with its 95 % interval, and the number of agents.
+    """Ours beside the paper's: interquartile mean of the final returns with its 95 % interval, and how many agents it stands for.
 
-    Agents whose return is not finite are counted in the cell and left out of the mean.
+    An interval of fewer than `_MIN_AGENTS` would be far too narrow, so their returns are shown instead, seed by seed. Agents whose
+    return is not finite are counted in the cell and left out of the mean.
 
     Args:
         out: folder of the runs.
@@ -118,11 +122,15 @@ def _cell(of_seeds: Mapping[int, Sequence[float]]) -> str:
     num_agents, num_finite = (sum(map(len, values.values())) for values in (of_seeds, finite))
     if not num_agents:
         return "-"
-    agents = f"{num_agents} agent{'s' * (num_agents > 1)}"
+    agents = f"{num_agents} agent{'s' * (num_agents > 1)}" + (f" of {len(finite)} seeds" if len(finite) > 1 else "")
     if not num_finite:
         return f"{agents}, all diverged"
     diverged = f", {num_agents - num_finite} diverged" if num_finite < num_agents else ""
-    return f"{format_interval(interquartile_mean([finite]), 0)}, {agents}{diverged}"
+    interval = interquartile_mean([finite])
+    if num_finite >= _MIN_AGENTS or num_agents == 1:
+        return f"{format_interval(interval, 0)}, {agents}{diverged}"
+    returns = "; ".join(", ".join(format_number(value, 0) for value in values) for values in finite.values())
+    return f"{format_number(interval.mean, 0)} ({returns}){diverged}"
 
 
 def write_curves(path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[MetaTestRow]]]]) -> Path:

@@ -211,16 +211,20 @@ def comparison_table(variants: Mapping[str, Sequence[Run]], others: Sequence[Run
     """Normalised final scores (random actions 0, DDPG/TD3 1) of the learned objectives of each variant, as a Markdown table.
 
     Of environments that were meta-trained on and of others: interquartile mean with its 95 % interval, at the end and of the area under
-    the curve.
+    the curve. Below are notes on what was left out.
 
     Args:
         variants: their runs.
         others: runs that have the baselines.
     """
     lines = ["| variant | runs | training | training, area | other | other, area |", "|---|---|---|---|---|---|"]
+    notes: list[str] = []
     measures: list[Callable[[Score], float]] = [lambda score: score.normalised_final, lambda score: score.normalised_area]
     for name, runs in variants.items():
-        scores = select_normalised(scores_of(learning_curves(runs, others)[0])[0])
+        curves, of_curves = learning_curves(runs, others)
+        scores, of_scores = scores_of(curves)
+        scores = select_normalised(scores)
+        notes += [f"{name}: {note}" for note in (*of_curves, *of_scores)]
         trained_on = {environment for run in runs if run.origin for environment in run.origin.training_environments}
         cells = []
         for is_training in (True, False):
@@ -228,7 +232,7 @@ def comparison_table(variants: Mapping[str, Sequence[Run]], others: Sequence[Run
             values = [aggregate(own, LEARNED.name, measure) for measure in measures]
             cells += ["-" if value is None else f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})" for value in values]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
 def main() -> None:

@@ -55,6 +55,14 @@ def test_what_is_left_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "8,488, 9,356, 1,566" in printed and told.startswith("note: ") and "copy" in told
 
 
+def test_agents_with_other_settings_are_not_compared() -> None:
+    """Those of the protocol learn from 16 windows of 10 steps, and these from 32 of 20."""
+    own, baselines = RESULTS / "seed_1", RESULTS.parent / "protocol" / "baselines"
+    alone, _ = scores_in([own], [])
+    scores, notes = scores_in([own], [baselines])
+    assert scores == alone and any("is not compared: its agents differ in agent.num_windows" in note for note in notes)
+
+
 def test_what_is_left_out_of_the_other_methods_is_told(tmp_path: Path) -> None:
     """Agents of the same numbers with other returns, and a run without results."""
     for name in ("baselines", "copy"):

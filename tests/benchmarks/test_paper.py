@@ -57,7 +57,7 @@ def write(out: Path, folder: str, rows: list[tuple[str, str, int, int, float, in
 
 def test_table_1(tmp_path: Path) -> None:
     for seed, value in ((0, 100.0), (1, 300.0)):
-        rows = [("Hopper-v5", "learned", agent, n, value + agent + n, 50) for agent in (0, 1) for n in (10, 20)]
+        rows = [("Hopper-v5", "learned", agent, n, value + agent + n, 50) for agent in (0, 1, 2) for n in (10, 20)]
         write(tmp_path, f"learned_cheetah_hopper/seed_{seed}", rows)
         write(tmp_path, f"evolution_lunar_cheetah/seed_{seed}", [("HalfCheetah-v5", "learned", 0, 10, -value, 50)])
     write(tmp_path, "ppo", [("HalfCheetah-v5", "ppo", 0, 10, 7.0, None)])
@@ -69,8 +69,8 @@ def test_table_1(tmp_path: Path) -> None:
     cells = {tuple(line.split(" | ")[:2]): line.strip("| ").split(" | ")[2:] for line in lines[2:]}
     learned = cells["| cheetah_hopper", "MetaGenRL"]
     assert learned[0] == "-" and learned[1] == "2,185"
-    assert learned[2].startswith("220") and learned[2].endswith(", 4 agents")  # 120, 121, 320, 321
-    assert cells["| lunar_cheetah", "EPG (ours: evolution), 8 updates"][0].endswith(", 2 agents")
+    assert learned[2] == "221 [120, 322], 6 agents of 2 seeds"  # 120, 121, 122; 320, 321, 322
+    assert cells["| lunar_cheetah", "EPG (ours: evolution), 8 updates"][0] == "-200 (-100; -300)"
     assert cells["| none", "PPO"][:2] == ["7, 1 agent", "1,455"] and cells["| none", "DDPG / TD3"][0] == "8, 1 agent"
 
 
@@ -79,7 +79,7 @@ def test_agents_that_diverged_are_counted_and_left_out(tmp_path: Path) -> None:
     rows.append(("HalfCheetah-v5", "learned", 0, 10, -math.inf, 50))
     write(tmp_path, "learned_cheetah_hopper/seed_0", rows)
     line = paper_output.write_table_1(tmp_path, 8).read_text().splitlines()[2]
-    assert line.split(" | ")[2:6:2] == ["1 agent, all diverged", "2 [1, 3], 3 agents, 1 diverged"]
+    assert line.split(" | ")[2:6:2] == ["1 agent, all diverged", "2 (1, 3), 1 diverged"]
 
 
 def test_figures_show_agents_that_diverged_and_the_latest_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

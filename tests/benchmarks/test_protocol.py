@@ -17,7 +17,7 @@ from metagenrl_pl.evaluation.fresh_agents import agent_numbers
 from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.results.run_folders import find_runs
 from metagenrl_pl.results.variants import variants_of
-from protocol import SWITCHES, copy_results, main, plan_baselines, plan_frozen_runs, plan_runs, read_variants
+from protocol import SWITCHES, comparison_table, copy_results, main, plan_baselines, plan_frozen_runs, plan_runs, read_variants
 from side_by_side import PlannedRun, Runner, check_folders, lock_folder
 
 ROOT = Path(__file__).parents[2]
@@ -275,3 +275,12 @@ def test_a_signal_lets_the_run_save_and_begins_no_other(number: signal.Signals, 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "2 of 2 runs did not end" in errors
     assert list((log.parent / "seed_0" / "checkpoints").glob("*.ckpt")) and not (log.parent / "seed_1").exists()
+
+
+def test_the_table_leaves_out_agents_with_other_settings() -> None:
+    """The protocol's baselines learn from 16 windows of 10 steps, these objectives' agents from 32 of 20."""
+    learned, _ = find_runs([ROOT / "results" / "paper_inputs" / f"seed_{seed}" for seed in range(3)])
+    own, others = (find_runs([ROOT / "results" / folder])[0] for folder in ("paper_inputs", "protocol/baselines"))
+    header, _, row, *notes = comparison_table({"paper": learned}, [*own, *others]).splitlines()
+    assert comparison_table({"paper": learned}, own).splitlines()[:3] == [header, "|---|---|---|---|---|---|", row]
+    assert any("critic_seed_1 is not compared" in note for note in notes)

@@ -146,8 +146,8 @@ def test_charts_are_drawn_once_and_hold_their_values(made: str) -> None:
         for name in ("Seen-v0 (training)", "Unseen-v0", "Seen-v0", "Unseen-v0", "Lone<v0>")
     ]  # learning curves, stages, the baseline
     lines = {(a["data-name"], a["data-values"]) for _, a in Page(made).tags if "data-name" in a}
-    # four agents with 10, 10, 20 and 20, then twice that: mean 15, half-width t(0.95, 3) = 3.182 times sqrt(100 / 3) / 2
-    assert ("learned objective", "[[50,15,5.813,24.19],[100,30,11.63,48.37]]") in lines
+    # two seeds with the means 10 and 20, then twice that: mean 15, half-width t(0.95, 1) = 12.706 times the standard error 5
+    assert ("learned objective", "[[50,15,-48.53,78.53],[100,30,-97.06,157.1]]") in lines
     assert ("after 500 env steps", "[[50,7.5],[100,15]]") in lines  # half of that
     assert ("random actions", "[[0,0],[100,0]]") in lines
     assert ("learned objective", "[[100,4.5],[200,4],[300,8.5]]") not in lines  # agents begin at 100 with 1 and 2
@@ -171,7 +171,7 @@ def test_the_numbers_on_the_page(made: str) -> None:
     assert wins == ["0.00 [0.00, 0.00] too few agents to tell", "0.50 [0.00, 1.00] too few agents to tell"]
     assert page.row("learned objective, seed 1", "objective")[1:] == ["0.40 (2 agents)", "0.80 (2 agents)"]
     returns = next(row for row in page.rows if row[0] == "learned objective" and "±" in row[1])
-    assert returns[1:] == ["60.0 ± 36.7 (4) *", "30.0 ± 18.4 (4)"]
+    assert returns[1:] == ["60.0 ± 254.1 (4) *", "30.0 ± 127.1 (4)"]  # over the means of two seeds
 
 
 def test_runs_are_listed_with_where_they_come_from(made: str) -> None:
@@ -198,8 +198,8 @@ def test_variants_stand_side_by_side_under_their_short_names(tmp_path: Path) -> 
 
 
 def test_a_verdict_names_that_one_seed_alone_was_tested_there(tmp_path: Path) -> None:
-    """Both seeds were tested where they were meta-trained, seed 0 alone elsewhere."""
-    for seed, environments in ((0, ("Seen-v0", "Unseen-v0")), (1, ("Seen-v0",))):
+    """Three seeds were tested where they were meta-trained, seed 0 alone elsewhere."""
+    for seed, environments in ((0, ("Seen-v0", "Unseen-v0")), (1, ("Seen-v0",)), (2, ("Seen-v0",))):
         folder = _run(tmp_path / f"seed_{seed}", seed, 20.0)
         (folder / "meta_test.csv").unlink()
         finals = {"random": 0.0, "critic": 100.0, "learned": 150.0}
@@ -311,8 +311,12 @@ def test_numbers_as_text() -> None:
     assert format_number(nan) == "diverged"
     assert format_interval(Interval(1.0, 0.5, 1.25)) == "1.00 [0.50, 1.25]"
     assert format_interval(Interval(1.0, nan, nan)) == "1.00"
-    assert format_interval(None) == format_returns([], 1) == "–"
-    assert format_returns([1.0, nan], 1) == "diverged (2)"
+    assert format_interval(None) == format_returns({}, 1) == "–"
+    assert format_returns({0: [1.0, nan]}, 1) == "diverged (2)"
+    assert (
+        format_returns({None: [1.0, 3.0]}, 1) == "2.0 ± 12.7 (2)" and format_returns({0: [1.0], 1: [3.0]}, 1) == "2.0 ± 12.7 (2)"
+    )
+    assert format_returns({0: [1.0, 1.0], 1: [3.0, 3.0]}, 1) == "2.0 ± 12.7 (4)" and format_returns({0: [5.0]}, 1) == "5.0 (1)"
     assert join_names(["a", "b"]) == "a, b" and join_names(["a, with c", "b"]) == "a, with c; b"
 
 

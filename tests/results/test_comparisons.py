@@ -41,17 +41,17 @@ def _compare(folder: Path) -> list[Comparison]:
 
 
 def test_every_method_is_one_entry(tmp_path: Path) -> None:
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         _run(tmp_path / "good" / f"seed_{seed}", seed, 100.0 + seed)
         _run(tmp_path / "more" / "bad" / f"seed_{seed}_agents_0", seed, 1.0, meta={"gradient": "clip"})
     (comparison,) = _compare(tmp_path)
     assert [entry.name for entry in comparison.entries] == ["good", "bad", "untrained objective", "DDPG/TD3", "random actions"]
-    assert [len(entry.scores) for entry in comparison.entries] == [20, 20, 10, 10, 10]
+    assert [len(entry.scores) for entry in comparison.entries] == [30, 30, 10, 10, 10]
     assert comparison.environments_of("unseen") == ["New"] and comparison.environments_of("training") == ["Seen"]
     good, bad, _, critic, _ = comparison.entries
     assert reference_entry(comparison) == critic
     score = comparison.score_of(good, "unseen", _final)
-    assert score is not None and score.mean == pytest.approx(102.5)
+    assert score is not None and score.mean == pytest.approx(103.0)
     for entry, verdict in ((good, Verdict.BETTER), (bad, Verdict.WORSE), (critic, Verdict.LEVEL)):
         assert comparison.improvement_over(entry, critic, "unseen", _final)[1] == verdict
 
@@ -65,6 +65,14 @@ def test_a_verdict_needs_five_agents_on_each_side_in_every_environment(tmp_path:
     assert verdict_on(Interval(0.8, 0.5, 1.0), 9) == Verdict.LEVEL  # its interval includes a draw
     assert verdict_on(Interval(0.2, 0.0, 0.4), 5) == Verdict.WORSE
     assert verdict_on(Interval(1.0, math.nan, math.nan), 9) == Verdict.TOO_FEW
+
+
+def test_two_seeds_of_meta_training_are_too_few_for_a_verdict_and_one_is_an_objective_of_its_own(tmp_path: Path) -> None:
+    for seed, verdict in enumerate((Verdict.BETTER, Verdict.TOO_FEW_SEEDS, Verdict.BETTER)):
+        _run(tmp_path / f"seed_{seed}", seed, 100.0)
+        (comparison,) = _compare(tmp_path)
+        learned, _, critic, _ = comparison.entries
+        assert comparison.improvement_over(learned, critic, "unseen", _final)[1] == verdict
 
 
 def test_variants_that_are_judged_elsewhere_or_have_other_agents_stand_apart(tmp_path: Path) -> None:

@@ -214,6 +214,43 @@ def test_ddpg_below_random_actions_is_left_out_and_told(tmp_path: Path) -> None:
     assert {score.environment for score in select_normalised(scores)} == {"A"}
 
 
+def test_agents_of_ddpg_that_diverged_are_left_out_of_what_counts_as_1_and_told(tmp_path: Path) -> None:
+    rows = [*BASELINES, *_curve("A", "critic", 2, {100: 0.0, 200: math.nan, 400: math.nan}), *_learned(10.0)]
+    scores, notes = scores_of(learning_curves([read_run(_folder(tmp_path, rows))])[0])
+    assert notes == ["A: 1 of the agents of DDPG/TD3 diverged; its mean is that of the others."]
+    (learned,) = _of(scores, "learned")
+    assert learned.normalised_final == 0.5  # 100 of 200
+    assert sum(math.isnan(score.normalised_final) for score in _of(scores, "critic")) == 1
+
+
+def test_agents_of_one_policy_of_rl2_are_not_independent(tmp_path: Path) -> None:
+    """They count by meta-training seed, that of their folder. Nothing else about them is a learned objective's."""
+    own = read_run(_folder(tmp_path / "own", BASELINES + _learned(10.0)))
+    for seed in (0, 1):
+        rows = [row for agent in (0, 1) for row in _curve("A", "rl2", 2 * seed + agent, {100: 1.0, 200: 2.0, 400: 100.0 * seed})]
+        append_rows(tmp_path / "rl2" / f"seed_{seed}" / "meta_test.csv", rows)
+    curves, notes = learning_curves([own], find_runs([tmp_path / "rl2"])[0])
+    assert not notes and {(curve.meta_training_seed, curve.seed) for curve in curves if curve.method == "rl2"} == {
+        (0, 0),
+        (0, 1),
+        (1, 2),
+        (1, 3),
+    }
+    interval = aggregate(raw_scores(curves)[0], "rl2", lambda score: score.final)
+    assert interval == (50.0, 0.0, 100.0)  # one seed drawn twice; it would be narrower over four agents
+    (variant,) = variants_of(find_runs([tmp_path])[0])
+    assert [run.name for run in variant.runs] == ["own"]
+
+
+def test_baselines_of_agents_with_other_settings_are_not_compared(tmp_path: Path) -> None:
+    own = _folder(tmp_path / "own", _learned(10.0), agent={"num_windows": 32})
+    _folder(tmp_path / "same", BASELINES, agent={"num_windows": 32})
+    _folder(tmp_path / "others", [row._replace(seed=row.seed + 2) for row in BASELINES], agent={"num_windows": 16})
+    curves, notes = learning_curves([read_run(own)], find_runs([tmp_path])[0])
+    assert notes == ["others is not compared: its agents differ in agent.num_windows."]
+    assert {curve.run for curve in curves} == {"own", "same"}
+
+
 def _made_up(values: Mapping[tuple[str, str], Iterable[float]]) -> list[Score]:
     return [
         Score(environment, method, None, seed, 100, value, value, value, value)

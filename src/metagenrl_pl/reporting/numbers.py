@@ -1,9 +1,10 @@
 """Numbers, intervals and lists as text."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from metagenrl_pl.results.statistics import Interval, mean_interval
+from metagenrl_pl.results.statistics import Interval, mean_interval_over_seeds
 
 
 def format_number(value: float, decimals: int = 2) -> str:
@@ -20,15 +21,16 @@ def format_interval(interval: Interval | None, decimals: int = 2) -> str:
     return f"{format_number(interval.mean, decimals)} [{format_number(interval.low, decimals)}, {format_number(interval.high, decimals)}]"
 
 
-def format_returns(returns: Sequence[float], decimals: int) -> str:
-    """`mean ± half-width (number)` of the returns of agents, a dash for none."""
-    if not returns:
+def format_returns(returns: Mapping[Any, Sequence[float]], decimals: int) -> str:
+    """`mean ± half-width (number)` of the returns of agents, by meta-training seed; a dash for none."""
+    num_agents = sum(map(len, returns.values()))
+    if not num_agents:
         return "–"
-    if not all(map(math.isfinite, returns)):
-        return f"diverged ({len(returns)})"
-    interval = mean_interval(returns)
-    half_width = f" ± {interval.high - interval.mean:,.{decimals}f}" if len(returns) > 1 else ""
-    return f"{interval.mean:,.{decimals}f}{half_width} ({len(returns)})"
+    interval = mean_interval_over_seeds(returns)
+    if math.isnan(interval.mean):
+        return f"diverged ({num_agents})"
+    half_width = "" if math.isnan(interval.low) else f" ± {interval.high - interval.mean:,.{decimals}f}"
+    return f"{interval.mean:,.{decimals}f}{half_width} ({num_agents})"
 
 
 def decimals_for(values: Iterable[float]) -> int:

@@ -9,7 +9,8 @@ from markupsafe import Markup
 from metagenrl_pl.reporting.svg import Line, line_panel
 from metagenrl_pl.results.comparisons import Comparison, Entry
 from metagenrl_pl.results.methods import LEARNED, UNTRAINED
-from metagenrl_pl.results.rows import MetaTestRow, interval_over_agents
+from metagenrl_pl.results.rows import MetaTestRow
+from metagenrl_pl.results.statistics import by_seed, mean_interval_over_seeds
 from metagenrl_pl.results.training_curves import agent_curves, mean_curve, thin_out
 
 LEARNED_COLOURS = ("#0072B2", "#D6336C", "#7048E8", "#0B8A6A", "#C2410C", "#1098AD", "#A61E4D", "#5C7A10", "#4C6EF5", "#8B5E34")
@@ -49,15 +50,15 @@ def learning_curve_panels(comparison: Comparison, keys: dict[str, str]) -> list[
 
 
 def _learning_curve(entry: Entry, environment: str, key: str, colour: str, x_high: float) -> Line | None:
-    returns: dict[int, list[float]] = {}
+    returns: dict[int, list[tuple[int | None, float]]] = {}
     for curve in entry.curves:
         if curve.environment == environment:
             for env_steps, value in zip(curve.env_steps, curve.returns, strict=True):
-                returns.setdefault(env_steps, []).append(value)
+                returns.setdefault(env_steps, []).append((curve.meta_training_seed, value))
     if not returns:
         return None
     x = sorted(returns)
-    intervals = [interval_over_agents(returns[env_steps]) for env_steps in x]
+    intervals = [mean_interval_over_seeds(by_seed(returns[env_steps])) for env_steps in x]
     if not entry.method.trains:  # one evaluation alone is no curve
         return Line(key, entry.name, colour, [0, x_high], [intervals[-1][0]] * 2, style="level")
     mean, low, high = zip(*intervals, strict=True)

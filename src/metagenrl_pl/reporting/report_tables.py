@@ -9,6 +9,7 @@ from metagenrl_pl.results.comparisons import Comparison, Entry, Verdict, referen
 from metagenrl_pl.results.methods import LEARNED, find_methods, reference_methods
 from metagenrl_pl.results.run_folders import Run
 from metagenrl_pl.results.scores import Measure, Score, aggregate
+from metagenrl_pl.results.statistics import by_seed
 
 MEASURES: dict[str, Measure] = {
     "final return": lambda score: score.normalised_final,
@@ -192,10 +193,11 @@ def returns_table(entries: Sequence[Entry]) -> Table:
     environments = sorted({score.environment for entry in entries for score in entry.scores})
     rows = [[entry.name] for entry in entries]
     for environment in environments:
-        finals = [[score.final for score in entry.scores if score.environment == environment] for entry in entries]
-        decimals = decimals_for(value for values in finals for value in values)
-        for entry, row, values in zip(entries, rows, finals, strict=True):
-            row.append(format_returns(values, decimals) + (" *" if values and entry.trained_in(environment) else ""))
+        scores = [[score for score in entry.scores if score.environment == environment] for entry in entries]
+        decimals = decimals_for(score.final for own in scores for score in own)
+        for entry, row, own in zip(entries, rows, scores, strict=True):
+            text = format_returns(by_seed((score.meta_training_seed, score.final) for score in own), decimals)
+            row.append(text + (" *" if own and entry.trained_in(environment) else ""))
     return Table(["method", *environments], rows, [entry.name for entry in entries if entry.variant is not None])
 
 

@@ -24,8 +24,12 @@ from metagenrl_pl.results.scores import (
 from metagenrl_pl.results.statistics import Interval
 from metagenrl_pl.results.variants import Variant
 
-MIN_AGENTS = 5
-"""Agents that either side needs in every environment before a comparison ends with a verdict."""
+MIN_AGENTS, MIN_SEEDS = 5, 3
+"""Agents that either side needs in every environment, and seeds of meta-training, before a comparison ends with a verdict.
+
+A side with a single seed is one objective, and the verdict is on that alone. With two seeds the interval is far too narrow
+(`benchmarks/interval_coverage.py`).
+"""
 
 
 class Verdict(Enum):
@@ -35,6 +39,7 @@ class Verdict(Enum):
     LEVEL = "indistinguishable"
     WORSE = "worse"
     TOO_FEW = "too few agents to tell"
+    TOO_FEW_SEEDS = "too few seeds to tell"
 
 
 @dataclass(frozen=True)
@@ -118,18 +123,21 @@ class Comparison:
         wins = improvement(own, others, measure)
         if wins is None:
             return None, None
-        return wins, verdict_on(wins, min(_agents_each_has(own, others)))
+        return wins, verdict_on(wins, min(_agents_each_has(own, others)), min(map(_num_seeds, (own, others))))
 
 
-def verdict_on(wins: Interval, num_agents: int) -> Verdict:
+def verdict_on(wins: Interval, num_agents: int, num_seeds: float = math.inf) -> Verdict:
     """What a probability of improvement says.
 
     Args:
         wins: with an interval over meta-training seeds and agents.
         num_agents: of the smaller side, in the environment where it has the fewest.
+        num_seeds: of meta-training, of the side with fewer; infinite for single objectives and without meta-training.
     """
     if num_agents < MIN_AGENTS or math.isnan(wins.low):
         return Verdict.TOO_FEW
+    if num_seeds < MIN_SEEDS:
+        return Verdict.TOO_FEW_SEEDS
     if wins.low > 0.5:
         return Verdict.BETTER
     return Verdict.WORSE if wins.high < 0.5 else Verdict.LEVEL
@@ -215,6 +223,12 @@ def _agents_each_has(own: Sequence[Score], others: Sequence[Score]) -> list[int]
     """Numbers of agents of both sides in each environment that both were tested in."""
     counts = [Counter(score.environment for score in scores) for scores in (own, others)]
     return [count[name] for count in counts for name in counts[0].keys() & counts[1].keys()]
+
+
+def _num_seeds(scores: Sequence[Score]) -> float:
+    """Of meta-training; infinite where there is none, or one alone."""
+    num = len({score.meta_training_seed for score in scores})
+    return num if num > 1 else math.inf
 
 
 def reference_entry(comparison: Comparison) -> Entry | None:

@@ -21,7 +21,8 @@ class Method:
         kind: class of the objectives that may have this name; None if no objective may.
         options: attributes that those objectives must have.
         trains: whether its agents learn, so that there is a learning curve.
-        is_meta_trained: whether its results depend on meta-training.
+        is_meta_trained: whether objectives that this project has meta-trained train its agents.
+        is_one_policy: whether its agents are one policy, which its package has meta-trained, so that they are not independent.
         is_built_in: whether a meta-test makes its objective itself, so that no baseline may have this name.
         switch: the override of `callbacks.meta_test` that leaves it out; None if it cannot be left out, or is never tested there.
         experiment: the preset that trains agents with it alone.
@@ -37,6 +38,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     trains: bool = True
     is_meta_trained: bool = False
+    is_one_policy: bool = False
     is_built_in: bool = False
     switch: str | None = None
     experiment: str | None = None
@@ -126,7 +128,7 @@ ON_POLICY_REINFORCE = Method(
     "#F0E442",
     package="stable_baselines3",
 )
-RL2 = Method("rl2", "RL2 (sb3-contrib)", "RL2", "#882255", package="sb3_contrib")
+RL2 = Method("rl2", "RL2 (sb3-contrib)", "RL2", "#882255", is_one_policy=True, package="sb3_contrib")
 RANDOM = Method(
     "random",
     "random actions",

@@ -1,5 +1,6 @@
 """Run folders: what was meta-tested in each, by which objective."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,12 @@ class Run(NamedTuple):
     def stage(self) -> int:
         """Env steps of meta-training behind its newest objective."""
         return max((row.meta_training_env_steps or 0 for row in self.rows), default=0)
+
+    @property
+    def number(self) -> int:
+        """That at the end of its folder's name, `seed_N`; 0 if there is none."""
+        match = re.search(r"_(\d+)$", self.folder.name)
+        return int(match[1]) if match else 0
 
 
 def depends_on_meta_training(row: MetaTestRow) -> bool:

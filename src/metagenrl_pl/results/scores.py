@@ -18,7 +18,7 @@ from metagenrl_pl.results.methods import LEARNED, find_method, reference_methods
 from metagenrl_pl.results.rows import newest_stage
 from metagenrl_pl.results.run_folders import Run, depends_on_meta_training
 from metagenrl_pl.results.statistics import Interval, interquartile_mean, probability_of_improvement
-from metagenrl_pl.results.variants import Variant
+from metagenrl_pl.results.variants import Variant, with_the_same_agents
 
 Agent = tuple[str, str, int | None, int]
 """Environment, method, seed of meta-training and seed: what tells one fresh agent from all others."""
@@ -29,7 +29,7 @@ class LearningCurve(NamedTuple):
 
     Args:
         environment, method, seed: as in `meta_test.csv`.
-        meta_training_seed: of the objective that trained it; None if none was meta-trained.
+        meta_training_seed: of the objective that trained it, or of RL2's policy; None if nothing was meta-trained.
         env_steps: ascending, [evaluations].
         returns: [evaluations].
         folder: of the run.
@@ -49,6 +49,11 @@ class LearningCurve(NamedTuple):
     def agent(self) -> Agent:
         """Which agent it is of."""
         return self.environment, self.method, self.meta_training_seed, self.seed
+
+    @property
+    def is_of_an_objective(self) -> bool:
+        """Whether an objective that was meta-trained trained its agent."""
+        return self.meta_training_seed is not None and not find_method(self.method).is_one_policy
 
 
 class Score(NamedTuple):
@@ -88,9 +93,11 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
 
     Args:
         runs: whose curves all count.
-        others: give what the runs lack of the methods that need no meta-training. A curve without the evaluations that the learned
-            objectives have belongs to a test of another kind: it serves only as a reference that is missing otherwise.
+        others: give what the runs lack of the methods that need no meta-training. Runs with agents of other settings are left out.
+            A curve without the evaluations that the learned objectives have belongs to a test of another kind: it serves only as a
+            reference that is missing otherwise.
     """
+    others, incomparable = with_the_same_agents(runs[0], others) if runs else (others, [])
     curves: dict[Agent, LearningCurve] = {}
     contradictions: dict[tuple[str, str, Path, Path], int] = defaultdict(int)
     for curve in (curve for run in runs for curve in _curves_of(run)):
@@ -98,12 +105,12 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
         if not _are_equal(first, curve):  # another device, another version, or compiled: rounding is enough
             contradictions[curve.method, curve.environment, first.folder, curve.folder] += 1
     names = {run.folder: run.name for run in (*runs, *others)}
-    notes = [
+    notes = incomparable + [
         f"{method} on {environment} differs between {names[first]} and {names[second]} ({count} runs); the former counts."
         for (method, environment, first, second), count in contradictions.items()
     ]
     learned = _by_environment(curve for curve in curves.values() if curve.method == LEARNED.name)
-    foreign = [curve for run in others for curve in _curves_of(run) if curve.meta_training_seed is None]
+    foreign = [curve for run in others for curve in _curves_of(run) if not curve.is_of_an_objective]
     for curve in foreign:
         is_whole = all(set(own.env_steps) <= set(curve.env_steps) for own in learned.get(curve.environment, ()))
         if is_whole or not find_method(curve.method).trains:
@@ -128,7 +135,7 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
 def variant_curves(variant: Variant) -> tuple[list[LearningCurve], list[str]]:
     """`learning_curves` of a variant, in the environments in which its objectives were tested."""
     curves, notes = learning_curves(variant.runs, variant.others)
-    tested = {curve.environment for curve in curves if curve.meta_training_seed is not None}
+    tested = {curve.environment for curve in curves if curve.is_of_an_objective}
     notes += [f"{name} is not compared: its agents differ in {', '.join(keys)}." for name, keys in variant.incomparable.items()]
     return [curve for curve in curves if curve.environment in tested], notes
 
@@ -165,6 +172,10 @@ def scores_of(curves: Sequence[LearningCurve]) -> tuple[list[Score], list[str]]:
             scores += own
             continue
         zero, one = (_reference_means(own, method.name) for method in (lowest, highest))
+        if num_diverged := sum(not math.isfinite(score.area) for score in own if score.method == highest.name):
+            notes.append(
+                f"{environment}: {num_diverged} of the agents of {highest.label} diverged; its mean is that of the others."
+            )
         if all(low < high for low, high in zip(zero, one, strict=True)):
             own = [
                 score._replace(
@@ -229,6 +240,8 @@ def _curves_of(run: Run) -> list[LearningCurve]:
     points: dict[Agent, dict[int, float]] = defaultdict(dict)
     for row in newest_stage(run.rows):
         seed = run.origin.seed if run.origin is not None and depends_on_meta_training(row) else None
+        if find_method(row.method).is_one_policy:
+            seed = run.number
         points[row.environment, row.method, seed, row.seed][row.env_steps] = row.episode_return
     curves = []
     for key, of_agent in points.items():
@@ -294,9 +307,11 @@ def _mean_over(env_steps: Sequence[int], returns: Sequence[float]) -> float:
 
 
 def _reference_means(scores: Sequence[Score], method: str) -> tuple[float, float]:
-    """Mean final return and mean area of a method in one environment."""
-    of_method = [score for score in scores if score.method == method]
-    return float(np.mean([score.final for score in of_method])), float(np.mean([score.area for score in of_method]))
+    """Mean final return and mean area of a method's agents in one environment, but those that diverged; NaN if all did."""
+    of_method = [(score.final, score.area) for score in scores if score.method == method]
+    finite = [pair for pair in of_method if all(map(math.isfinite, pair))]
+    final, area = np.mean(finite, 0) if finite else (math.nan, math.nan)
+    return float(final), float(area)
 
 
 def _group_by_environment(scores: Iterable[Score], measure: Measure) -> dict[str, dict[int | None, list[float]]]:

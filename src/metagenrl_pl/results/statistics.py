@@ -17,6 +17,14 @@ _UPPER = 0.975
 """The quantile at the upper end of a 95 % interval."""
 
 
+def by_seed(values: Iterable[tuple[Any, float]]) -> dict[Any, list[float]]:
+    """One environment of `Strata`, from pairs of a meta-training seed and a number."""
+    groups: dict[Any, list[float]] = {}
+    for seed, value in values:
+        groups.setdefault(seed, []).append(value)
+    return groups
+
+
 class Interval(NamedTuple):
     """A mean (or what stands for it) and the 95 % confidence interval round it; `low` and `high` are NaN where there is none."""
 
@@ -44,6 +52,23 @@ def mean_interval(values: Iterable[float]) -> Interval:
         quantile = float(stdtrit(len(sample) - 1, _UPPER))
         half_width = quantile * float(np.std(sample, ddof=1)) / math.sqrt(len(sample))
     return Interval(mean, mean - half_width, mean + half_width)
+
+
+def mean_interval_over_seeds(runs: Mapping[Any, Sequence[float]]) -> Interval:
+    """Mean with its Student-t interval: over the means of meta-training seeds if there are several, or over runs.
+
+    Runs of one objective are not independent, so the number of seeds counts, not that of runs.
+
+    Args:
+        runs: one number per run, by meta-training seed, as an environment of `Strata`.
+
+    Returns:
+        The mean of the seeds' means and its interval; all NaN if a number is not finite, as that of an agent that diverged may be.
+    """
+    if not all(math.isfinite(value) for values in runs.values() for value in values):
+        return Interval(math.nan, math.nan, math.nan)
+    means = [float(np.mean(values)) for values in runs.values()]
+    return mean_interval(means if len(means) > 1 else next(iter(runs.values())))
 
 
 def interquartile_mean(strata: Strata, num_resamples: int = 5000, seed: int = 0) -> Interval:

@@ -67,6 +67,13 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
     return sorted(variants, key=lambda variant: runs.index(variant.runs[0]))
 
 
+def with_the_same_agents(run: Run, others: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Those of other runs whose agents have the settings of a run's, and a note on each that is left out."""
+    differing = {other.name: _differing_agent_settings(run, other) for other in others}
+    notes = [f"{name} is not compared: its agents differ in {', '.join(keys)}." for name, keys in differing.items() if keys]
+    return [other for other in others if not differing[other.name]], notes
+
+
 def _name(runs: Sequence[Run]) -> str:
     """The folder that most of the runs lie in, without folders that only number them, such as `seed_0`."""
     names = [[part for part in run.name.split("/") if not _NUMBERS.fullmatch(part)] for run in runs]
