@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 import rl2
 import sb3_baselines
+from metagenrl_pl.common.locks import lock_folder
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.schema import load_config
 from paper_output import COLUMNS, FIGURE_5, TABLE_1, write_figure_3, write_figure_4, write_figure_5, write_table_1
@@ -31,7 +32,6 @@ from side_by_side import (
     PlannedRun,
     compose_yaml,
     is_begun,
-    lock_folder,
     meta_test_in,
     positive,
     refuse_overrides,

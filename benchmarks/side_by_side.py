@@ -1,15 +1,13 @@
 """Runs of `train.py` side by side, each in a process of its own. They may be stopped, and go on later."""
 
 import argparse
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from types import FrameType
@@ -19,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from metagenrl_pl.common.locks import lock_folder
 from metagenrl_pl.common.messages import format_value, join_key, one_line
 from metagenrl_pl.training.checkpoint_io import newest_checkpoint
 
@@ -127,11 +126,13 @@ def run_all(runs: Sequence[PlannedRun], out: Path, num_jobs: int) -> None:
         num_jobs: at a time.
 
     Raises:
-        ValueError: if another command is at work in `out`, or if a folder holds a run of other settings.
+        BlockingIOError: if another command is at work in `out`, or a run is under way in a folder.
+        ValueError: if a folder holds a run of other settings.
         SystemExit: with a line that names the logs, if some did not end.
     """
     with lock_folder(out):
         check_folders(runs)
+        clear_folders(runs)
         runner = Runner()
         before = {number: signal.signal(number, runner.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -153,6 +154,19 @@ def check_folders(runs: Sequence[PlannedRun]) -> None:
     for plan in runs:
         if plan.is_begun:
             check_note(plan.folder, plan.settings)
+
+
+def clear_folders(runs: Sequence[PlannedRun]) -> None:
+    """Remove what runs left that were stopped before their first checkpoint.
+
+    Raises:
+        BlockingIOError: if a run is under way in a folder. It goes on when the command that began it is killed.
+    """
+    for plan in runs:
+        if not (plan.folder / "ended").exists():
+            with lock_folder(plan.folder):
+                if not plan.is_begun:
+                    shutil.rmtree(plan.folder, ignore_errors=True)
 
 
 def note_of(folder: Path) -> Path:
@@ -224,7 +238,6 @@ class Runner:
         if newest := newest_checkpoint(folder):
             arguments = [f"ckpt_path={newest}"]
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
             arguments = [f"run_dir={folder}", *plan.overrides, *plan.without]
             folder.parent.mkdir(parents=True, exist_ok=True)
             plan.note.write_text(plan.settings)
@@ -238,19 +251,3 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C reaches this command alone, which stops the runs once
             )
-
-
-@contextmanager
-def lock_folder(out: Path) -> Iterator[None]:
-    """Keep other commands out of a folder of runs: they would take a run that is under way for one that was stopped.
-
-    Raises:
-        ValueError: if another one is there.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{out}: another command is running there; valid is another --out") from error
-        yield

@@ -18,7 +18,7 @@ from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.results.run_folders import find_runs
 from metagenrl_pl.results.variants import variants_of
 from protocol import SWITCHES, comparison_table, copy_results, main, plan_baselines, plan_frozen_runs, plan_runs, read_variants
-from side_by_side import PlannedRun, Runner, check_folders, lock_folder
+from side_by_side import PlannedRun, Runner, check_folders
 
 ROOT = Path(__file__).parents[2]
 PATHS = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -229,17 +229,6 @@ def test_variants_of_a_file_of_ones_own(tmp_path: Path) -> None:
     file.write_text("fast: meta.learning_rate=1e-2\n")
     with pytest.raises(ValueError, match=r"own\.yaml: fast is no list of overrides; valid is fast: \[key=value, \.\.\.\]"):
         read_variants([str(file)])
-
-
-def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
-    with (
-        lock_folder(tmp_path),
-        pytest.raises(ValueError, match=f"{tmp_path}: another command is running there"),
-        lock_folder(tmp_path),
-    ):
-        pass
-    with lock_folder(tmp_path):
-        pass
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import socket
-import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -14,17 +13,13 @@ from omegaconf import DictConfig
 
 from metagenrl_pl.common.commands import override
 from metagenrl_pl.common.files import atomic_write
+from metagenrl_pl.common.locks import lock_folder
 from metagenrl_pl.common.machine import keep_freed_memory, seed_global_generators
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError, load_config, resolved_yaml
 from metagenrl_pl.learning.compiling import keep_compiled_in
 from metagenrl_pl.results.provenance import add_provenance
 from metagenrl_pl.training.checkpoint_io import newest_checkpoint
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _RESULTS = ("metrics.csv", "meta_test.csv", "objectives/*", "checkpoints/*.ckpt")
 
@@ -85,8 +80,9 @@ def open_run_folder(config: DictConfig, device: str, is_first: bool = True) -> I
     try:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"run_dir={folder} is not a folder; valid is a new one")
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
+        lock = lock_folder(folder)
+    except BlockingIOError as error:
+        raise ConfigError(f"run_dir={error}") from error
     except OSError as error:  # also a name that is too long
         raise ConfigError(f"run_dir={str(folder)[:200]} cannot be written: {error.strerror}") from error
     with lock:
@@ -125,25 +121,6 @@ def has_run(folder: Path) -> bool:
     except ConfigError:
         return True  # not by this version; leave it alone
     return is_meta_trained and (folder / "objective.safetensors").exists()  # a frozen one is a copy, written at the start
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Lock a folder until the file is closed or this process ends in whatever way.
-
-    Raises:
-        ConfigError: if another process has locked it. It is named.
-    """
-    file = (folder / ".lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise ConfigError(f"run_dir={folder}: {owner} runs there now; valid is a new folder, or to wait for its end") from error
-    except (OSError, AttributeError):  # a filesystem or a system without it
-        warnings.warn(f"run_dir={folder}: its filesystem has no locks, so nothing prevents a second run there", stacklevel=2)
-    return file
 
 
 def _name_owner(lock: IO[str]) -> None:

@@ -1,0 +1,59 @@
+"""Runs side by side: what a command finds in their folders, and how it starts them."""
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import side_by_side
+from metagenrl_pl.common.locks import lock_folder
+from metagenrl_pl.launch.run_folder import open_run_folder
+from side_by_side import PlannedRun, run_all
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of runs, all of which fail at once."""
+    commands: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **options: Any) -> None:
+            commands.append(command[2:])
+
+        def wait(self) -> int:
+            return 1
+
+    monkeypatch.setattr(side_by_side, "subprocess", SimpleNamespace(Popen=Process, STDOUT=subprocess.STDOUT))
+    return commands
+
+
+def test_a_run_that_is_under_way_keeps_its_folder(tmp_path: Path, started: list[list[str]]) -> None:
+    """The command that began it was killed, and it has no checkpoint yet."""
+    plans = [PlannedRun(tmp_path / name, []) for name in ("new", "run")]
+    config = OmegaConf.create({"run_dir": str(plans[1].folder), "ckpt_path": None})
+    with open_run_folder(config, "cpu x 1"):
+        with pytest.raises(BlockingIOError, match=f"^{plans[1].folder}: process .* runs there now; valid is a new folder"):
+            run_all(plans, tmp_path, 1)
+        assert (plans[1].folder / "config.yaml").exists() and started == []
+
+
+def test_what_a_run_left_before_its_first_checkpoint_is_removed(tmp_path: Path, started: list[list[str]]) -> None:
+    plans = [PlannedRun(tmp_path / name, []) for name in ("stopped", "saved")]
+    for plan in plans:
+        (plan.folder / "checkpoints").mkdir(parents=True)
+        (plan.folder / "config.yaml").touch()
+    checkpoint = plans[1].folder / "checkpoints" / "env_steps_000000020.ckpt"
+    checkpoint.touch()
+    with pytest.raises(SystemExit, match="2 of 2 runs did not end"):
+        run_all(plans, tmp_path, 1)
+    assert not plans[0].folder.exists() and checkpoint.exists()
+    assert started == [[f"run_dir={plans[0].folder}"], [f"ckpt_path={checkpoint}"]]
+
+
+def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
+    with lock_folder(tmp_path), pytest.raises(BlockingIOError, match=f"{tmp_path}: another process runs there now"):
+        run_all([], tmp_path, 1)
+    run_all([], tmp_path, 1)
