@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -206,7 +206,7 @@ class Runner:
     def __init__(self) -> None:
         self._is_stopped = False
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = Lock()
+        self._lock = RLock()  # a second signal may come while the first is handled, in the same thread
 
     def stop(self, signum: int, frame: FrameType | None) -> None:
         """A signal handler, in a thread that runs nothing itself."""

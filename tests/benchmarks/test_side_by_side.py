@@ -1,7 +1,9 @@
 """Runs side by side: what a command finds in their folders, and how it starts them."""
 
+import signal
 import subprocess
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ from omegaconf import OmegaConf
 import side_by_side
 from metagenrl_pl.common.locks import lock_folder
 from metagenrl_pl.launch.run_folder import open_run_folder
-from side_by_side import PlannedRun, run_all
+from side_by_side import PlannedRun, Runner, run_all
 
 
 @pytest.fixture
@@ -57,3 +59,19 @@ def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
     with lock_folder(tmp_path), pytest.raises(BlockingIOError, match=f"{tmp_path}: another process runs there now"):
         run_all([], tmp_path, 1)
     run_all([], tmp_path, 1)
+
+
+def test_a_second_signal_may_come_while_the_first_is_handled(tmp_path: Path) -> None:
+    runner, signals = Runner(), [signal.SIGINT, signal.SIGTERM]
+
+    class Process:
+        def terminate(self) -> None:
+            if signals:
+                runner.stop(signals.pop(), None)
+
+    runner._running.add(Process())  # type: ignore[arg-type]
+    thread = Thread(target=runner.stop, args=(signal.SIGTERM, None), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive() and signals == []
+    assert runner.run(PlannedRun(tmp_path / "next", [])) == 1
