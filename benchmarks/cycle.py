@@ -28,6 +28,7 @@ from arithmetic import Work, counted, needed, needed_per_cycle, total
 from clock import CHECKPOINTS, CRITIC, ENVIRONMENTS, LIGHTNING, LOGGING, META, PARTS, POLICY, REST, SAMPLING
 from measure import ROOT, Result, Turns, arguments, machine, prepare, ratio, report
 from metagenrl_pl.agents.population import AgentSettings
+from metagenrl_pl.common.commands import hydra_override
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import build, validate
 from metagenrl_pl.launch.run import train
@@ -71,7 +72,7 @@ def configuration(options: argparse.Namespace, run_dir: Path, cycles_per_turn: i
         *(f"{key}={getattr(options, option)}" for option, key in KEYS.items() if getattr(options, option) is not None),
         *([f"env.train=[{','.join(options.envs)}]"] if options.envs else []),
         f"compile={options.compile}",
-        f"run_dir={run_dir}",
+        hydra_override("run_dir", str(run_dir)),
         f"env_steps={FIRST_STEPS + warmup_cycles + num_turns * cycles_per_turn + 2 * per_batch}",
         f"updates_per_batch={per_batch}",
         f"agent.random_env_steps={FIRST_STEPS}",

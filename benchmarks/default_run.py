@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import ROOT, Result, Turns, arguments, machine, parsed, prepare, report
+from metagenrl_pl.common.commands import hydra_override
 
 QUICK = ["experiment=debug", "env_steps=100"]
 
@@ -63,7 +64,8 @@ def main() -> None:
     prepare(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         cache = options.warm or Path(folder) / "compiled"
-        overrides = [f"compile_cache={cache}", f"run_dir={folder}/run", f"seed={options.seed}", *options.overrides]
+        folders = [hydra_override("compile_cache", str(cache)), hydra_override("run_dir", f"{folder}/run")]
+        overrides = [*folders, f"seed={options.seed}", *options.overrides]
         overrides += QUICK if options.quick else []
         report(options, machine(Turns(1, 0.01) if options.quick else Turns(3, 0.5)), [lambda: run(overrides)])
 

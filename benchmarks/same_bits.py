@@ -14,6 +14,8 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from metagenrl_pl.common.commands import hydra_override
+
 DEBUG = ["experiment=debug"]
 SHORT_TEST = ["env_steps=200", "evaluate_every_env_steps=100", "num_episodes=1"]
 RUNS: dict[str, list[list[str]]] = {
@@ -31,7 +33,7 @@ RUNS: dict[str, list[list[str]]] = {
     "two_processes": [["train.py", *DEBUG, "trainer.devices=2", "trainer.strategy=ddp"]],
     "resumed": [
         ["train.py", *DEBUG, "env_steps=250"],
-        ["train.py", "ckpt_path={run_dir}", "env_steps=400"],
+        ["train.py", "{ckpt_path}", "env_steps=400"],
     ],
     "lives": [
         [
@@ -77,9 +79,9 @@ def run(checkout: Path, name: str, folder: Path) -> None:
     returns = JUDGED_BY_RETURNS[not (checkout / "conf/judge").is_dir()]
     environment = {**os.environ, "PYTHONPATH": f"{checkout / 'src'}:{checkout}", "CUDA_VISIBLE_DEVICES": ""}
     for line in RUNS[name]:
-        words = [word.format(run_dir=run_dir, returns=returns) for word in line]
-        if not any(word.startswith("ckpt_path") for word in words):
-            words.append(f"run_dir={run_dir}")
+        words = [word.format(ckpt_path=hydra_override("ckpt_path", str(run_dir)), returns=returns) for word in line]
+        if "{ckpt_path}" not in line:
+            words.append(hydra_override("run_dir", str(run_dir)))
         done = subprocess.run(
             [sys.executable, *words, "compile=false"], cwd=checkout, env=environment, capture_output=True, text=True
         )

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from metagenrl_pl.common.commands import hydra_override
 from metagenrl_pl.common.locks import lock_folder
 from metagenrl_pl.common.messages import format_value, join_key, one_line
 from metagenrl_pl.training.checkpoint_io import newest_checkpoint
@@ -236,9 +237,9 @@ class Runner:
     def _start(self, plan: PlannedRun) -> "subprocess.Popen[bytes]":
         folder = plan.folder
         if newest := newest_checkpoint(folder):
-            arguments = [f"ckpt_path={newest}"]
+            arguments = [hydra_override("ckpt_path", str(newest))]
         else:
-            arguments = [f"run_dir={folder}", *plan.overrides, *plan.without]
+            arguments = [hydra_override("run_dir", str(folder)), *plan.overrides, *plan.without]
             folder.parent.mkdir(parents=True, exist_ok=True)
             plan.note.write_text(plan.settings)
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from measure import ROOT, Result, Turns, arguments, machine, prepare, report
+from metagenrl_pl.common.commands import hydra_override
 
 FIRST_STEPS = 100  # env steps of each agent before updates begin, and between two lines of the log
 COLUMN = "throughput/update_cycles_per_second"
@@ -46,7 +47,7 @@ def env_steps_per_second(num_devices: int, options: argparse.Namespace) -> float
             f"callbacks.throughput.every_env_steps={FIRST_STEPS}",
             *(f"callbacks.{name}=null" for name in ("meta_test", "final_report", "checkpoint", "objective_export")),
             "logger=csv",
-            f"run_dir={folder}/run",
+            hydra_override("run_dir", f"{folder}/run"),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
         command = [sys.executable, str(ROOT / "train.py"), *overrides]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 import side_by_side
 from metagenrl_pl.common.locks import lock_folder
 from metagenrl_pl.launch.run_folder import open_run_folder
-from side_by_side import PlannedRun, Runner, run_all
+from side_by_side import PlannedRun, Runner, compose_yaml, run_all
 
 
 @pytest.fixture
@@ -40,6 +40,18 @@ def test_a_run_that_is_under_way_keeps_its_folder(tmp_path: Path, started: list[
         with pytest.raises(BlockingIOError, match=f"^{plans[1].folder}: process .* runs there now; valid is a new folder"):
             run_all(plans, tmp_path, 1)
         assert (plans[1].folder / "config.yaml").exists() and started == []
+
+
+def test_folders_may_have_any_name(tmp_path: Path, started: list[list[str]]) -> None:
+    out = tmp_path / "runs, a=b ${c} 'd'"
+    plans = [PlannedRun(out / name, []) for name in ("new", "saved")]
+    checkpoint = plans[1].folder / "checkpoints" / "env_steps_000000020.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    with pytest.raises(SystemExit, match="2 of 2 runs did not end"):
+        run_all(plans, out, 1)
+    new, saved = (OmegaConf.create(compose_yaml(command)) for command in started)
+    assert new.run_dir == str(plans[0].folder) and saved.ckpt_path == str(checkpoint)
 
 
 def test_what_a_run_left_before_its_first_checkpoint_is_removed(tmp_path: Path, started: list[list[str]]) -> None:
