@@ -26,7 +26,7 @@ import sb3_baselines
 from metagenrl_pl.common.locks import lock_folder
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.schema import load_config
-from paper_output import COLUMNS, FIGURE_5, TABLE_1, write_figure_3, write_figure_4, write_figure_5, write_table_1
+from paper_output import COLUMNS, FIGURE_3, FIGURE_5, TABLE_1, Row, write_figure_3, write_figure_4, write_figure_5, write_table_1
 from side_by_side import (
     Distinct,
     PlannedRun,
@@ -40,6 +40,7 @@ from side_by_side import (
 
 TESTS = f"env.test=[{','.join(COLUMNS)}]"
 WHAT = ("table1", "figure3", "figure4", "figure5")
+ROWS = {"table1": TABLE_1, "figure3": FIGURE_3}
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,12 @@ def hand_made(scale: Scale, out: Path, extra: Sequence[str]) -> PlannedRun:
     return PlannedRun(out / "hand_made" / "seed_0", overrides, compose_yaml(overrides))
 
 
-def plan_table_1(scale: Scale, out: Path, seeds: Sequence[int] | None, extra: Sequence[str]) -> list[PlannedRun]:
-    """All runs of `train.py` behind Table 1, and so behind figure 3."""
+def plan_rows(
+    rows: Sequence[Row], scale: Scale, out: Path, seeds: Sequence[int] | None, extra: Sequence[str]
+) -> list[PlannedRun]:
+    """The runs of `train.py` behind rows of Table 1, all of which have hand-made methods."""
     runs = [hand_made(scale, out, extra)]
-    for row in TABLE_1:
+    for row in rows:
         if row.method in ("learned", "evolution"):
             own = evolution_of(scale) if row.method == "evolution" else []
             own += ["callbacks.meta_test.untrained=true"] if row is TABLE_1[0] else []
@@ -136,13 +139,15 @@ def _untrained_once(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun
     return [run if run.folder in tests else run._replace(without=["callbacks.meta_test.untrained=false"]) for run in runs]
 
 
-def run_libraries(scale: Scale, out: Path, seeds: Sequence[int] | None, extra: Sequence[str], num_jobs: int) -> None:
+def run_libraries(
+    rows: Sequence[Row], scale: Scale, out: Path, seeds: Sequence[int] | None, extra: Sequence[str], num_jobs: int
+) -> None:
     """PPO, on-policy REINFORCE and RL2, by Stable-Baselines3 and sb3-contrib, under the same conditions."""
     settings: Any = OmegaConf.create(hand_made(scale, out, extra).settings)
     for method in ("ppo", "on_policy_reinforce"):
         file = out / method / "meta_test.csv"
         sb3_baselines.train_agents(method, list(settings.callbacks.meta_test.seeds), settings, file, num_jobs)
-    for regime in dict.fromkeys(row.regime for row in TABLE_1 if row.method == "rl2"):
+    for regime in dict.fromkeys(row.regime for row in rows if row.method == "rl2"):
         settings = OmegaConf.create(compose_yaml([f"experiment=paper/{regime}", *scale.overrides, TESTS, *extra]))
         for seed in seeds or scale.seeds[regime]:
             rl2.run_seed(settings, seed, scale.rl2_env_steps, 2000, out / f"rl2_{regime}")
@@ -165,7 +170,7 @@ def plan(what: str, scale: Scale, out: Path, seeds: Sequence[int] | None, extra:
             for experiment, folder, _ in FIGURE_5
             for seed in seeds or (0,)
         ]
-    return plan_table_1(scale, out, seeds, extra)
+    return plan_rows(ROWS[what], scale, out, seeds, extra)
 
 
 def write(what: str, scale: Scale, out: Path, extra: Sequence[str]) -> Path:
@@ -193,7 +198,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="for every run, such as env_steps=1000")
     options = parser.parse_intermixed_args()  # overrides may follow flags
     scale, out = SCALES[options.scale], options.out or Path("runs", f"paper_{options.scale}")
-    uses_libraries = options.what in ("table1", "figure3") and not options.only_write
+    uses_libraries = options.what in ROWS and not options.only_write
     if uses_libraries and find_spec("sb3_contrib") is None:
         sys.exit('error: sb3-contrib is not installed; pip install -e ".[train,baselines]"')
     try:
@@ -208,7 +213,7 @@ def main() -> None:
             run_all(runs, out, options.jobs)
         if uses_libraries:
             with lock_folder(out):
-                run_libraries(scale, out, options.seeds, options.overrides, options.jobs)
+                run_libraries(ROWS[options.what], scale, out, options.seeds, options.overrides, options.jobs)
         print(write(options.what, scale, out, options.overrides))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")

@@ -56,6 +56,9 @@ TABLE_1 = [
     Row("", "random", "random actions", None),
 ]
 
+FIGURE_3 = [row for row in TABLE_1 if row.regime in ("cheetah_hopper", "") and row.method != "random"]
+"""The rows of Table 1 whose learning curves it has. Random actions learn nothing."""
+
 FIGURE_5 = [
     ("paper/lunar_cheetah", "learned_lunar_cheetah", "the paper's"),
     ("figure5/no_lstm", "figure5_no_lstm", "without LSTM"),
@@ -178,9 +181,10 @@ def _agents(num: int, num_diverged: int, num_others: int) -> str:
 def write_figure_3(out: Path) -> Path:
     """Learning curves in a seen and an unseen environment: of the objective that was meta-trained on Cheetah and Hopper, and the others."""
     panels: dict[str, dict[str, list[list[MetaTestRow]]]] = {}
-    rows = [row for row in TABLE_1 if row.regime in ("cheetah_hopper", "") and row.method != "random"]  # which learns nothing
     for environment, title in (("Hopper-v5", "Hopper, seen in meta-training"), ("LunarLanderContinuous-v3", "Lunar, unseen")):
-        panels[title] = {row.label: _all_agents(results_of(folder_of(out, row), row.method).get(environment, {})) for row in rows}
+        panels[title] = {
+            row.label: _all_agents(results_of(folder_of(out, row), row.method).get(environment, {})) for row in FIGURE_3
+        }
     return write_curves(out / "figure3.png", panels)
 
 

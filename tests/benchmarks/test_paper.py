@@ -145,6 +145,31 @@ def test_seeds_may_be_run_one_after_the_other(is_tested: bool, tmp_path: Path) -
     assert of_seeds == {"seed_0": no if is_tested else [], "seed_1": no, "seed_2": no}
 
 
+def test_figure_3_trains_what_it_reads_and_as_the_table_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, made = set(), []
+
+    def remember(folder: Path, method: str) -> dict[str, Any]:
+        read.add(folder)
+        return {}
+
+    monkeypatch.setattr(paper_output, "results_of", remember)
+    tested = {"callbacks": {"meta_test": {"seeds": [0]}}}
+    monkeypatch.setattr(paper, "compose_yaml", lambda overrides: OmegaConf.to_yaml({**tested, "overrides": list(overrides)}))
+    monkeypatch.setattr("sb3_baselines.train_agents", lambda *arguments: made.append((arguments[3].parent, arguments)))
+    monkeypatch.setattr("rl2.run_seed", lambda *arguments: made.append((arguments[-1], arguments)))
+    of_what = {}
+    for what in ("figure3", "table1"):
+        made.clear()
+        paper.run_libraries(paper.ROWS[what], paper.SCALES["light"], tmp_path, None, [], 1)
+        of_what[what] = [
+            *made,
+            *((run.folder.parent, run) for run in paper.plan(what, paper.SCALES["light"], tmp_path, None, [])),
+        ]
+    paper_output.write_figure_3(tmp_path)
+    assert {folder for folder, _ in of_what["figure3"]} == read
+    assert [one for one in of_what["table1"] if one[0] in read] == of_what["figure3"] != of_what["table1"]
+
+
 @pytest.mark.parametrize("extra", [[], ["env_steps=1000"]])
 def test_figure_4_has_five_stages(extra: list[str], tmp_path: Path) -> None:
     (run,) = paper.plan("figure4", paper.SCALES["light"], tmp_path, None, extra)
