@@ -44,8 +44,12 @@ def test_other_loggers_get_the_settings_alone(tmp_path: Path) -> None:
     assert given == [{"seed": 3, "agent.x.y": 1}] == [flatten({"seed": 3, "agent": {"x": {"y": 1}}})]
 
 
-@pytest.mark.parametrize("rows", [[], [MetaTestRow("A", "random", 0, 0, 1.0)]])
-def test_a_run_without_a_picture_ends_well(rows: list[MetaTestRow], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows", "names"), [([], []), ([MetaTestRow("A", "random", 0, 0, 1.0)], ["meta_test_curves/A/random"])])
+def test_a_run_without_a_picture_has_its_curves_alone(rows: list[MetaTestRow], names: list[str], tmp_path: Path) -> None:
     logger = TensorBoardLogger(str(tmp_path), name="", version="tensorboard")
     append_rows(tmp_path / "meta_test.csv", rows)
+    logger.experiment.flush()  # makes the file
     RunSummary(str(tmp_path)).teardown(_trainer(logger), None, "fit")  # type: ignore[arg-type]
+    logger.finalize("success")
+    tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()
+    assert tags["scalars"] == names and tags["images"] == []

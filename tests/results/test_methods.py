@@ -1,5 +1,6 @@
 """Descriptions of methods, and whose names they are."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,16 +53,22 @@ def test_names_of_others_are_refused(name: str, objective: Objective, message: s
         check_method(name, objective)
 
 
-def test_names_that_fit_are_taken() -> None:
-    for name, objective in (
-        (None, Reinforce()),
-        ("own", Reinforce()),
-        ("reinforce", Reinforce()),
-        ("critic", CriticObjective()),
-        ("critic_both", CriticObjective("both")),
-        ("untrained", LearnedObjective(hidden_units=4)),
-    ):
-        check_method(name, objective)
+OBJECTIVES: dict[str, Objective] = {
+    "reinforce": Reinforce(),
+    "critic": CriticObjective(),
+    "critic_both": CriticObjective("both"),
+    "untrained": LearnedObjective(hidden_units=4),
+}
+
+
+@pytest.mark.parametrize("name", [None, "own", *OBJECTIVES])
+def test_a_name_fits_objectives_of_its_own_kind(name: str | None) -> None:
+    fitting = set()
+    for kind, objective in OBJECTIVES.items():
+        with suppress(ValueError):
+            check_method(name, objective)
+            fitting.add(kind)
+    assert fitting == ({name} if name in OBJECTIVES else {*OBJECTIVES})
 
 
 def test_references_are_random_actions_and_ddpg() -> None:
