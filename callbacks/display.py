@@ -18,6 +18,7 @@ from rich.text import Text
 from callbacks.schedule import agents_of, datamodule_of, env_steps_of, gather_from_agents, is_last, module_of, seconds_per_cycle
 from callbacks.timeline import Stage, Timeline
 from metagenrl_pl.common.commands import override, train_command
+from metagenrl_pl.objectives.parametric import class_name
 from metagenrl_pl.reporting.final_table import final_tables, returns_so_far
 from metagenrl_pl.reporting.plots import draw_learning_curves
 from metagenrl_pl.results.rows import read_rows
@@ -200,19 +201,21 @@ class FinalReport(pl.Callback):
             console.print(table)
         lines = [f"Learning curves: {picture}"] if picture is not None else []
         if rows and is_last(trainer):
-            lines += self._next_lines()
+            lines += self._next_lines(type(agents_of(trainer).objective))
         for line in lines:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
-    def _next_lines(self) -> list[str]:
-        """Where the objective is, and the next two commands."""
+    def _next_lines(self, kind: type) -> list[str]:
+        """Where the objective of this class is, and the next two commands."""
         objective = self._run_dir / "objective.safetensors"
         run = shlex.quote(str(self._run_dir))
         report = f"  metagenrl report {run}"
         if not objective.exists():
             return ["Next:", report, f"  metagenrl film {run}"]
-        test = f"  {train_command()} experiment=meta_test {override('objective.path', str(objective))} env.train=[Hopper-v5]"
-        return [f"Objective: {objective}", "Next:", test, report]
+        overrides = ["experiment=meta_test", override("objective.path", str(objective)), "env.train=[Hopper-v5]"]
+        if kind.__module__.partition(".")[0] != "metagenrl_pl":  # a file imports no class of somebody else by itself
+            overrides.insert(1, f"objective._target_={class_name(kind)}.load")
+        return [f"Objective: {objective}", "Next:", f"  {train_command()} {' '.join(overrides)}", report]
 
 
 class _Silent:

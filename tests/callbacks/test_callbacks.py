@@ -29,6 +29,7 @@ from callbacks.policy_evaluation import PolicyEvaluation
 from callbacks.schedule import agents_of, check_interval, env_steps_of, is_due
 from callbacks.timeline import Stage
 from callbacks.training_log import Diagnostics, EpisodeReturns, Throughput
+from examples.own_objective import Blend
 from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSpec
@@ -605,6 +606,13 @@ def test_the_next_commands_can_be_pasted(tmp_path: Path, no_terminal: io.StringI
     (parsed,) = OverridesParser.create().parse_overrides([path])
     assert OmegaConf.create({"path": parsed.value()}).path == str(folder / "objective.safetensors")
     assert shlex.split(report) == ["metagenrl", "report", str(folder)]
+
+
+def test_the_next_command_names_the_class_of_ones_own_objective(tmp_path: Path, no_terminal: io.StringIO) -> None:
+    final = [ObjectiveExport(str(tmp_path), None), meta_test(run_dir=str(tmp_path), baselines={}), FinalReport(str(tmp_path))]
+    tiny_run(callbacks=final, run_dir=tmp_path, objective=Blend())
+    test_command = no_terminal.getvalue().splitlines()[-2]
+    assert " objective._target_=examples.own_objective.Blend.load objective.path=" in test_command
 
 
 def test_a_copied_checkpoint_does_not_crowd_out_a_new_one(tmp_path: Path) -> None:

@@ -81,14 +81,15 @@ def test_few_lines_differ_from_td3() -> None:
 def test_an_objective_of_ones_own_is_meta_trained_kept_and_used(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 
-    def train(*arguments: str) -> None:
+    def train(*arguments: str) -> str:
         common = ["compile=false", "agent.hidden_units=8", "agent.num_windows=3", "agent.warmup_env_steps=20", "env_workers=0"]
         command = [sys.executable, str(ROOT / "train.py"), *arguments, *common]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     tests = ["callbacks.meta_test.env_steps=30", "callbacks.meta_test.evaluate_every_env_steps=30", "env.test=Pendulum-v1"]
-    train(
+    printed = train(
         "--config-dir",
         str(ROOT / "examples" / "conf"),
         "experiment=debug",
@@ -100,12 +101,8 @@ def test_an_objective_of_ones_own_is_meta_trained_kept_and_used(tmp_path: Path) 
     assert {row.method for row in read_rows(tmp_path / "made" / "meta_test.csv")} >= {"learned", "untrained"}
     objective = Blend.load(tmp_path / "made" / "objective.safetensors")
     assert isinstance(objective, Blend) and not objective.log_weights.equal(Blend(seed=0).log_weights)
-    load = (
-        "objective=frozen",
-        "objective._target_=examples.own_objective.Blend.load",
-        "objective.path=made/objective.safetensors",
-    )
-    train("experiment=meta_test", *load, "env=pendulum", "env_steps=30", "population.size=1", "run_dir=used")
+    (command,) = re.findall(r"^  python train.py (experiment=meta_test .*) env.train=", printed, re.MULTILINE)
+    train(*command.split(), "env=pendulum", "env_steps=30", "population.size=1", "run_dir=used")
     assert {row.method for row in read_rows(tmp_path / "used" / "meta_test.csv")} == {"learned", "critic", "random"}
 
 

@@ -120,8 +120,12 @@ def test_a_class_that_is_not_wanted_or_not_there_is_named(tmp_path: Path) -> Non
         Louder.load(tmp_path / "plain.safetensors")
 
     Louder(hidden_units=8).save(tmp_path / "gone.safetensors", {"class": "this.Gone"})
-    with pytest.raises(UnknownObjectiveError, match=r"gone.safetensors: is of the class this.Gone; valid is LearnedObjective or"):
+    told = r"is of the class this\.Gone; valid is a class that has been imported, as by objective\._target_=this\.Gone\.load if"
+    with pytest.raises(UnknownObjectiveError, match=told):
         LearnedObjective.load(tmp_path / "gone.safetensors")
+    Louder(hidden_units=8).save(tmp_path / "evil.safetensors", {"class": "this;rm.Gone"})
+    with pytest.raises(UnknownObjectiveError, match=r"is of the class this;rm\.Gone; valid is a class that has been imported$"):
+        LearnedObjective.load(tmp_path / "evil.safetensors")
     assert "this" not in sys.modules  # a file makes nothing be imported
 
 

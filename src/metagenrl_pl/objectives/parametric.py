@@ -126,11 +126,12 @@ class ParametricObjective(Objective):
         kind = imported_class(name)
         if kind is None and (message := removed_target_message(name)):
             raise UnknownObjectiveError(f"{path}: {message}")
-        if kind is None or not issubclass(kind, cls):
-            raise UnknownObjectiveError(
-                f"{path}: is of the class {name}; valid is {cls.__name__} or a subclass that has been imported, as "
-                "objective._target_=<module>.<class>.load does"
-            )
+        if kind is None:
+            is_name = all(map(str.isidentifier, name.split(".")))  # otherwise a file could have any text pasted into a shell
+            hint = f", as by objective._target_={name}.load if you trust this class" if is_name else ""
+            raise UnknownObjectiveError(f"{path}: is of the class {name}; valid is a class that has been imported{hint}")
+        if not issubclass(kind, cls):
+            raise UnknownObjectiveError(f"{path}: is of the class {name}; valid is {cls.__name__} or a subclass")
         try:
             card = update_card(card)
             read_count({"env_steps": 0, **card}, "env_steps")
