@@ -358,6 +358,10 @@ def test_a_resume_may_change_callbacks_that_the_default_run_does_not_have(in_pro
     code, _, errors = in_process(f"ckpt_path={newest}", "env_steps=400", "callbacks.evaluation.every_env_steps=50", "logger=csv")
     assert code == 0, errors
     assert [row.env_steps for row in read_rows(Path("here/meta_test.csv"))] == [100, 200, 300, 350, 400]
+    code, _, errors = in_process("ckpt_path=here", "env_steps=500", "callbacks.evaluation.num_episodes=2")
+    assert code == 2 and errors.startswith(
+        "error: callbacks.evaluation.num_episodes cannot be changed on a resume: here/meta_test.csv"
+    )
 
 
 def test_a_sweep_gives_every_job_a_folder(in_process: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,13 +473,23 @@ def test_a_run_whose_folder_is_called_like_a_choice_keeps_the_choice() -> None:
             "callbacks.chekpoint.keep=3",
             "unknown key 'callbacks.chekpoint'; did you mean 'callbacks.checkpoint'? (a new entry needs",
         ),
+        ("callbacks.meta_test.num_episodes=3", "callbacks.meta_test.num_episodes cannot be changed on a resume: "),
+        (
+            "callbacks.meta_test.evaluate_every_env_steps=50",
+            "callbacks.meta_test.evaluate_every_env_steps cannot be changed on a",
+        ),
+        (
+            "callbacks.meta_test.baselines.reinforce.gae_lambda=0.5",
+            "callbacks.meta_test.baselines.reinforce cannot be changed on a",
+        ),
     ],
 )
 def test_a_resume_changes_nothing_else(argument: str, named: str, debug: tuple[Path, str], in_process: Train) -> None:
     before = sorted(debug[0].rglob("*"))
     code, _, errors = in_process(f"ckpt_path={debug[0]}/checkpoints/env_steps_000000400.ckpt", "env_steps=500", argument)
     assert code == 2 and errors.startswith(f"error: {named}")
-    assert ("env_steps, trainer.devices" in errors) == ("cannot be changed" in named)
+    assert ("env_steps, trainer.devices" in errors) == ("cannot be changed" in named and not argument.startswith("callbacks"))
+    assert ("meta_test.csv has results with " in errors) == argument.startswith("callbacks.meta_test")
     assert errors.count("\n") == 1 and "Traceback" not in errors
     assert sorted(debug[0].rglob("*")) == before
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from metagenrl_pl.agents.population import AgentSettings, PopulationSettings
+from metagenrl_pl.common.files import ForeignFileError
 from metagenrl_pl.common.messages import key_message
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.config.trust import check_foreign
@@ -20,6 +21,7 @@ from metagenrl_pl.learning.inner_step import InnerStep
 from metagenrl_pl.learning.judges import Judge
 from metagenrl_pl.learning.settings import MetaSettings
 from metagenrl_pl.objectives import Objective
+from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.training.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError, checkpoints_of, folder_of
 
 OVERRIDABLE = (
@@ -93,7 +95,8 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         overridden: keys that the command line sets.
 
     Raises:
-        ConfigError: if the checkpoint cannot be read, or the command line sets a key that is not in `OVERRIDABLE`.
+        ConfigError: if the checkpoint cannot be read, or the command line sets a key that is not in `OVERRIDABLE` or that results
+            of the run were measured with.
     """
     if config.get("ckpt_path") is None:
         return config
@@ -117,6 +120,7 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
     if path.absolute().parent.name != "checkpoints":  # the run would continue in a folder that is not its own
         raise ConfigError(f"ckpt_path={path}: is not in a run folder; valid is <run folder>/checkpoints/{path.name}")
     new_config = _foreign_config(stored_config, path, config)
+    former = new_config.copy()
     if "env_steps" in overridden:
         _lengthen_comparison(new_config, config.env_steps)
     for key in overridden:
@@ -125,11 +129,36 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         if value is None and (siblings is None or name not in siblings):  # null for an entry that does not exist: a typo
             raise ConfigError(key_message(parent, name, siblings or ()))
         OmegaConf.update(new_config, key, value, merge=False, force_add=True)
+    _check_measurements(former, new_config, folder_of(path) / "meta_test.csv")
     num_done = checkpoint[PROJECT_KEY].get("env_steps")
     env_steps = new_config.get("env_steps")  # not yet of its type: 8e3 is a float
     if isinstance(env_steps, int | float) and isinstance(num_done, int) and env_steps < num_done:
         raise ConfigError(f"env_steps={env_steps} is less than the {num_done} that ckpt_path={path} has; valid is that or more")
     return new_config
+
+
+def _check_measurements(former: DictConfig, config: DictConfig, path: Path) -> None:
+    """Refuse to measure otherwise than before where results are in the file: they would stay, among others or under a wrong name.
+
+    Raises:
+        ConfigError: names the first such key, and the file.
+    """
+    try:
+        methods = {row.method for row in read_rows(path)}
+    except ForeignFileError as error:
+        raise ConfigError(str(error)) from error
+    own = OmegaConf.select(former, "callbacks.evaluation.method")
+    keys = ["callbacks.evaluation.num_episodes"] if own in methods else []
+    if tested := methods - {own}:
+        keys += [f"callbacks.meta_test.{name}" for name in ("num_episodes", "evaluate_every_env_steps")]
+        baselines = OmegaConf.select(former, "callbacks.meta_test.baselines") or ()
+        keys += [f"callbacks.meta_test.baselines.{method}" for method in baselines if method in tested]
+    for key in keys:
+        before, now = OmegaConf.select(former, key), OmegaConf.select(config, key)
+        if None not in (before, now) and before != now:
+            raise ConfigError(
+                f"{key} cannot be changed on a resume: {path} has results with {before}; valid is that, or a new run"
+            )
 
 
 def _lengthen_comparison(config: DictConfig, env_steps: Any) -> None:
