@@ -351,6 +351,24 @@ def test_without_anything_to_learn_there_is_no_meta_training(in_process: Train) 
     assert learned and {row.meta_training_env_steps for row in learned} == {card["env_steps"]}
 
 
+def test_a_run_that_ends_before_its_first_update_says_so(in_process: Train) -> None:
+    options = (
+        "experiment=debug",
+        "env_steps=100",
+        "callbacks.checkpoint=null",
+        "callbacks.meta_test.env_steps=100",
+        "run_dir=here",
+    )
+    with pytest.warns(match=r"^env_steps=100 is not above agent\.warmup_env_steps=100, .* this run learns nothing") as told:
+        code, _, errors = in_process(*options, "logger=csv", "env.test=[InvertedPendulum-v5]")
+    assert code == 0, errors
+    assert any(str(one.message).startswith("callbacks.meta_test.env_steps=100 is not above agent.warmup_env") for one in told)
+    learned = LearnedObjective.load("here/objective.safetensors")
+    assert learned.state_dict().keys() and all(
+        torch.equal(value, learned.fresh(seed=0).state_dict()[name]) for name, value in learned.state_dict().items()
+    )
+
+
 def test_a_resume_may_change_callbacks_that_the_default_run_does_not_have(in_process: Train) -> None:
     code, _, errors = in_process("experiment=baseline/ddpg", "population.size=1", "run_dir=here", *SHORT)
     assert code == 0, errors

@@ -113,6 +113,17 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
         )
 
 
+def too_short(config: DictConfig, warmup_env_steps: int) -> list[str]:
+    """Warnings about a run, or fresh agents of its meta-test, that end before `agent.warmup_env_steps`, and so before any update."""
+    learners = {"env_steps": "this run learns nothing", "callbacks.meta_test.env_steps": "its fresh agents learn nothing"}
+    lengths = {key: OmegaConf.select(config, key) for key in learners}
+    return [
+        f"{key}={length} is not above agent.warmup_env_steps={warmup_env_steps}, after which updates begin, so {learners[key]}"
+        for key, length in lengths.items()
+        if length is not None and length <= warmup_env_steps
+    ]
+
+
 def probe_environments(config: DictConfig, specs: Sequence[EnvironmentSpec]) -> list[str]:
     """Warnings about the environments of a run, from the first steps of an episode (see `probe`).
 

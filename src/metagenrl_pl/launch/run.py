@@ -15,7 +15,7 @@ from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSets
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.launch.assembly import agent_seeds, build_meta, build_trainer, choose_resources, describe_device
-from metagenrl_pl.launch.checks import check_objective, check_population, probe_environments, unlike_meta_training
+from metagenrl_pl.launch.checks import check_objective, check_population, probe_environments, too_short, unlike_meta_training
 from metagenrl_pl.launch.endings import fit
 from metagenrl_pl.launch.resume import objective_config, with_run_dir
 from metagenrl_pl.launch.run_folder import open_run_folder, prepare_process
@@ -47,7 +47,8 @@ def train(config: DictConfig) -> int:
         rank_zero_only(warnings.warn)(f"the objective was meta-trained with other agents: {', '.join(differences)}")
     trainer = build_trainer(config, population.size)
     notify = rank_zero_only(partial(print, flush=True))
-    for warning in probe_environments(config, specs) if trainer.is_global_zero else ():
+    short = too_short(config, agent.warmup_env_steps)
+    for warning in [*short, *probe_environments(config, specs)] if trainer.is_global_zero else ():
         warnings.warn(warning, stacklevel=1)
     try:
         eager_seconds = estimated_seconds(agent, population.size, config.env_steps, is_meta_training=config.meta is not None)
