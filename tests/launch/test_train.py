@@ -338,7 +338,7 @@ def test_fresh_agents_are_those_of_a_meta_test_with_their_numbers(in_process: Tr
 def test_without_anything_to_learn_there_is_no_meta_training(in_process: Train) -> None:
     """Nor is an objective taken for what the run has made."""
     where = ("objective=pretrained", "env.train=[Reacher-v5]", "env.test=[Pendulum-v1]", "run_dir=here")
-    with pytest.warns(UserWarning, match="no meta-training: the objective has nothing to learn, so meta=... has no effect"):
+    with pytest.warns(UserWarning, match="so meta=... has no effect; objective.frozen=false goes on meta-training it"):
         code, printed, errors = in_process("experiment=debug", "env_steps=120", "seed=5", *where)
     assert code == 0, errors
     assert OmegaConf.load("here/config.yaml").meta is None and "meta-training: " not in printed
@@ -554,6 +554,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         (
             "objective=pretrained objective.name=heavy",
             "objective: there is no pretrained objective 'heavy'; valid: falling, light",
+        ),
+        (
+            "objective=pretrained objective.frozen=false meta=frozen",
+            "objective.frozen=false goes on meta-training the objective, and meta=frozen does not; valid is objective.frozen=true, or",
         ),
         (
             "experiment=baseline/dpg",

@@ -102,6 +102,11 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
         check_method(method := OmegaConf.select(config, "callbacks.evaluation.method"), objective)
     except ValueError as error:
         raise ConfigError(f"callbacks.evaluation.method={method}: {error}") from error
+    if config.meta is None and objective.learns and "frozen" in config.objective:
+        raise ConfigError(
+            "objective.frozen=false goes on meta-training the objective, and meta=frozen does not; valid is objective.frozen=true, or "
+            "meta=small"
+        )
     if config.meta is None and objective.learns:
         raise ConfigError(
             f"objective={config.objective._target_} has not been meta-trained, and meta=frozen does not train it; "

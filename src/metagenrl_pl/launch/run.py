@@ -40,7 +40,8 @@ def train(config: DictConfig) -> int:
     specs = environments.assign_round_robin(population.size)
     objective = build(objective_config(config), Objective)
     if config.meta is not None and not objective.learns:
-        rank_zero_only(warnings.warn)("no meta-training: the objective has nothing to learn, so meta=... has no effect")
+        hint = "; objective.frozen=false goes on meta-training it" if "frozen" in config.objective else ""
+        rank_zero_only(warnings.warn)(f"no meta-training: the objective has nothing to learn, so meta=... has no effect{hint}")
         config.meta = None
     check_objective(config, objective, population)
     if differences := unlike_meta_training(config, objective):
