@@ -571,6 +571,7 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("population.size=0", "population: size must be at least 1, got 0"),
         ("agent.num_windows=-3", "agent: num_windows must be at least 1, got -3"),
         ("env_steps=0", "env_steps must be at least 1, got 0"),
+        ("env_steps=-100", "env_steps must be at least 1, got -100"),
         ("env_steps=many", "env_steps: expected int, got 'many'"),
         ("updates_per_batch=0", "updates_per_batch must be at least 1, got 0"),
         ("num_threads=0", "num_threads must be at least 1, or null to choose, got 0"),

@@ -48,13 +48,15 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
 
 
 def check_population(config: DictConfig, population: PopulationSettings, environments: EnvironmentSets) -> None:
-    """Reject an empty run folder name, networks without memory, and a population that leaves environments without an agent.
+    """Reject an empty run folder name, a run without a step, networks without memory, and environments without an agent.
 
     Raises:
         ConfigError: names the key and what is valid.
     """
     if config.run_dir == "":
         raise ConfigError("run_dir is empty; valid is a folder")
+    if config.env_steps < 1:  # before the replay is compared with it
+        raise ConfigError(f"env_steps must be at least 1, got {config.env_steps}")
     units = config.agent.hidden_units
     needed = 4 * population.size * max(units * (config.agent.get("num_hidden_layers", 2) - 1), 1) * units * _COPIES
     if needed > (available := available_bytes(torch.device("cpu"))):
