@@ -175,6 +175,13 @@ def test_multirun_runs_the_other_jobs_after_a_mistake(run: Callable[..., Any], c
     assert table == [["job 0: seed=4", "finished"], ["job 1: seed=x", "ended early (code 2)"], ["job 2: seed=5", "finished"]]
 
 
+def test_flags_may_stand_anywhere(run: Callable[..., Any], conf: Path) -> None:
+    jobs = run("objective.size=2", "-m", "seed=1,2")
+    assert [(job.objective.size, job.seed) for job in jobs] == [(2, 1), (2, 2)]
+    (job,) = run("objective.size=2", "--config-dir", str(conf), "seed=7")
+    assert (job.objective.size, job.seed) == (2, 7)
+
+
 def test_the_name_of_a_job_has_what_differs_from_that_of_others(
     conf: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -71,6 +72,7 @@ def hydra_entry(
 
     outcomes: list[JobOutcome] = []
     try:
+        sys.argv[1:] = flags_first(sys.argv[1:])
         with stoppable_command(), surviving_closed_output(), collecting_outcomes() as outcomes:
             hydra.main(config_path=str(Path(config_path).resolve()), config_name=config_name, version_base="1.3")(job)()
     except Exception as error:
@@ -160,6 +162,12 @@ def collecting_outcomes() -> Iterator[list[JobOutcome]]:
         yield outcomes
     finally:
         Hydra.multirun = multirun  # type: ignore[method-assign]
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the overrides at the end. Hydra's parser refuses overrides on both sides of a flag."""
+    overrides = get_args_parser().parse_known_intermixed_args(arguments)[0].overrides
+    return [*(argument for argument in arguments if argument not in overrides), *overrides]
 
 
 def allow_new_keys(arguments: Sequence[str]) -> list[str]:
