@@ -136,6 +136,10 @@ def test_a_module_is_imported_for_its_id(tmp_path: Path, monkeypatch: pytest.Mon
     assert "Own-v0" not in gym.registry
     environment = make("own_environments:Own-v0", ends_after=2)
     assert environment.observation_size == 3 and environment.spec.name == "own_environments:Own-v0[ends_after=2]"
+    with pytest.raises(ValueError, match=r"^environment no_such_module:Pendulm-v1: (?!.*did you mean)"):
+        make("no_such_module:Pendulm-v1")
+    with pytest.raises(ValueError, match=r"^environment Foo-v1: (?!.*did you mean)"):  # Acrobot-v1 has four of its letters
+        make("Foo-v1")
     with pytest.raises(ValueError, match=r"^environment own_environments:Ow-v0: .*; did you mean 'own_environments:Own-v0'\?$"):
         make("own_environments:Ow-v0")
     del gym.registry["Own-v0"]

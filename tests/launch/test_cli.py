@@ -4,9 +4,11 @@ import re
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import toy_environments  # noqa: F401  (registers them)
 
+from metagenrl_pl.common.messages import format_warning
 from metagenrl_pl.launch import check_command, cli
 
 
@@ -58,6 +60,14 @@ def test_check_tries_environments(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "error: environment :x:/Own-v0: " in capsys.readouterr().out
     assert call(monkeypatch, "check", "env.tain=[x]") == 2
     assert capsys.readouterr().err.startswith("error: unknown key 'env.tain'; did you mean 'env.train'?")
+
+
+def test_a_warning_of_gymnasium_is_plain() -> None:
+    with pytest.warns(match="is out of date") as told, pytest.raises(gym.error.Error):
+        gym.make("Pendulum-v0")
+    assert str(told[0].message).startswith("\x1b[33mWARN: ")
+    assert format_warning(told[0].message).startswith("warning: The environment Pendulum-v0 is out of date. You should ")
+    assert format_warning(told[0].message).isascii() and "\x1b" not in format_warning(told[0].message)
 
 
 @pytest.mark.parametrize(

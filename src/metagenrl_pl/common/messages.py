@@ -35,6 +35,12 @@ def one_line(error: Exception) -> str:
     return printable(" ".join(message.split())) or type(error).__name__
 
 
+def format_warning(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning in one line, for `warnings.formatwarning`. Gymnasium's have colours and a mark of their own."""
+    text = re.sub(r"\x1b\[[0-9;]*m(WARN: )?", "", str(message))
+    return f"warning: {text}\n"
+
+
 def printable(text: str) -> str:
     """A text without control characters, which could come from a file and steer the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -180,7 +180,8 @@ def _make(spec: EnvironmentSpec) -> gym.Env:
             return environment
     except (Exception, SystemExit) as error:  # a constructor may raise anything
         name = spec.id.rpartition(":")[2]
-        near = [] if name in gym.registry else difflib.get_close_matches(name, list(gym.registry), n=1)
+        is_unknown = isinstance(error, gym.error.Error) and name not in gym.registry  # not if its module cannot be imported
+        near = difflib.get_close_matches(name, list(gym.registry), n=1, cutoff=0.75) if is_unknown else []
         hint = f"; did you mean '{spec.id.removesuffix(name)}{near[0]}'?" if near else ""
         raise ValueError(f"environment {spec.name}: {_explain(error)}{hint}") from error
 

@@ -1,12 +1,14 @@
 """The command `metagenrl`, and `python train.py`, which is its `metagenrl train`. What a command needs is imported only for it."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import metagenrl_pl
 from metagenrl_pl.common.exit_codes import MISTAKE
+from metagenrl_pl.common.messages import format_warning
 
 COMMANDS = {
     "train": "meta-train an objective and test it; metagenrl train --help lists all settings",
@@ -92,6 +94,7 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
 
         entry.make_importable(default_folder())
         sys.argv[1:] = arguments
+        warnings.formatwarning = format_warning
         check_command.run_command_line(default_folder() / "conf")
     else:
         if arguments:

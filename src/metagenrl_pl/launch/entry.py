@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import metagenrl_pl
+from metagenrl_pl.common.messages import format_warning
 from metagenrl_pl.common.signals import LAUNCHER, STOP_COMMAND, end_with, install_handler
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.launch.cli import default_folder
@@ -36,7 +37,7 @@ def start(folder: Path) -> None:
     if LAUNCHER in os.environ:
         end_with(int(os.environ[LAUNCHER]))
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = format_warning
     make_importable(folder)
     run_command_line(folder / "conf")
 
