@@ -131,6 +131,11 @@ def test_a_look_before_the_run_warns(name: str, is_evaluated: bool, message: str
     assert message is None or told[0].startswith(f"environment {name}-v0: {message}")
 
 
+def test_a_wrapper_that_keeps_statistics_is_told_of() -> None:
+    (told,) = probe(EnvironmentSpec("Pendulum-v1", wrappers=("gymnasium.wrappers.NormalizeObservation",)), is_evaluated=False)
+    assert told.endswith("; a wrapper that keeps statistics begins anew in evaluations and after a resume")
+
+
 def test_evaluations_have_the_sizes_of_training() -> None:
     spec = EnvironmentSpec("Counting-v0", evaluation_kwargs={"num_actions": 2})
     assert len(probe(spec, is_evaluated=False)) == 0

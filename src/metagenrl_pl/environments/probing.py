@@ -51,9 +51,10 @@ def probe(spec: EnvironmentSpec, is_evaluated: bool) -> list[str]:
     if outside:
         warnings.append(f"environment {spec.name}: {outside}; agents learn from it as it is")
     if len(first) != len(second) or any(not np.array_equal(one, other) for one, other in zip(first, second, strict=True)):
+        hint = "; a wrapper that keeps statistics begins anew in evaluations and after a resume" if spec.wrappers else ""
         warnings.append(
             f"environment {spec.name}: the same seed and actions gave other observations the second time, so a resume cannot repeat "
-            "its open episodes; valid is an environment that draws from self.np_random only"
+            f"its open episodes; valid is an environment that draws from self.np_random only{hint}"
         )
     if is_evaluated and limit is None:
         warnings.append(
