@@ -27,6 +27,8 @@ def test_it_lists_its_commands_and_the_objectives(monkeypatch: pytest.MonkeyPatc
     assert all(f"\n  {name} " in capsys.readouterr().out for name in ("train",))
     assert call(monkeypatch, "list") == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["falling", "light", "mixture"]
+    assert call(monkeypatch, "list", "--help") == 0
+    assert capsys.readouterr().out == "metagenrl list: list the pretrained objectives with their scores\n"
     assert call(monkeypatch, "list", "x") == 2
     assert capsys.readouterr().err == "error: list takes no argument, got x\n"
     assert call(monkeypatch, "test", "light", "mixture") == 2
@@ -58,6 +60,9 @@ def test_check_tries_environments(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "got an unexpected keyword argument 'foo'" in capsys.readouterr().out
     assert call(monkeypatch, "check", "env.test=[]", "env.train=[':x:/Own-v0']") == 2
     assert "error: environment :x:/Own-v0: " in capsys.readouterr().out
+    assert call(monkeypatch, "check", "Pendulum-v1", "env.test=[]", "Hopper-v5") == 2
+    told = "check takes overrides, got Pendulum-v1, Hopper-v5; valid is env.train=[Pendulum-v1,Hopper-v5]"
+    assert capsys.readouterr().err == f"error: {told}\n"
     assert call(monkeypatch, "check", "env.tain=[x]") == 2
     assert capsys.readouterr().err.startswith("error: unknown key 'env.tain'; did you mean 'env.train'?")
 

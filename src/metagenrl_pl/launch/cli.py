@@ -93,9 +93,13 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
         from metagenrl_pl.launch import check_command, entry
 
         entry.make_importable(default_folder())
+        if names := _without_key(arguments):
+            _end(f"check takes overrides, got {', '.join(names)}; valid is env.train=[{','.join(names)}]")
         sys.argv[1:] = arguments
         warnings.formatwarning = format_warning
         check_command.run_command_line(default_folder() / "conf")
+    elif list(arguments) in (["--help"], ["-h"]):
+        print(f"metagenrl list: {COMMANDS['list']}")
     else:
         if arguments:
             _end(f"list takes no argument, got {' '.join(arguments)}")
@@ -106,13 +110,9 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
 
 def with_objective(arguments: Sequence[str]) -> list[str]:
     """The overrides of `metagenrl test`. An argument that is no override is the objective: a name, a file or a run folder."""
-    from hydra._internal.utils import get_args_parser
-
     from metagenrl_pl.common.commands import hydra_override  # needs Hydra
 
-    # What is neither a flag nor a flag's value, as `job` in `--cfg job`. Hydra's parser itself tells of unknown flags, later.
-    positional = get_args_parser().parse_known_intermixed_args(arguments)[0].overrides
-    objectives = [argument for argument in positional if "=" not in argument and not argument.startswith(("+", "~"))]
+    objectives = _without_key(arguments)
     overrides = [argument for argument in arguments if argument not in objectives]
     if len(objectives) > 1:
         _end(f"test takes one objective, got {', '.join(objectives)}")
@@ -124,6 +124,14 @@ def with_objective(arguments: Sequence[str]) -> list[str]:
         overrides = [*chosen, *overrides]
     has_experiment = any(override.startswith("experiment=") for override in overrides)
     return overrides if has_experiment else ["experiment=meta_test", *overrides]
+
+
+def _without_key(arguments: Sequence[str]) -> list[str]:
+    """Arguments that are no overrides, nor flags or their values, as `job` in `--cfg job`."""
+    from hydra._internal.utils import get_args_parser
+
+    positional = get_args_parser().parse_known_intermixed_args(arguments)[0].overrides  # it tells of unknown flags later
+    return [argument for argument in positional if "=" not in argument and not argument.startswith(("+", "~"))]
 
 
 def is_installed() -> bool:

@@ -129,9 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=FORMATS, default="gif", help="mp4 needs the extra 'video' (default: gif)")
     parser.add_argument("--height", type=int, default=240, metavar="PIXELS", help="of a film (default: 240)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of a film, at most (default: the whole episode)")
-    parser.add_argument(
-        "--trust", nargs="+", default=[], metavar="PACKAGE", help="with environments that the checkpoint may name"
-    )
+    trust = "packages beside this project's whose environments the checkpoint may name"
+    parser.add_argument("--trust", nargs="+", default=[], metavar="PACKAGE", help=trust)
     parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: 0)")
     options = parser.parse_args(arguments)
     if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
