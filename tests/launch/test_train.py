@@ -612,6 +612,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         ("~population experiment=debug", "population: has no _target_; valid is a node that names its class as _target_"),
         ("judge=critics", "judge=critics is not a choice; did you mean 'critic'? valid: critic, returns"),
         ("judge=returns judge.share=2", "judge: share must be between 0 and 1, got 2.0"),
+        (
+            "callbacks.meta_test=null callbacks.meta_test.env_steps=60",
+            "callbacks.meta_test is null, so 'callbacks.meta_test.env_steps' sets nothing; valid is one of the two",
+        ),
         ("meta=null", "meta=null is not a choice; valid: debug, evolution, frozen, "),
         ("+trainer.max_steps=20", "trainer.max_steps=20 would end the run unsaved; valid is env_steps=... for its length"),
         ("+trainer.logger=false", "trainer.logger=False is set by the run; valid is logger=... or an entry below logger"),
@@ -680,7 +684,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping +callbacks.stop.monitor=a",
             "callbacks.stop=pytorch_lightning.callbacks.EarlyStopping acts at the end of an epoch, but a run has only one; valid",
         ),
-        ("ckpt_path=nothing.ckpt", "ckpt_path=nothing.ckpt: there is no such file; valid is a .ckpt file of a run"),
+        (
+            "ckpt_path=nothing.ckpt",
+            "ckpt_path=nothing.ckpt: there is no such file or folder; valid is a run folder, or a .ckpt file",
+        ),
         (
             "ckpt_path=.",
             "ckpt_path=.: this folder has no checkpoints/env_steps_*.ckpt; valid is a .ckpt file, or the folder of a run",

@@ -262,7 +262,8 @@ def test_what_cannot_be_normalised_is_told(tmp_path: Path) -> None:
     page = Page(render([tmp_path]))
     assert "A is left out of normalised scores: DDPG/TD3 (final -1, area -1) is not above random actions (0)" in page.text
     assert page.row("learned objective", "method")[1:] == ["2 (1)"]
-    assert "No scores in unseen environments." in page.text and "No scores in training environments." in page.text
+    assert "No scores in unseen environments: the notes say why." in page.text
+    assert "No scores in training environments: no objective was tested in one." in page.text
     assert 'class="forest"' not in render([tmp_path])
 
 
@@ -271,6 +272,7 @@ def test_a_run_without_references_is_shown_by_its_returns(tmp_path: Path) -> Non
     (tmp_path / "objective.json").write_text(json.dumps({"training_environments": ["A"], "seed": 0}))
     page = Page(render([tmp_path]))
     assert "no run has random or critic there. Name a run folder that has it as well." in page.text
+    assert "No scores in training environments: they need random actions and DDPG/TD3, not tested there." in page.text
     assert ["learned objective", "1.00 ± 0.00 (2) *"] in page.rows
 
 

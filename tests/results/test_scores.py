@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -457,6 +458,16 @@ def _made(folder: Path) -> Path:
 
 
 def test_errors_name_the_folder(tmp_path: Path) -> None:
+    append_rows(tmp_path / "good" / "meta_test.csv", [MetaTestRow("A", "random", 0, 0, 1.0)])
+    append_rows(tmp_path / "bad" / "meta_test.csv", [MetaTestRow("A", "random", 0, 0, 1.0)])
+    (tmp_path / "bad" / "objective.json").write_text("{")
+    with pytest.warns(match=r"^bad is left out: .*/bad/objective.json is not readable: "):
+        runs, notes = find_runs([tmp_path])
+    assert [run.name for run in runs] == ["good"] and len(notes) == 1
+    shutil.rmtree(tmp_path / "good")
+    with pytest.raises(ValueError, match=r"bad/objective.json is not readable"):
+        find_runs([tmp_path])
+    shutil.rmtree(tmp_path / "bad")
     with pytest.raises(ValueError, match=f"{tmp_path / 'gone'}: no such folder"):
         find_runs([tmp_path / "gone"])
     empty = _made(tmp_path / "empty")

@@ -82,6 +82,7 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
     elif command == "report":
         from metagenrl_pl.reporting import report
 
+        warnings.formatwarning = format_warning
         report.main(arguments)
     elif command == "film":
         from metagenrl_pl.launch import entry

@@ -234,6 +234,8 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
             return removed
         if key in settable:
             return f"the config does not set '{full_key}'; to set it, write +{full_key}=..."
+        if _command_line_value(parent) == ["null"]:
+            return f"{parent} is null, so '{full_key}' sets nothing; valid is one of the two"
         groups = [] if parent else [path.name for path in config_path.iterdir() if path.is_dir()]
         return key_message(parent, key, [*cause.parent_node, *settable, *groups])
     reason = one_line(error) + (f": {one_line(cause)}" if isinstance(cause, OmegaConfBaseException) else "")

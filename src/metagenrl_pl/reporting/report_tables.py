@@ -148,7 +148,7 @@ def headline(comparison: Comparison) -> list[str]:
     for kind in KINDS:
         environments = comparison.environments_of(kind)
         if not environments or reference is None:
-            sentences.append(f"No scores in {kind} environments.")
+            sentences.append(f"No scores in {kind} environments: {_why_unscored(comparison, kind)}.")
             continue
         where = f"{kind.capitalize()} environments ({join_names(environments)})"
         if len(comparison.learned) > 1:
@@ -161,6 +161,20 @@ def headline(comparison: Comparison) -> list[str]:
             sentence = f"{where}: the learned objective scores {score}, {scale}. Against the other methods it is "
         sentences.append(sentence + _verdict_clauses(comparison, pairs, kind) + ".")
     return sentences
+
+
+def _why_unscored(comparison: Comparison, kind: str) -> str:
+    tested = {
+        score.environment
+        for entry in comparison.learned
+        for score in entry.scores
+        if entry.trained_in(score.environment) == (kind == "training")
+    }
+    if not tested:
+        return "no objective was tested in one"
+    there = {entry.method.name for entry in comparison.others for score in entry.scores if score.environment in tested}
+    missing = [method.label for method in reference_methods() if method.name not in there]
+    return f"they need {' and '.join(missing)}, not tested there" if missing else "the notes say why"
 
 
 def _verdict_clauses(comparison: Comparison, pairs: Sequence[tuple[Entry, Entry]], kind: str) -> str:

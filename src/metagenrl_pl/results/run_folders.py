@@ -1,6 +1,7 @@
 """Run folders: what was meta-tested in each, by which objective."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,13 +55,15 @@ def depends_on_meta_training(row: MetaTestRow) -> bool:
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The runs in folders and below them, each once, and a note for each that has not been meta-tested.
+    """The runs in folders and below them, each once, and a note for each that has not been meta-tested or cannot be read.
+
+    A warning names those that cannot be read.
 
     Args:
         paths: run folders, or folders that hold run folders at any depth.
 
     Raises:
-        ValueError: no such folder, no `meta_test.csv` in it or below, or what `read_run` refuses.
+        ValueError: no such folder, no `meta_test.csv` in it or below, or `read_run` refuses all of them.
     """
     folders: dict[Path, None] = {}
     untested: dict[Path, None] = {}
@@ -73,8 +76,19 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         folders |= dict.fromkeys(folder.resolve() for folder in found)
         untested |= dict.fromkeys(file.parent.resolve() for file in path.rglob("config.yaml"))
     names = _short_names([*folders, *untested])
-    runs = [read_run(folder, names[folder]) for folder in folders]
-    notes = [
+    runs: list[Run] = []
+    refused: dict[Path, ValueError] = {}
+    for folder in folders:
+        try:
+            runs.append(read_run(folder, names[folder]))
+        except ValueError as error:
+            refused[folder] = error
+    if not runs:
+        raise next(iter(refused.values()))
+    notes = [f"{names[folder]} is left out: {why}" for folder, why in refused.items()]
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    notes += [
         f"{names[folder]} is left out: it has a config.yaml and no meta_test.csv." for folder in untested if folder not in folders
     ]
     return runs, notes

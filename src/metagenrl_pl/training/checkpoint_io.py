@@ -74,9 +74,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         if not path.is_file():
-            nearby = ", ".join(sorted(file.name for file in path.parent.glob("*.ckpt") if file.is_file())) or "none"
+            nearby = ", ".join(sorted(file.name for file in path.parent.glob("*.ckpt") if file.is_file()))
+            hint = f" (in that folder: {nearby})" if nearby else ""
             raise CheckpointError(
-                f"ckpt_path={path}: there is no such file; valid is a .ckpt file of a run, in that folder: {nearby}"
+                f"ckpt_path={path}: there is no such file or folder; valid is a run folder, or a .ckpt file of a run{hint}"
             )
         has_checksum = _has_checksum(path)
         with path.open("rb") as file:
