@@ -1,6 +1,7 @@
 """Hand-written derivatives of layers, the LSTM, networks and the learned objective: against autograd, in float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from objectives_inputs import NUM_AGENTS, random_inputs, small
 from random_population import random_like, random_windows, small_population
-from torch import Tensor
+from torch import Tensor, nn
 
 from metagenrl_pl.agents.layers import Layer, Linear, Mixed, Norm, Relu, ScaleShift
 from metagenrl_pl.agents.networks import TracedCritics, TracedPolicy
@@ -203,6 +204,21 @@ class Doubled(LearnedObjective):
         return 2 * super().loss(parameters, inputs)
 
 
+class Deeper(LearnedObjective):
+    """One with another network, and no method of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._action_transform = replace(self._action_transform, num_hidden=4)
+        num_units, own = self.hidden_units, self.get_submodule("action_transform")
+        own.get_submodule("hidden").add_module(
+            "3", nn.ParameterDict({"weight": torch.eye(num_units), "bias": torch.zeros(num_units)})
+        )
+        own.get_submodule("norm").add_module(
+            "3", nn.ParameterDict({"weight": torch.ones(num_units), "bias": torch.zeros(num_units)})
+        )
+
+
 class Reading(LearnedObjective):
     """One that reads the policy's action a second time."""
 
@@ -235,9 +251,9 @@ def test_what_a_subclass_changes_is_not_taken_for_what_is_written_out(kind: type
     [{}, {"use_lstm": False}, {"bounded_head": False}, {"use_critic_gradient": True}, {"use_value": False, "use_time": False}],
     ids=str,
 )
-@pytest.mark.parametrize("kind", [LearnedObjective, Doubled])
+@pytest.mark.parametrize("kind", [LearnedObjective, Doubled, Deeper])
 def test_objective(kind: type[LearnedObjective], options: dict[str, bool]) -> None:
-    """g and d <g, c> / d alpha, against autograd of the loss; a loss of a user's is not taken for another."""
+    """g and d <g, c> / d alpha, against autograd of the loss; a loss or network of a user's is not taken for another."""
     objective = kind(**{"hidden_units": 4, "context_units": 3, **options})
     inputs, alpha = random_inputs(), objective.stacked_parameters(NUM_AGENTS)
     alpha = {name: p + 0.1 * x for (name, p), x in zip(alpha.items(), random_like(alpha, 3).values(), strict=True)}

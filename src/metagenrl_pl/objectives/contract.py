@@ -19,6 +19,8 @@ CriticChoice = Literal["first", "both"]
 
 _NOT_THE_USERS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
+_TOLERANCE = 1e-3  # relative error of an action gradient; rounding causes up to 1e-5
+
 PullBack = Callable[[Tensor], Parameters]
 """From a constant c, [P, B, T, A], the gradient of <g, c> in an objective's stacked parameters, [P, ...]."""
 
@@ -243,7 +245,7 @@ def check_loss(objective: Objective) -> None:
 
     Raises:
         ValueError: if `critic_gradient_of` is not valid, or the loss raises an exception, has a shape other than [P, B, T], does
-            not depend on the policy's action, or has a gradient that is not finite.
+            not depend on the policy's action, has a gradient that is not finite, or another gradient than the updates use.
     """
     check_critics(objective.critic_gradient_of)
     num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different, so that a mix-up of axes shows
@@ -281,3 +283,12 @@ def check_loss(objective: Objective) -> None:
         raise ValueError("the gradient of its loss in the policy's action is not finite")
     if not gradient.any():
         raise ValueError("its loss does not depend on inputs.policy_action, so policies would learn nothing")
+    # Initial weights hide faults: biases are 0, and norms scale by 1. So the weights move, and only up, since some may have to be positive.
+    parameters = {name: p + 0.1 * torch.rand(p.shape, generator=noise) for name, p in parameters.items()}
+    expected = Objective.action_gradient(objective, parameters, inputs)
+    gradient, _ = objective.action_gradient_and_pull_back(parameters, inputs)
+    if (difference := float((gradient - expected).norm() / expected.norm())) > _TOLERANCE:
+        raise ValueError(
+            f"its action gradient differs from the derivative of its loss by {difference:.2g} of its length; valid is a loss alone, or a "
+            "subclass of DirectedObjective with an action_gradient"
+        )

@@ -96,6 +96,7 @@ class LearnedObjective(ParametricObjective):
         self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
         self._context_transform = StackedMLP(2, mixed, None, prefix="context_transform.")
         self._head = StackedMLP(2, mixed, layer_norm_eps, prefix="head.")
+        self._written_out = self._networks
 
         generator = torch.Generator().manual_seed(seed)
         num_context = 1 + use_time + 2 * use_value + (terminal == "input")
@@ -135,7 +136,12 @@ class LearnedObjective(ParametricObjective):
     @property
     def _is_written_out(self) -> bool:
         """Whether derivatives are written out by hand: not those of a subclass with another loss or network, which autograd takes."""
-        return all(getattr(type(self), name) is getattr(LearnedObjective, name) for name in _WRITTEN_OUT)
+        has_methods = all(getattr(type(self), name) is getattr(LearnedObjective, name) for name in _WRITTEN_OUT)
+        return has_methods and self._networks == self._written_out
+
+    @property
+    def _networks(self) -> tuple[StackedMLP, StackedMLP, StackedMLP]:
+        return self._action_transform, self._context_transform, self._head
 
     def read(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """Outputs of the head for every step, [P, B, T, num_outputs]; undefined where padded."""
