@@ -94,18 +94,27 @@ class Agents:
         capacity = slots_for(env_steps, settings.window_length, resources.replay_capacity)
         replay = Replay(local_sizes, capacity, settings.window_length, replay_device, padded_to, local_bytes)
         population = Population(local_sizes, local_seeds, settings, padded_to)
-        self.learner = Learner(population, objective, settings, local_seeds, meta, placement, resources.compile, resources.notify)
+        self.learner = Learner(
+            population,
+            objective,
+            settings,
+            seeds=local_seeds,
+            meta=meta,
+            placement=placement,
+            compile=resources.compile,
+            notify=resources.notify,
+        )
         self.learner.to(device)
         self.collector = Collector(
             resources.make_group(placement.local(self.specs)),
-            local_seeds,
-            replay,
-            population.act,
-            settings.exploration_noise,
-            settings.random_env_steps,
-            device,
-            (lifetimes or Lifetimes.single(len(specs))).local_to(placement),
-            self.learner.renew,
+            seeds=local_seeds,
+            replay=replay,
+            act=population.act,
+            exploration_noise=settings.exploration_noise,
+            random_env_steps=settings.random_env_steps,
+            update_device=device,
+            lifetimes=(lifetimes or Lifetimes.single(len(specs))).local_to(placement),
+            renew=self.learner.renew,
         )
 
     @property
