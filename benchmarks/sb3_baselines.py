@@ -28,7 +28,8 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
-from metagenrl_pl.evaluation.fresh_agents import Evaluator, fresh_seed
+from metagenrl_pl.evaluation.evaluator import Evaluator
+from metagenrl_pl.evaluation.fresh_agents import fresh_seed
 from metagenrl_pl.experience.collector import episode_seed
 from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.provenance import add_provenance
