@@ -27,6 +27,12 @@ _is_command = False  # whether this is in the body of `stoppable_command`
 _is_ending = False  # whether `ignore_in_command` has been called there
 
 
+def describe_signal(exit_code: int) -> str:
+    """The signal that ended a process, in words, by the negative exit code of its Popen."""
+    ended_by = signal.Signals(-exit_code).name
+    return f"{ended_by}, which the system sends when memory runs out" if ended_by == "SIGKILL" else ended_by
+
+
 def install_handler(handler: Handler) -> dict[int, object]:
     """Handle all `STOP_SIGNALS`, and return the former handlers. Does nothing outside of the main thread, where Python forbids it.
 

@@ -9,7 +9,6 @@ import mmap
 import os
 import pickle
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from metagenrl_pl.common.machine import draw_seed, num_cores
+from metagenrl_pl.common.signals import describe_signal
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.group import EnvironmentGroup, RepeatedEpisode, SerialGroup, Steps, sizes_of
@@ -307,11 +307,8 @@ class _Worker:
 
     def _death_failure(self) -> EnvironmentFailure:
         code = self.wait_or_kill()
-        reason = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-        hint = ", which the system sends when memory runs out" if -code == signal.SIGKILL else ""
-        return EnvironmentFailure(
-            f"a worker process died, with the environments {', '.join(self.names.values())}: {reason}{hint}"
-        )
+        reason = f"exit code {code}" if code >= 0 else f"signal {describe_signal(code)}"
+        return EnvironmentFailure(f"a worker process died, with the environments {', '.join(self.names.values())}: {reason}")
 
 
 def _close(workers: Iterable[_Worker], memory_file: IO[bytes]) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from metagenrl_pl.common.exit_codes import MISTAKE
-from metagenrl_pl.common.signals import LAUNCHER
+from metagenrl_pl.common.signals import LAUNCHER, describe_signal
 from metagenrl_pl.config.schema import ConfigError
 
 STRATEGIES = ("auto", "ddp")
@@ -165,9 +164,7 @@ def name_dead(trainer: pl.Trainer) -> str | None:
     """The process that a signal has ended, of those that this one started, in words. Call it after `reported_by_another`."""
     for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", []), start=1):
         if process.returncode is not None and process.returncode < 0:
-            name = signal.Signals(-process.returncode).name
-            hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
-            return f"process {rank} of this run (pid {process.pid}) was ended by {name}{hint}"
+            return f"process {rank} of this run (pid {process.pid}) was ended by {describe_signal(process.returncode)}"
     return None
 
 
