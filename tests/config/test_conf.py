@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 import metagenrl_pl.launch.entry  # noqa: F401  (registers ${run_folder:})
 from metagenrl_pl.config.run_config import RunConfig
 from metagenrl_pl.config.schema import ConfigError, build, import_target, validate
-from metagenrl_pl.learning import compiling
 from metagenrl_pl.learning.compiling import choose_compile, estimated_seconds
 from metagenrl_pl.learning.inner_step import SGD, Adam, NormalisedSGD
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Reinforce
@@ -236,7 +235,7 @@ def test_every_variant_differs_from_the_protocol_and_leaves_its_unseen_environme
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there is a GPU: the run may use the CPU, and Triton needs a compiler, too."""
-    monkeypatch.setattr(compiling, "get_cpp_compiler", lambda: 1 / 0)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: 1 / 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert choose_compile(None, 1e6)[0] is False and choose_compile(False, 1e6)[0] is False
     with pytest.raises(ValueError, match="compile=true needs a C"):

@@ -1,6 +1,8 @@
 """When updates are compiled, and where the result is kept."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +21,8 @@ def test_compiled_updates_are_kept_in_the_configured_folder(
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
     keep_compiled_in(tmp_path / "own")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (str(tmp_path / "own") if after == "own" else after)
+
+
+def test_eager_updates_do_not_import_the_compiler() -> None:
+    code = "import sys, metagenrl_pl.learning.learner; sys.exit('torch._inductor' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

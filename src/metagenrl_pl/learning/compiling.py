@@ -1,4 +1,7 @@
-"""Compile updates with `torch.compile`: decide when, choose the cache folder, report progress."""
+"""Compile updates with `torch.compile`: decide when, choose the cache folder, report progress.
+
+PyTorch's compiler is imported where it is used. Eager runs do not need it, and importing it takes a second.
+"""
 
 import os
 import time
@@ -7,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.common.signals import sparing_programs
-from metagenrl_pl.learning.onednn import OneDNNProducts, onednn_is_faster
 
 COMPILE_FROM_SECONDS = 300.0
 """Compile if the eager run would take at least this long. Compiling takes one to two minutes, then saves about half of the time."""
@@ -54,14 +54,13 @@ def choose_compile(wanted: bool | None, eager_seconds: float) -> tuple[bool, str
     Raises:
         ValueError: if `wanted` is true, but there is no C++ compiler.
     """
-    has_compiler = _has_cpp_compiler()  # on a GPU Triton needs one as well
-    if wanted and not has_compiler:
+    if wanted and not _has_cpp_compiler():
         raise ValueError("compile=true needs a C++ compiler (g++ or clang++), but none is installed; valid: false, null")
     if wanted is not None:
         return wanted, f"compile={str(wanted).lower()}"
     is_long = eager_seconds >= COMPILE_FROM_SECONDS
     why = f"about {_duration(eager_seconds)} of eager updates on one CPU core"
-    if is_long and not has_compiler:
+    if is_long and not _has_cpp_compiler():
         return False, f"compile=false ({why}; compiling would pay, but there is no C++ compiler)"
     return is_long, f"compile={str(is_long).lower()} ({why})"
 
@@ -69,10 +68,15 @@ def choose_compile(wanted: bool | None, eager_seconds: float) -> tuple[bool, str
 def keep_compiled_in(folder: Path) -> None:
     """Set the cache folder of compiled code, so that later runs with the same sizes start in seconds. Call it before compiling.
 
-    The environment variable TORCHINDUCTOR_CACHE_DIR takes precedence. PyTorch sets it to its default when it is imported.
+    The environment variable TORCHINDUCTOR_CACHE_DIR takes precedence. PyTorch's compiler sets it to its default
+    when it is imported.
     """
-    if os.environ.get(_CACHE_DIR) in (None, default_cache_dir()):
-        os.environ[_CACHE_DIR] = str(folder.expanduser())
+    if (before := os.environ.get(_CACHE_DIR)) is not None:
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+        if before != default_cache_dir():
+            return
+    os.environ[_CACHE_DIR] = str(folder.expanduser())
 
 
 class Compiled:
@@ -111,6 +115,8 @@ def _options(device: torch.device) -> dict[str, Any]:
     """Arguments of `torch.compile` for updates on a device."""
     if device.type == "cuda":
         return {"mode": "reduce-overhead"}
+    from metagenrl_pl.learning.onednn import OneDNNProducts, onednn_is_faster
+
     # Two C++ files for each update, its loops and their calls, instead of one for each loop: half of the C++ compiler's time. Headers
     # that are compiled ahead cost more than so few files save.
     options: dict[str, Any] = {
@@ -124,7 +130,10 @@ def _options(device: torch.device) -> dict[str, Any]:
 
 
 def _has_cpp_compiler() -> bool:
+    """Whether there is one; on a GPU Triton needs it as well."""
     try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
         get_cpp_compiler()
     except Exception:  # torch's exception class differs between releases
         return False
