@@ -83,7 +83,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             runs.append(read_run(folder, names[folder]))
         except ValueError as error:
             refused[folder] = error
-    if not runs:
+    if refused and not runs:
         raise next(iter(refused.values()))
     notes = [f"{names[folder]} is left out: {why}" for folder, why in refused.items()]
     for note in notes:
