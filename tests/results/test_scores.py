@@ -250,6 +250,8 @@ def test_baselines_of_agents_with_other_settings_are_not_compared(tmp_path: Path
     curves, notes = learning_curves([read_run(own)], find_runs([tmp_path])[0])
     assert notes == ["others is not compared: its agents differ in agent.num_windows."]
     assert {curve.run for curve in curves} == {"own", "same"}
+    runs = [read_run(tmp_path / name, "one name") for name in ("same", "others")]
+    assert {curve.folder.name for curve in learning_curves([read_run(own)], runs)[0]} == {"own", "same"}
 
 
 def _made_up(values: Mapping[tuple[str, str], Iterable[float]]) -> list[Score]:

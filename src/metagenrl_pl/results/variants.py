@@ -69,9 +69,12 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
 
 def with_the_same_agents(run: Run, others: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Those of other runs whose agents have the settings of a run's, and a note on each that is left out."""
-    differing = {other.name: _differing_agent_settings(run, other) for other in others}
-    notes = [f"{name} is not compared: its agents differ in {', '.join(keys)}." for name, keys in differing.items() if keys]
-    return [other for other in others if not differing[other.name]], notes
+    differing = [
+        _differing_agent_settings(run, other) for other in others
+    ]  # names are unique within one call of `find_runs` alone
+    pairs = list(zip(others, differing, strict=True))
+    notes = [f"{other.name} is not compared: its agents differ in {', '.join(keys)}." for other, keys in pairs if keys]
+    return [other for other, keys in pairs if not keys], notes
 
 
 def _name(runs: Sequence[Run]) -> str:
