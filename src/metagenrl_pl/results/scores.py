@@ -17,7 +17,7 @@ import numpy as np
 from metagenrl_pl.results.methods import LEARNED, find_method, reference_methods
 from metagenrl_pl.results.rows import newest_stage
 from metagenrl_pl.results.run_folders import Run, depends_on_meta_training
-from metagenrl_pl.results.statistics import Interval, interquartile_mean, probability_of_improvement
+from metagenrl_pl.results.statistics import Interval, by_seed, interquartile_mean, probability_of_improvement
 from metagenrl_pl.results.variants import Variant, with_the_same_agents
 
 Agent = tuple[str, str, int | None, int]
@@ -316,7 +316,7 @@ def _reference_means(scores: Sequence[Score], method: str) -> tuple[float, float
 
 def _group_by_environment(scores: Iterable[Score], measure: Measure) -> dict[str, dict[int | None, list[float]]]:
     """Environment -> meta-training seed (None without one) -> a number for each agent."""
-    strata: dict[str, dict[int | None, list[float]]] = {}
+    pairs: dict[str, list[tuple[int | None, float]]] = {}
     for score in scores:
-        strata.setdefault(score.environment, {}).setdefault(score.meta_training_seed, []).append(measure(score))
-    return strata
+        pairs.setdefault(score.environment, []).append((score.meta_training_seed, measure(score)))
+    return {environment: by_seed(own) for environment, own in pairs.items()}
