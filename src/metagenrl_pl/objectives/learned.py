@@ -17,7 +17,7 @@ from metagenrl_pl.agents.windows import valid_states
 from metagenrl_pl.objectives.contract import CriticChoice, ObjectiveInputs, PullBack, check_critics
 from metagenrl_pl.objectives.lstm import BackwardLSTM
 from metagenrl_pl.objectives.parametric import ParametricObjective
-from metagenrl_pl.objectives.traced import SQUASH, TracedObjective
+from metagenrl_pl.objectives.traced import SQUASH, ObjectiveNetworks, TracedObjective
 
 _NORMALISATION_EPS = 1e-8
 _WRITTEN_OUT = ("loss", "action_gradient", "read", "_of_each_action", "_context")  # methods whose derivatives are
@@ -123,15 +123,19 @@ class LearnedObjective(ParametricObjective):
         if not self._is_written_out:
             return super().loss_and_action_gradient(parameters, inputs)
         with torch.no_grad():
-            traced = TracedObjective(self, parameters, inputs)
+            traced = self._trace(parameters, inputs)
             return traced.loss(), traced.action_gradient()
 
     def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
         """See `Objective`."""
         if not self._is_written_out:
             return super().action_gradient_and_pull_back(parameters, inputs)
-        traced = TracedObjective(self, parameters, inputs)
+        traced = self._trace(parameters, inputs)
         return traced.action_gradient(), traced.pull_back
+
+    def _trace(self, parameters: Parameters, inputs: ObjectiveInputs) -> TracedObjective:
+        read = self._of_each_action(inputs), self._context(inputs)
+        return TracedObjective(self._networks, parameters, inputs, *read, self.bounded_head)
 
     @property
     def _is_written_out(self) -> bool:
@@ -140,8 +144,8 @@ class LearnedObjective(ParametricObjective):
         return has_methods and self._networks == self._written_out
 
     @property
-    def _networks(self) -> tuple[StackedMLP, StackedMLP, StackedMLP]:
-        return self._action_transform, self._context_transform, self._head
+    def _networks(self) -> ObjectiveNetworks:
+        return ObjectiveNetworks(self._action_transform, self._context_transform, self._head)
 
     def read(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """Outputs of the head for every step, [P, B, T, num_outputs]; undefined where padded."""

@@ -1,24 +1,35 @@
 """One run of the learned objective's network on some windows, with its derivatives written out by hand (see `layers`)."""
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from metagenrl_pl.agents.layers import Chain, Layer, Linear, ScaleShift
-from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.agents.stacked_networks import Parameters, StackedMLP
 from metagenrl_pl.agents.traced_mlp import TracedMLP
 from metagenrl_pl.objectives.contract import ObjectiveInputs
 from metagenrl_pl.objectives.lstm import BackwardLSTM
 
-if TYPE_CHECKING:
-    from metagenrl_pl.objectives.learned import LearnedObjective
-
-_POLICY_ACTION = 1  # its place in `LearnedObjective._of_each_action`
+_POLICY_ACTION = 1  # its place in what is read of each action dimension
 _LAST_NORM = "action_transform.norm.2"
 SQUASH = 1e-3
 """A bounded head gives L = tanh(SQUASH e) / SQUASH of its output e, as in the paper's code."""
+
+
+class ObjectiveNetworks(NamedTuple):
+    """The networks of a learned objective.
+
+    Args:
+        action_transform: reads each action dimension.
+        context_transform: reads reward, time and values.
+        head: gives the output of each step.
+    """
+
+    action_transform: StackedMLP
+    context_transform: StackedMLP
+    head: StackedMLP
 
 
 class MeanOverActions(Layer):
@@ -46,32 +57,43 @@ class TracedObjective:
     """One run of the network: `loss` gives L, `action_gradient` g = dL/da, after it `pull_back` tells how <g, c> depends on alpha.
 
     Args:
-        objective: whose network it is.
-        parameters: alpha, [P, ...].
+        networks: that are run.
+        parameters: alpha, [P, ...]. With "lstm.bias" and its like, an LSTM runs before the head.
         inputs: of P agents.
+        of_each_action: what is read of each action dimension, the replayed action and the policy's first, [P, B * T * A, 2 or 3].
+        context: what else is read of each step, [P, B, T, 1 to 5].
+        bounded_head: whether the output e becomes tanh(SQUASH e) / SQUASH.
     """
 
-    def __init__(self, objective: "LearnedObjective", parameters: Parameters, inputs: ObjectiveInputs) -> None:
-        self._parameters, self._inputs, self._num_units = parameters, inputs, objective.hidden_units
+    def __init__(
+        self,
+        networks: ObjectiveNetworks,
+        parameters: Parameters,
+        inputs: ObjectiveInputs,
+        of_each_action: Tensor,
+        context: Tensor,
+        bounded_head: bool,
+    ) -> None:
+        self._parameters, self._inputs = parameters, inputs
+        self._num_units = parameters[f"{_LAST_NORM}.weight"].shape[-1]
         # The mean comes before the last norm's scale and shift, which then have fewer rows.
-        self._of_actions = TracedMLP(objective._action_transform, parameters)
+        self._of_actions = TracedMLP(networks.action_transform, parameters)
         self._last_norm = ScaleShift(*(parameters[f"{_LAST_NORM}.{name}"] for name in ("weight", "bias")))
         self._mean = Chain([MeanOverActions(inputs.action_weight), self._last_norm])
         self._actions = Chain([self._of_actions, self._mean])
-        self._context = TracedMLP(objective._context_transform, parameters)
-        self._head = TracedMLP(objective._head, parameters)
+        self._context = TracedMLP(networks.context_transform, parameters)
+        self._head = TracedMLP(networks.head, parameters)
         self._lstm: tuple[Linear, BackwardLSTM] | None = None
-        if objective.use_lstm:
+        if "lstm.bias" in parameters:
             projection = Linear(parameters["lstm.weight_input"], parameters["lstm.bias"])
             self._lstm = projection, BackwardLSTM(parameters["lstm.weight_hidden"], inputs.valid, as_operators=True)
         self._reader = Chain([*(self._lstm or ()), self._head])
 
-        each_action = objective._of_each_action(inputs)
-        context = self._context.forward(objective._context(inputs).flatten(1, 2))
-        self._num_others, self._num_context = each_action.shape[-1] - _POLICY_ACTION - 1, context.shape[-1]
-        features = torch.cat([self._actions.forward(each_action), context], -1)
+        encoding = self._context.forward(context.flatten(1, 2))
+        self._num_others, self._num_context = of_each_action.shape[-1] - _POLICY_ACTION - 1, encoding.shape[-1]
+        features = torch.cat([self._actions.forward(of_each_action), encoding], -1)
         self._error = self._reader.forward(features).view(inputs.valid.shape)
-        self._squashed = torch.tanh(SQUASH * self._error) if objective.bounded_head else None
+        self._squashed = torch.tanh(SQUASH * self._error) if bounded_head else None
 
     def loss(self) -> Tensor:
         """L of every step, [P, B, T]: tanh(SQUASH e) / SQUASH, or e; 0 where padded."""
