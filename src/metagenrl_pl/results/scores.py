@@ -18,7 +18,7 @@ from metagenrl_pl.results.methods import LEARNED, find_method, reference_methods
 from metagenrl_pl.results.rows import newest_stage
 from metagenrl_pl.results.run_folders import Run, depends_on_meta_training
 from metagenrl_pl.results.statistics import Interval, by_seed, interquartile_mean, probability_of_improvement
-from metagenrl_pl.results.variants import Variant, with_the_same_agents
+from metagenrl_pl.results.variants import Variant, note_on_agents, with_the_same_agents
 
 Agent = tuple[str, str, int | None, int]
 """Environment, method, seed of meta-training and seed: what tells one fresh agent from all others."""
@@ -136,7 +136,7 @@ def variant_curves(variant: Variant) -> tuple[list[LearningCurve], list[str]]:
     """`learning_curves` of a variant, in the environments in which its objectives were tested."""
     curves, notes = learning_curves(variant.runs, variant.others)
     tested = {curve.environment for curve in curves if curve.is_of_an_objective}
-    notes += [f"{name} is not compared: its agents differ in {', '.join(keys)}." for name, keys in variant.incomparable.items()]
+    notes += [note_on_agents(name, keys) for name, keys in variant.incomparable.items()]
     return [curve for curve in curves if curve.environment in tested], notes
 
 

@@ -69,12 +69,15 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
 
 def with_the_same_agents(run: Run, others: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Those of other runs whose agents have the settings of a run's, and a note on each that is left out."""
-    differing = [
-        _differing_agent_settings(run, other) for other in others
-    ]  # names are unique within one call of `find_runs` alone
+    differing = [_differing_agent_settings(run, other) for other in others]
     pairs = list(zip(others, differing, strict=True))
-    notes = [f"{other.name} is not compared: its agents differ in {', '.join(keys)}." for other, keys in pairs if keys]
+    notes = [note_on_agents(other.name, keys) for other, keys in pairs if keys]
     return [other for other, keys in pairs if not keys], notes
+
+
+def note_on_agents(name: str, keys: Sequence[str]) -> str:
+    """Why a run is left out whose agents differ in these settings."""
+    return f"{name} is not compared: its agents differ in {', '.join(keys)}."
 
 
 def _name(runs: Sequence[Run]) -> str:
