@@ -8,6 +8,7 @@ not made again, so the old side is made once.
 import argparse
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,9 +74,10 @@ JUDGED_BY_RETURNS = ("judge=returns", "meta.advantage_share=0.5")  # the second 
 
 def run(checkout: Path, name: str, folder: Path) -> None:
     """Make one run, unless it is there."""
-    run_dir = folder / name
-    if (run_dir / "config.yaml").exists():
+    run_dir, ended = folder / name, folder / f"{name}.ended"
+    if ended.exists():
         return
+    shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was stopped
     returns = JUDGED_BY_RETURNS[not (checkout / "conf/judge").is_dir()]
     environment = {**os.environ, "PYTHONPATH": f"{checkout / 'src'}:{checkout}", "CUDA_VISIBLE_DEVICES": ""}
     for line in RUNS[name]:
@@ -87,6 +89,7 @@ def run(checkout: Path, name: str, folder: Path) -> None:
         )
         if done.returncode:
             sys.exit(f"{checkout}: {' '.join(words)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    ended.touch()
 
 
 def contents(run_dir: Path) -> dict[str, object]:

@@ -101,10 +101,19 @@ def read_returns(file: Path) -> list[Return]:
 
 
 def train_agents(options: argparse.Namespace) -> list[Return]:
-    """Train the agents that `returns.csv` lacks, in processes side by side. Returns all lines for the chosen env steps."""
+    """Train the agents that `returns.csv` lacks, in processes side by side. Returns the lines of all that are wanted.
+
+    Raises:
+        ValueError: if the file holds an agent that was tested at other env steps.
+    """
     file = options.out / "returns.csv"
     interval = max(1, options.env_steps // 10)
-    done = {row[:3] for row in read_returns(file) if row.env_steps == options.env_steps}
+    done: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    for row in read_returns(file):
+        done[row[:3]].append(row.env_steps)
+    for agent, steps in done.items():
+        if steps != sorted({*range(interval, options.env_steps + 1, interval), options.env_steps}):
+            raise ValueError(f"{file} holds {', '.join(map(str, agent))}, tested at other env steps; valid is another --out")
     methods = [TD3, *options.objectives]
     wanted = [(environment, method, seed) for seed in options.seeds for environment in options.envs for method in methods]
     train = partial(train_agent, env_steps=options.env_steps, interval=interval, num_episodes=options.episodes)

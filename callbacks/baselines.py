@@ -2,7 +2,7 @@
 
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.objectives import Objective
-from metagenrl_pl.objectives.contract import check_loss
+from metagenrl_pl.objectives.trial import check_loss
 from metagenrl_pl.results.methods import METHODS, check_method
 
 _BUILT_IN = [name for name, method in METHODS.items() if method.is_built_in]

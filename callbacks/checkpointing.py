@@ -161,7 +161,7 @@ class ObjectiveExport(pl.Callback):
     """
 
     def __init__(self, run_dir: str, every_env_steps: int | None = None, keep_stages: bool = False) -> None:
-        check_interval("every_env_steps", every_env_steps, ", or null for never")
+        check_interval("every_env_steps", every_env_steps, ", or null for those with a checkpoint and at the end only")
         self._run_dir, self._every, self._keep_stages = Path(run_dir), every_env_steps, keep_stages
         self._exported_at: int | None = None  # env steps of the newest file
         self._earlier: list[dict[str, Any]] | None = None  # unknown until a run begins or goes on
@@ -222,7 +222,6 @@ class ObjectiveExport(pl.Callback):
             self._exported_at = env_steps
         if keep_stage:
             folder = self._run_dir / "objectives"
-            folder.mkdir(exist_ok=True)
             objective.save(folder / f"env_steps_{env_steps:09d}.safetensors", card)
 
     @staticmethod

@@ -106,7 +106,7 @@ class MetaTest(pl.Callback):
             ("num_episodes", num_episodes),
         ):
             check_interval(name, value)
-        check_interval("every_env_steps", every_env_steps, ", or null for never")
+        check_interval("every_env_steps", every_env_steps, ", or null for one at the end only")
         if seeds is not None and not seeds:
             raise ValueError("seeds must name at least one seed, or be null for those of the run's agents, got []")
         if len(set(seeds or ())) < len(seeds or ()):

@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from callbacks.schedule import module_of
+from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import mean_returns
 from metagenrl_pl.results.methods import LEARNED
 from metagenrl_pl.results.rows import MetaTestRow, newest_stage, read_rows
@@ -34,7 +35,7 @@ class RunSummary(pl.Callback):
                 if not trainer.is_global_zero:
                     continue  # the others have no file to write to
                 tested = settings.get("env.test") or settings.get("env.train") or ()
-                names = [f"meta_test/{name}/{LEARNED.name}" for name in tested if isinstance(name, str)]
+                names = [f"meta_test/{EnvironmentSpec.parse(entry).name}/{LEARNED.name}" for entry in tested]
                 self._write_settings(logger, {key: _as_cell(value) for key, value in settings.items()}, names)
             else:
                 logger.log_hyperparams(settings)

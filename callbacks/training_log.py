@@ -100,7 +100,7 @@ class Diagnostics(pl.Callback):
 
 
 class Throughput(pl.Callback):
-    """Logs env steps of all agents per second, and update cycles per second.
+    """Logs env steps of all agents per second, and update cycles per second. Checkpoints and meta-tests between two lines count.
 
     Args:
         every_env_steps: env steps between two lines.

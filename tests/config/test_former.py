@@ -23,7 +23,6 @@ from metagenrl_pl.config.former import (
 )
 from metagenrl_pl.config.schema import ConfigError, import_target, load_config, validate
 from metagenrl_pl.objectives import LearnedObjective, ParametricObjective
-from metagenrl_pl.objectives.parametric import UnknownObjectiveError
 from metagenrl_pl.objectives.pretrained import pretrained_path
 from metagenrl_pl.results.origin import meta_training_settings, origin_in_config
 from metagenrl_pl.results.run_folders import read_run
@@ -187,9 +186,7 @@ def test_options_that_did_nothing_are_left_out_of_objective_files(tmp_path: Path
     assert LearnedMixture.load(tmp_path / "a.safetensors").architecture == {"width": 3}
     objective.architecture["advantage"] = "indicator"
     objective.save(tmp_path / "b.safetensors")
-    with pytest.raises(
-        UnknownObjectiveError, match=r"b\.safetensors: objective\.advantage=indicator was removed after version 0\.1\.0"
-    ):
+    with pytest.raises(ValueError, match=r"b\.safetensors: objective\.advantage=indicator was removed after version 0\.1\.0"):
         LearnedMixture.load(tmp_path / "b.safetensors")
 
 
@@ -206,9 +203,7 @@ def test_an_ensemble_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         tmp_path / "a.safetensors", {"class": "metagenrl_pl.objectives.ensemble.ObjectiveEnsemble"}
     )
     monkeypatch.setattr("metagenrl_pl.objectives.parametric.imported_class", lambda name: None)
-    with pytest.raises(
-        UnknownObjectiveError, match=r"ObjectiveEnsemble was removed after version 0\.1\.0, since it did not help"
-    ):
+    with pytest.raises(ValueError, match=r"ObjectiveEnsemble was removed after version 0\.1\.0, since it did not help"):
         ParametricObjective.load(tmp_path / "a.safetensors")
 
 

@@ -20,9 +20,10 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
+from torch import Tensor, nn
 from toy_environments import Counting  # which registers them all
 
+from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.common.commands import override
 from metagenrl_pl.common.exit_codes import INTERRUPTED, STOPPED
 from metagenrl_pl.common.files import read_csv
@@ -60,6 +61,9 @@ class Unmakeable(LearnedObjective):
         super().__init__(hidden_units=4, seed=options["seed"])
         self.architecture = {"width": width}
         self.extra = nn.Parameter(torch.ones(width if "hidden_units" in options else 1))
+
+    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        return super().loss(parameters, inputs) * parameters["extra"].mean()
 
 
 class Quitting(Counting):
@@ -360,8 +364,9 @@ def test_a_run_that_ends_before_its_first_update_says_so(in_process: Train) -> N
         "run_dir=here",
     )
     with pytest.warns(match=r"^env_steps=100 is not above agent\.warmup_env_steps=100, .* this run learns nothing") as told:
-        code, _, errors = in_process(*options, "logger=csv", "env.test=[InvertedPendulum-v5]")
+        code, _, errors = in_process(*options, "logger=csv", "env.test=[InvertedPendulum-v5]", "~agent.discount")
     assert code == 0, errors
+    assert OmegaConf.load("here/config.yaml").agent.discount == 0.99  # the default, to which the baseline's setting refers
     assert any(str(one.message).startswith("callbacks.meta_test.env_steps=100 is not above agent.warmup_env") for one in told)
     learned = LearnedObjective.load("here/objective.safetensors")
     assert learned.state_dict().keys() and all(
@@ -661,6 +666,13 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
             "environment Pendulum-v1[evaluation:foo=1]: TypeError: PendulumEnv.__init__() got an unexpected keyword argument 'foo'",
         ),
         ("seed=-1", "seed=-1: valid is a whole number from 0"),
+        ("env.train=[{id:null}]", "environment {'id': None}: needs an id; valid is an id or a mapping with the keys id, "),
+        (
+            "callbacks.evaluation.method=mine",
+            "method=mine is for a run of fresh agents, and this run meta-trains; valid is null, or",
+        ),
+        ("meta=frozen objective=pretrained inner.step_size=-1", "inner: step_size must be positive and finite, got -1.0"),
+        ("meta=evolution population.lifetime_env_steps=2000 judge=returns judge.share=7", "judge: share must be"),
         ("callbacks.meta_test.seeds=[0,0]", "callbacks.meta_test: seeds must differ, got [0, 0]"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: a run is one epoch, as long as env_steps; valid is 1"),
         ("+trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed: agents compute in 32 bits; valid is 32-true"),

@@ -5,18 +5,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from objectives_inputs import LENGTH, NUM_STEPS, action_gradient_of, loss_of, random_inputs, small, small_mixture
-from torch import Tensor, nn
+from torch import Tensor
 
-from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.objectives import (
     CriticObjective,
     LearnedObjective,
     Objective,
     ObjectiveInputs,
-    ParametricObjective,
     Reinforce,
 )
-from metagenrl_pl.objectives.contract import PullBack, check_loss
 
 
 def small_with_critic_gradient() -> LearnedObjective:
@@ -120,61 +117,3 @@ def test_only_a_learned_objective_learns() -> None:
 def test_there_are_no_other_critics(make: Callable[..., Objective]) -> None:
     with pytest.raises(ValueError, match="critic_gradient_of must be first or both, got 'second'"):
         make(critic_gradient_of="second")
-
-
-class Odd(Objective):
-    """Whose loss is what it was given to compute it."""
-
-    def __init__(self, loss: Callable[[ObjectiveInputs], Tensor]) -> None:
-        super().__init__()
-        self._loss = loss
-
-    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        return self._loss(inputs)
-
-
-@pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        (
-            lambda inputs: inputs.policy_action,
-            "its loss has the shape (2, 3, 4, 5) for 2 agents, 3 windows, 4 steps and 5 action dim",
-        ),
-        (lambda inputs: inputs.policy_action.detach().sum(-1), "its loss does not depend on inputs.policy_action"),
-        (lambda inputs: inputs.policy_action.sum(-1) / 0, "the gradient of its loss in the policy's action is not finite"),
-    ],
-)
-def test_a_loss_that_teaches_nothing_is_refused(loss: Callable[[ObjectiveInputs], Tensor], message: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        check_loss(Odd(loss))
-    assert str(caught.value).startswith(message)
-    check_loss(Odd(lambda inputs: inputs.policy_action.sum(-1)))
-    for make in OBJECTIVES:
-        check_loss(make())
-
-
-class Scaled(ParametricObjective):
-    """L = w a, with a faulty derivative that is right for the initial weight w = 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        return parameters["scale"].view(-1, 1, 1) * inputs.policy_action.sum(-1)
-
-    def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
-        return torch.ones_like(inputs.policy_action), super().action_gradient_and_pull_back(parameters, inputs)[1]
-
-
-class Descending(LearnedObjective):
-    """Whose action gradient is not its loss's."""
-
-    def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        return 3 * super().action_gradient(parameters, inputs)
-
-
-@pytest.mark.parametrize(("make", "error"), [(Scaled, "0.0"), (Descending, "2")])
-def test_an_action_gradient_that_is_not_the_losss_is_refused(make: Callable[[], Objective], error: str) -> None:
-    with pytest.raises(ValueError, match=f"its action gradient differs from the derivative of its loss by {error}"):
-        check_loss(make())

@@ -183,6 +183,7 @@ def test_bounded_head() -> None:
         ({"hidden_units": 0}, "even"),
         ({"context_units": 0}, "at least 1"),
         ({"terminal": "never"}, "after, before, input, got 'never'"),
+        ({"critic_gradient_of": "both"}, "critic_gradient_of=both needs use_critic_gradient=true"),
     ],
 )
 def test_refuses_options(arguments: dict[str, Any], message: str) -> None:

@@ -67,7 +67,7 @@ def test_final_table_survives_a_diverged_agent_and_odd_names() -> None:
     ]
     header, cells, bold, _ = _cells(rows)
     assert header == ["method", "a[red]"]
-    assert cells == [["DDPG/TD3", "nan"], ["[b]", "2.00"]]
+    assert cells == [["DDPG/TD3", "diverged"], ["[b]", "2.00"]]
     assert bold == {"2.00"}
 
 
@@ -104,4 +104,4 @@ def test_returns_so_far() -> None:
     table = returns_so_far({"critic": (200, {"A": 12.0, "B": -1.0}), "learned": (100, {"A": math.nan})})
     cells = [[str(cell) for cell in row] for row in zip(*(column.cells for column in table.columns), strict=True)]
     assert [str(column.header) for column in table.columns] == ["environment", "learned", "DDPG/TD3"]
-    assert cells == [["A", "-", "12.0"], ["B", "-", "-1.00"], ["after env steps", "100", "200"]]
+    assert cells == [["A", "diverged", "12.0"], ["B", "-", "-1.00"], ["after env steps", "100", "200"]]

@@ -87,7 +87,7 @@ class EnvironmentSpec:
         if isinstance(entry, str):
             return cls(entry)
         valid = ", ".join(cls.__dataclass_fields__)
-        if not isinstance(entry, Mapping) or "id" not in entry:
+        if not isinstance(entry, Mapping) or entry.get("id") is None:
             raise ValueError(f"environment {entry}: needs an id; valid is an id or a mapping with the keys {valid}")
         for key in entry:
             if key not in cls.__dataclass_fields__:

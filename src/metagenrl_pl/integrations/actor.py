@@ -145,8 +145,7 @@ def meta_trained_with(objective: Objective) -> MetaTrainedWith:
 
     An objective without a card gets those of the pretrained ones: 16 windows of 10 steps, and 1.
     """
-    card: dict[str, Any] = getattr(objective, "card", {})
-    settings = card.get("settings", {})
+    card, settings = objective.card, objective.card.get("settings", {})
     return MetaTrainedWith(
         settings.get("agent.num_windows", 16),
         card.get("window_length", 10),

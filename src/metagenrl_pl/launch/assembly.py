@@ -84,6 +84,7 @@ def build_meta(config: DictConfig, specs: list[EnvironmentSpec], placement: Plac
         ValueError: if evolution has no length of lives, or one longer than the run, or an environment an odd number of agents, which
             it cannot pair.
     """
+    inner, judge = build(config.inner, InnerStep), build(config.judge, Judge)  # also where they are not used: a mistake is one
     if config.meta is None:
         return None
     settings = build(config.meta, (MetaSettings, EvolutionSettings))
@@ -97,7 +98,7 @@ def build_meta(config: DictConfig, specs: list[EnvironmentSpec], placement: Plac
                 f"valid is {config.env_steps} or less"
             )
         return Evolution(settings, [spec.name for spec in specs], length, config.seed, placement)
-    return MetaLearning(build(config.inner, InnerStep), build(config.judge, Judge), settings)
+    return MetaLearning(inner, judge, settings)
 
 
 def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[EnvironmentSpec], notify: Notify) -> Resources:

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import EarlyStopping
 
 from metagenrl_pl.agents.population import PopulationSettings
 from metagenrl_pl.common.messages import format_value
-from metagenrl_pl.config.schema import ConfigError, build
+from metagenrl_pl.config.schema import ConfigError, build, import_target, parameters_of
 from metagenrl_pl.environments.environment import EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.probing import probe
 from metagenrl_pl.experience.memory import available_bytes
 from metagenrl_pl.launch.resume import resume_config
 from metagenrl_pl.objectives import Objective, ParametricObjective
-from metagenrl_pl.objectives.contract import check_loss
+from metagenrl_pl.objectives.trial import check_loss
 from metagenrl_pl.results.methods import check_method
 
 _COPIES = 12  # of a network's weights: policy and two critics with their targets, and Adam's two moments
@@ -44,7 +44,17 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
             "env.test has no effect without meta-training (meta=frozen); valid is env.train=..., the environments of this run's "
             "agents"
         )
-    return resume_config(config, overridden)
+    return _with_all_agent_settings(resume_config(config, overridden))
+
+
+def _with_all_agent_settings(config: DictConfig) -> DictConfig:
+    """Add the settings that `agent` leaves to the defaults of its class, since other nodes refer to them (`${agent.discount}`)."""
+    if isinstance(agent := config.get("agent"), DictConfig) and "_target_" in agent:
+        parameters = parameters_of(import_target(agent._target_, "agent")) or {}
+        defaults = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+        with open_dict(agent):
+            agent.update({name: default for name, default in defaults.items() if name not in agent})
+    return config
 
 
 def check_population(config: DictConfig, population: PopulationSettings, environments: EnvironmentSets) -> None:
@@ -58,7 +68,7 @@ def check_population(config: DictConfig, population: PopulationSettings, environ
     if config.env_steps < 1:  # before the replay is compared with it
         raise ConfigError(f"env_steps must be at least 1, got {config.env_steps}")
     units = config.agent.hidden_units
-    needed = 4 * population.size * max(units * (config.agent.get("num_hidden_layers", 2) - 1), 1) * units * _COPIES
+    needed = 4 * population.size * max(units * (config.agent.num_hidden_layers - 1), 1) * units * _COPIES
     if needed > (available := available_bytes(torch.device("cpu"))):
         raise ConfigError(
             f"population.size={population.size} with agent.hidden_units={units} needs {needed / 1e9:,.0f} GB for its networks, and "
@@ -104,6 +114,10 @@ def check_objective(config: DictConfig, objective: Objective, population: Popula
         check_method(method := OmegaConf.select(config, "callbacks.evaluation.method"), objective)
     except ValueError as error:
         raise ConfigError(f"callbacks.evaluation.method={method}: {error}") from error
+    if config.meta is not None and method is not None:
+        raise ConfigError(
+            f"callbacks.evaluation.method={method} is for a run of fresh agents, and this run meta-trains; valid is null, or meta=frozen"
+        )
     if config.meta is None and objective.learns and "frozen" in config.objective:
         raise ConfigError(
             "objective.frozen=false goes on meta-training the objective, and meta=frozen does not; valid is objective.frozen=true, or "

@@ -1,25 +1,22 @@
 """The interface of objectives: a loss of the actions that the current policy would take."""
 
 import inspect
-import traceback
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from metagenrl_pl.agents.stacked_networks import Parameters
-from metagenrl_pl.common.messages import one_line
 
 CriticChoice = Literal["first", "both"]
 """Which action gradient dQ/da to use: the first critic's, or the mean of both twins. Their errors partly cancel in the mean."""
 
 _NOT_THE_USERS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
-
-_TOLERANCE = 1e-3  # relative error of an action gradient; rounding causes up to 1e-5
 
 PullBack = Callable[[Tensor], Parameters]
 """From a constant c, [P, B, T, A], the gradient of <g, c> in an objective's stacked parameters, [P, ...]."""
@@ -58,6 +55,9 @@ class Objective(nn.Module, ABC):
 
     #: The critics whose dQ/da that is.
     critic_gradient_of: CriticChoice = "first"
+
+    #: How it was made, if it was read from a file.
+    card: Mapping[str, Any] = MappingProxyType({})
 
     _was_called = False
 
@@ -210,13 +210,10 @@ def warn_of(objective: Objective, policy_action: Tensor, replay_action: Tensor, 
         return
     messages = []
     if largest > 1.01:
-        messages.append(
-            f"actions reach {largest:.3g}; an objective expects them in [-1, 1] (see action_low, action_high of actor_loss)"
-        )
+        messages.append(f"actions reach {largest:.3g}; an objective expects them in [-1, 1]")
     if not is_prefix:
         messages.append("valid has ones after a zero; an objective expects the real steps of a window first, then padding")
-    card = getattr(objective, "card", {})
-    trained = (card.get("settings", {}).get("agent.num_windows"), card.get("window_length"))
+    trained = (objective.card.get("settings", {}).get("agent.num_windows"), objective.card.get("window_length"))
     if all(trained) and not all(size / 4 <= now <= size * 4 for size, now in zip(trained, valid.shape, strict=True)):
         num_windows, length = valid.shape
         messages.append(
@@ -238,57 +235,3 @@ def check_critics(critic_gradient_of: CriticChoice) -> CriticChoice:
     if critic_gradient_of not in get_args(CriticChoice):
         raise ValueError(f"critic_gradient_of must be {' or '.join(get_args(CriticChoice))}, got {critic_gradient_of!r}")
     return critic_gradient_of
-
-
-def check_loss(objective: Objective) -> None:
-    """Try an objective on a few windows of noise.
-
-    Raises:
-        ValueError: if `critic_gradient_of` is not valid, or the loss raises an exception, has a shape other than [P, B, T], does
-            not depend on the policy's action, has a gradient that is not finite, or another gradient than the updates use.
-    """
-    check_critics(objective.critic_gradient_of)
-    num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different, so that a mix-up of axes shows
-    noise = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.rand(num_agents, num_windows, *shape, generator=noise) - 0.5
-
-    inputs = ObjectiveInputs(
-        policy_action=random(num_steps, num_actions),
-        replay_action=random(num_steps, num_actions),
-        reward=random(num_steps),
-        value=random(num_steps + 1) if objective.needs_value else None,
-        terminated=torch.zeros(num_agents, num_windows, num_steps),
-        valid=torch.ones(num_agents, num_windows, num_steps),
-        action_weight=torch.full((num_agents, num_actions), 1 / num_actions),
-        critic_gradient=random(num_steps, num_actions) if objective.needs_critic_gradient else None,
-    )
-    parameters = objective.stacked_parameters(num_agents)
-    try:
-        loss = objective.loss(parameters, inputs)
-    except Exception as error:  # a user's class may raise anything
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise ValueError(
-            f"its loss raises {type(error).__name__}: {one_line(error)} ({Path(place.filename).name}, line {place.lineno}); "
-            "valid is a loss of [P, B, T]"
-        ) from error
-    if loss.shape != inputs.reward.shape:
-        raise ValueError(
-            f"its loss has the shape {tuple(loss.shape)} for {num_agents} agents, {num_windows} windows, {num_steps} steps and "
-            f"{num_actions} action dimensions; valid is {tuple(inputs.reward.shape)}, [P, B, T]"
-        )
-    gradient = objective.action_gradient(parameters, inputs)
-    if not gradient.isfinite().all():
-        raise ValueError("the gradient of its loss in the policy's action is not finite")
-    if not gradient.any():
-        raise ValueError("its loss does not depend on inputs.policy_action, so policies would learn nothing")
-    # Initial weights hide faults: biases are 0, and norms scale by 1. So the weights move, and only up, since some may have to be positive.
-    parameters = {name: p + 0.1 * torch.rand(p.shape, generator=noise) for name, p in parameters.items()}
-    expected = Objective.action_gradient(objective, parameters, inputs)
-    gradient, _ = objective.action_gradient_and_pull_back(parameters, inputs)
-    if (difference := float((gradient - expected).norm() / expected.norm())) > _TOLERANCE:
-        raise ValueError(
-            f"its action gradient differs from the derivative of its loss by {difference:.2g} of its length; valid is a loss alone, or a "
-            "subclass of DirectedObjective with an action_gradient"
-        )

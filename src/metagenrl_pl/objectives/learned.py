@@ -51,7 +51,8 @@ class LearnedObjective(ParametricObjective):
         seed: of the initial weights.
 
     Raises:
-        ValueError: if `hidden_units` is odd, a width is not positive, or `terminal` or `critic_gradient_of` is not valid.
+        ValueError: if `hidden_units` is odd, a width is not positive, `terminal` or `critic_gradient_of` is not valid, or
+            `critic_gradient_of` is `both` without `use_critic_gradient`.
     """
 
     #: Outputs of the head for each step.
@@ -77,6 +78,8 @@ class LearnedObjective(ParametricObjective):
             raise ValueError(f"context_units must be at least 1, got {context_units}")
         if terminal not in get_args(TerminalRule):
             raise ValueError(f"terminal must be {', '.join(get_args(TerminalRule))}, got {terminal!r}")
+        if check_critics(critic_gradient_of) != "first" and not use_critic_gradient:
+            raise ValueError(f"critic_gradient_of={critic_gradient_of} needs use_critic_gradient=true")
         super().__init__(
             hidden_units=hidden_units,
             context_units=context_units,
@@ -91,7 +94,7 @@ class LearnedObjective(ParametricObjective):
         )
         self.needs_value = use_value
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
-        self.needs_critic_gradient, self.critic_gradient_of = use_critic_gradient, check_critics(critic_gradient_of)
+        self.needs_critic_gradient, self.critic_gradient_of = use_critic_gradient, critic_gradient_of
         self.terminal, self.hidden_units = terminal, hidden_units
         self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
         self._context_transform = StackedMLP(2, mixed, None, prefix="context_transform.")

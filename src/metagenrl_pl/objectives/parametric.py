@@ -26,10 +26,6 @@ _HOW_TO_CONSTRUCT = (
 _DEFAULT_CLASS = "metagenrl_pl.objectives.learned.LearnedObjective"  # the class of a file whose card does not name one
 
 
-class UnknownObjectiveError(ValueError):
-    """The objective in a file has a class that has not been imported, or an option that was removed."""
-
-
 class ParametricObjective(Objective):
     """An objective whose `nn.Parameter`s are meta-learned. (`LearnedObjective` is the paper's.)
 
@@ -105,8 +101,8 @@ class ParametricObjective(Objective):
             frozen: true if its parameters are not trained; false if meta-training continues from them.
 
         Raises:
-            ValueError: if the file is missing, damaged or not an objective of this project.
-            UnknownObjectiveError: if its class has not been imported, or has options that were removed. It is a ValueError, too.
+            ValueError: if the file is missing, damaged or not an objective of this project, or its class has not been imported or has
+                options that were removed.
         """
         path = Path(path)
         if not path.is_file():
@@ -125,13 +121,13 @@ class ParametricObjective(Objective):
         name = str(card.pop("class", _DEFAULT_CLASS))
         kind = imported_class(name)
         if kind is None and (message := removed_target_message(name)):
-            raise UnknownObjectiveError(f"{path}: {message}")
+            raise ValueError(f"{path}: {message}")
         if kind is None:
             is_name = all(map(str.isidentifier, name.split(".")))  # otherwise a file could have any text pasted into a shell
             hint = f", as by objective._target_={name}.load if you trust this class" if is_name else ""
-            raise UnknownObjectiveError(f"{path}: is of the class {name}; valid is a class that has been imported{hint}")
+            raise ValueError(f"{path}: is of the class {name}; valid is a class that has been imported{hint}")
         if not issubclass(kind, cls):
-            raise UnknownObjectiveError(f"{path}: is of the class {name}; valid is {cls.__name__} or a subclass")
+            raise ValueError(f"{path}: is of the class {name}; valid is {cls.__name__} or a subclass")
         try:
             card = update_card(card)
             read_count({"env_steps": 0, **card}, "env_steps")
@@ -142,7 +138,7 @@ class ParametricObjective(Objective):
                     f"{wrong[0]} has numbers that are not finite; valid is an objective whose meta-training did not diverge"
                 )
         except ValueError as error:
-            raise type(error)(f"{path}: {error}") from error
+            raise ValueError(f"{path}: {error}") from error
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{path}: its weights do not fit its card ({one_line(error)})") from error
         card.pop("format")
@@ -187,13 +183,13 @@ def _known_options(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options in a file, without removed options of version 0.1.0 that had no effect.
 
     Raises:
-        UnknownObjectiveError: if a removed option had an effect.
+        ValueError: if a removed option had an effect.
     """
     accepted, owners = inspect.signature(kind).parameters.keys(), [owner.__name__ for owner in kind.__mro__]
     options = update_options(owners, options, accepted)
     for name in options.keys() - accepted:
         if message := removed_key_message(owners, f"objective.{name}", options[name]):
-            raise UnknownObjectiveError(message)
+            raise ValueError(message)
     return options
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from metagenrl_pl.reporting.numbers import decimals_for
+from metagenrl_pl.reporting.numbers import decimals_for, format_number
 from metagenrl_pl.results.methods import find_method, find_methods
 from metagenrl_pl.results.rows import MetaTestRow, interval_over_agents, newest_stage
 from metagenrl_pl.results.statistics import Interval
@@ -75,9 +75,9 @@ def returns_so_far(tested: Mapping[str, tuple[int, Mapping[str, float]]]) -> Tab
         table.add_column(Text(method.short_label), justify="right")
     environments = sorted({environment for _, returns in tested.values() for environment in returns})
     for environment in environments:
-        values = [tested[method.name][1].get(environment, math.nan) for method in methods]
-        decimals = decimals_for(values)
-        table.add_row(Text(environment), *("-" if math.isnan(value) else f"{value:,.{decimals}f}" for value in values))
+        values = [tested[method.name][1].get(environment) for method in methods]
+        decimals = decimals_for(value for value in values if value is not None)
+        table.add_row(Text(environment), *("-" if value is None else format_number(value, decimals) for value in values))
     table.add_row(Text("after env steps"), *(f"{tested[method.name][0]:,}" for method in methods), style="dim")
     return table
 
@@ -89,7 +89,7 @@ def _column_texts(intervals: Sequence[Interval | None]) -> list[Text]:
     decimals = decimals_for(means)
     texts = []
     for interval in intervals:
-        text = f"{interval.mean:,.{decimals}f}" if interval else "-"
+        text = format_number(interval.mean, decimals) if interval else "-"
         if interval and not math.isnan(interval.low):
             text += f" ± {interval.high - interval.mean:,.{decimals}f}"
         texts.append(Text(text, style="bold" if interval and interval.mean == best else ""))

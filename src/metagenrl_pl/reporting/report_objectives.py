@@ -11,7 +11,6 @@ from markupsafe import Markup
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, Objective, ParametricObjective, Reinforce
-from metagenrl_pl.objectives.parametric import UnknownObjectiveError
 from metagenrl_pl.reporting.numbers import format_number
 from metagenrl_pl.reporting.probes import (
     PROBES,
@@ -103,8 +102,8 @@ def _load_learned(comparison: Comparison) -> tuple[dict[str, ParametricObjective
         if path is not None:
             try:
                 learned[entry.name] = ParametricObjective.load(path)
-            except UnknownObjectiveError as error:
-                reason = one_line(error).replace(f"objective.path={path}: ", "")
+            except ValueError as error:
+                reason = one_line(error).removeprefix(f"{path}: ")
                 notes.append(f"{entry.name} is not drawn: {reason}")
     return learned, notes
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import metagenrl_pl
 from metagenrl_pl.common.files import atomic_write
 
 _PACKAGES = ("pytorch-lightning", "gymnasium", "mujoco", "numpy")
@@ -29,9 +30,10 @@ def commit() -> str | None:
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Commit, versions (null for a package that is not there), and whatever else is given."""
+    """Commit and version of the code, versions of packages (null for a package that is not there), and whatever else is given."""
     return {
         "commit": commit(),
+        "metagenrl-pl": metagenrl_pl.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{package: _version(package) for package in _PACKAGES},

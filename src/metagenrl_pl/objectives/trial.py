@@ -1,0 +1,89 @@
+"""Try an objective on a few windows of noise, before a run relies on it."""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs, check_critics
+
+_TOLERANCE = 1e-3  # relative error of a derivative; rounding causes up to 1e-5
+T = TypeVar("T")
+
+
+def check_loss(objective: Objective) -> None:
+    """Compare an objective's loss with what the updates need of it.
+
+    Raises:
+        ValueError: if `critic_gradient_of` is not valid, or the loss raises an exception, has a shape other than [P, B, T], does
+            not depend on the policy's action, has a gradient that is not finite, or other derivatives than the updates use.
+    """
+    check_critics(objective.critic_gradient_of)
+    num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different, so that a mix-up of axes shows
+    noise = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(num_agents, num_windows, *shape, generator=noise) - 0.5
+
+    inputs = ObjectiveInputs(
+        policy_action=random(num_steps, num_actions),
+        replay_action=random(num_steps, num_actions),
+        reward=random(num_steps),
+        value=random(num_steps + 1) if objective.needs_value else None,
+        terminated=torch.zeros(num_agents, num_windows, num_steps),
+        valid=torch.ones(num_agents, num_windows, num_steps),
+        action_weight=torch.full((num_agents, num_actions), 1 / num_actions),
+        critic_gradient=random(num_steps, num_actions) if objective.needs_critic_gradient else None,
+    )
+    parameters = objective.stacked_parameters(num_agents)
+    loss = _try("loss", "a loss of [P, B, T]", lambda: objective.loss(parameters, inputs))
+    if loss.shape != inputs.reward.shape:
+        raise ValueError(
+            f"its loss has the shape {tuple(loss.shape)} for {num_agents} agents, {num_windows} windows, {num_steps} steps and "
+            f"{num_actions} action dimensions; valid is {tuple(inputs.reward.shape)}, [P, B, T]"
+        )
+    gradient = objective.action_gradient(parameters, inputs)
+    if not gradient.isfinite().all():
+        raise ValueError("the gradient of its loss in the policy's action is not finite")
+    if not gradient.any():
+        raise ValueError("its loss does not depend on inputs.policy_action, so policies would learn nothing")
+    # Initial weights hide faults: biases are 0, and norms scale by 1. So the weights move, and only up, since some may have to be positive.
+    parameters = {name: p + 0.1 * torch.rand(p.shape, generator=noise) for name, p in parameters.items()}
+    _check_derivatives(objective, parameters, inputs, random(num_steps, num_actions))
+
+
+def _check_derivatives(objective: Objective, parameters: Parameters, inputs: ObjectiveInputs, direction: Tensor) -> None:
+    """Compare those that the updates use with those of the loss that autograd gives."""
+    gradient, pull_back = objective.action_gradient_and_pull_back(parameters, inputs)
+    _compare("action gradient", gradient, Objective.action_gradient(objective, parameters, inputs))
+    if parameters and type(objective).action_gradient_and_pull_back is not Objective.action_gradient_and_pull_back:
+        changes = _try("pull-back", "a gradient for each parameter", lambda: pull_back(direction))
+        expected = Objective.action_gradient_and_pull_back(objective, parameters, inputs)[1](direction)
+        if missing := [name for name in expected if name not in changes or changes[name].shape != expected[name].shape]:
+            raise ValueError(f"its pull-back gives no gradient of {missing[0]}; valid is one for each parameter, [P, ...]")
+        _compare("pull-back", *(torch.cat([one[name].flatten() for name in expected]) for one in (changes, expected)))
+
+
+def _compare(name: str, found: Tensor, expected: Tensor) -> None:
+    if (difference := float((found - expected).norm() / expected.norm())) > _TOLERANCE:
+        raise ValueError(
+            f"its {name} differs from the derivative of its loss by {difference:.2g} of its length; valid is a loss alone, or a "
+            "subclass of DirectedObjective with an action_gradient"
+        )
+
+
+def _try(name: str, valid: str, function: Callable[[], T]) -> T:
+    """The result of a user's function, which may raise anything."""
+    try:
+        return function()
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"its {name} raises {type(error).__name__}: {one_line(error)} ({Path(place.filename).name}, line {place.lineno}); "
+            f"valid is {valid}"
+        ) from error
