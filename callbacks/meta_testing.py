@@ -26,7 +26,6 @@ from callbacks.schedule import (
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
-from metagenrl_pl.environments.group import layouts_of
 from metagenrl_pl.evaluation.background import BackgroundTests, CannotTestThere, can_run_in_background
 from metagenrl_pl.evaluation.fresh_agents import (
     MetaTestPlan,
@@ -37,7 +36,7 @@ from metagenrl_pl.evaluation.fresh_agents import (
     meta_test,
     random_returns,
 )
-from metagenrl_pl.experience.memory import check_memory, memory_bytes, slots_for
+from metagenrl_pl.experience.memory import check_memory, replay_bytes
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.reporting.numbers import join_names
 from metagenrl_pl.results.methods import LEARNED, RANDOM, UNTRAINED
@@ -149,15 +148,15 @@ class MetaTest(pl.Callback):
                 )
             numbers = agent_numbers(specs, module_of(trainer).run_config.get("seed", 0))
             self._seeds = [number for spec, number in zip(specs, numbers, strict=True) if spec.name == specs[0].name]
-        resources, plan = agents_of(trainer).resources, self._plan(trainer)
-        specs, _, seeds = fresh_seeds(self._specs, self._seeds)
-        sizes, are_bytes = layouts_of(resources.placement(len(seeds)).local(specs) if seeds else [])
-        needed = memory_bytes(sizes, slots_for(self._env_steps, plan.agent.window_length, resources.replay_capacity), are_bytes)
+        if not self._specs:
+            return
+        resources, (specs, _, seeds) = agents_of(trainer).resources, fresh_seeds(self._specs, self._seeds)
+        local, window_length = resources.placement(len(seeds)).local(specs), agents_of(trainer).settings.window_length
+        needed = replay_bytes(local, self._env_steps, window_length, resources.replay_capacity)
         device = agents_of(trainer).replay.device
         if device.type == "cpu":  # compared with physical memory, so add the training's replay; a GPU reports its free memory
-            num_processes = getattr(trainer.strategy, "num_processes", 1)  # on this machine, which share its memory
             num_tests = 2 if can_run_in_background(resources, self._num_comparison_steps(trainer)) else 1  # at a time
-            needed = num_processes * (num_tests * needed + agents_of(trainer).replay.num_bytes)
+            needed = resources.num_processes * (num_tests * needed + agents_of(trainer).replay.num_bytes)
         try:
             check_memory(needed, device)
         except ValueError as error:

@@ -66,12 +66,14 @@ def tiny_run(
     objective: Objective | None = None,
     settings: AgentSettings | None = None,
     frozen: bool = False,
+    num_processes: int = 1,
 ) -> pl.Trainer:
     """Train; the trainer knows the rest."""
     settings = settings or tiny_settings()
     seeds = [derive_seed(seed, "agent", agent) for agent in range(len(specs))]
     meta = None if frozen else MetaLearning(SGD(1e-2), CriticJudge(), MetaSettings(gradient="normalize", annealing_env_steps=30))
-    agents = Agents(specs, seeds, settings, objective or tiny_objective(seed), meta, resources=Resources(replay_capacity=500))
+    resources = Resources(replay_capacity=500, num_processes=num_processes)
+    agents = Agents(specs, seeds, settings, objective or tiny_objective(seed), meta, resources=resources)
     datamodule, module = ReplayDataModule(agents, env_steps, updates_per_batch), MetaGenRL(agents)
     trainer = tiny_trainer(callbacks, run_dir)
     trainer.fit(module, datamodule, ckpt_path=ckpt_path)

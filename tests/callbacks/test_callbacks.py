@@ -16,7 +16,6 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import OnExceptionCheckpoint
-from pytorch_lightning.strategies import SingleDeviceStrategy
 from rich.console import Console
 from tiny_runs import TOYS, tiny_objective, tiny_run, tiny_settings
 
@@ -224,8 +223,7 @@ def test_a_replay_that_has_no_place_is_refused_before_the_training(tmp_path: Pat
     trainer = tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])])
     slots = (asked[0] - agents_of(trainer).replay.num_bytes) / memory_bytes(sizes_of([EnvironmentSpec("Approach-v0")]), 1)
     assert slots == 2 * 20 + agents_of(trainer).settings.window_length + 2
-    monkeypatch.setattr(SingleDeviceStrategy, "num_processes", 2, raising=False)  # on one machine
-    tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])])
+    tiny_run(callbacks=[meta_test(run_dir=str(tmp_path), seeds=[0])], num_processes=2)
     assert asked[1] == 2 * asked[0]
 
     def refuse(needed: int, device: torch.device) -> None:

@@ -31,6 +31,7 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.setattr(memory, "available_bytes", lambda device: memory_bytes(sizes_of(TOYS), 500))
     resources = choose_resources(config, trainer_of(1), TOYS, print)  # just fits
+    Agents(TOYS, [0] * len(TOYS), tiny_settings(), CriticObjective(), resources=resources).close()
     assert resources.replay_capacity == 500 and len(resources.make_group(TOYS)) == len(TOYS)
     with pytest.raises(ValueError, match=r"^replay.capacity needs 0.0 GB on cpu"):
         choose_resources(config, trainer_of(2), TOYS, print)

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
+from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.environments.group import layouts_of
+
 
 def check_capacity(capacity: int, window_length: int) -> None:
     """Raise a ValueError if `capacity` slots are too few for a window of `window_length` steps."""
@@ -28,6 +31,16 @@ def memory_bytes(sizes: Sequence[tuple[int, int]], capacity: int, are_bytes: Seq
     """Memory of the buffers of agents with these observation and action sizes, in bytes. `are_bytes` as in `Replay`."""
     widths = [1 if is_bytes else 4 for is_bytes in are_bytes or [False] * len(sizes)]
     return sum(capacity * (width * o + 4 * (a + 2)) for (o, a), width in zip(sizes, widths, strict=True))
+
+
+def replay_bytes(specs: Sequence[EnvironmentSpec], env_steps: int, window_length: int, capacity: int) -> int:
+    """Memory of the buffers of agents in these environments that live for `env_steps`, in bytes. Other arguments as in `slots_for`.
+
+    Raises:
+        ValueError: if an environment is not usable.
+    """
+    sizes, are_bytes = layouts_of(specs)
+    return memory_bytes(sizes, slots_for(env_steps, window_length, capacity), are_bytes)
 
 
 def available_bytes(device: torch.device) -> int:

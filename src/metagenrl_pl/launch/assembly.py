@@ -12,10 +12,9 @@ from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSpec
-from metagenrl_pl.environments.group import layouts_of
 from metagenrl_pl.environments.workers import make_group
 from metagenrl_pl.evaluation.fresh_agents import agent_numbers, fresh_seed
-from metagenrl_pl.experience.memory import check_memory, memory_bytes, slots_for
+from metagenrl_pl.experience.memory import check_memory, replay_bytes
 from metagenrl_pl.experience.replay import ReplaySettings
 from metagenrl_pl.launch.checks import build_callback
 from metagenrl_pl.launch.endings import FirstBatch
@@ -122,12 +121,13 @@ def choose_resources(config: DictConfig, trainer: pl.Trainer, specs: list[Enviro
         compile=config.compile,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
+        num_processes=num_processes,
         notify=notify,
     )
-    if replay_device.type == "cpu":
-        sizes, are_bytes = layouts_of(resources.placement(len(specs)).local(specs))
-        slots = slots_for(config.env_steps, config.agent.window_length, settings.capacity)
-        check_memory(num_processes * memory_bytes(sizes, slots, are_bytes), replay_device)
+    if replay_device.type == "cpu" and num_processes > 1:  # with one process, the replay itself checks this
+        local = resources.placement(len(specs)).local(specs)
+        needed = replay_bytes(local, config.env_steps, config.agent.window_length, settings.capacity)
+        check_memory(num_processes * needed, replay_device)
     return resources
 
 

@@ -35,6 +35,7 @@ class Resources:
         make_group: makes the environments; in this process by default.
         compile: whether updates are compiled by `torch.compile`.
         rank, world_size: of this process, among the processes that share the agents.
+        num_processes: how many of them are on this machine, and share its memory.
         notify: called with a message when something is compiled.
     """
 
@@ -45,6 +46,7 @@ class Resources:
     compile: bool = False
     rank: int = 0
     world_size: int = 1
+    num_processes: int = 1
     notify: Notify = ignore
 
     def placement(self, num_agents: int) -> Placement:
