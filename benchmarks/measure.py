@@ -44,7 +44,7 @@ class Result:
 
 
 def wait() -> None:
-    """Until a GPU, if one is in use, has done what it was told to."""
+    """Wait until the GPU is idle, if one is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 

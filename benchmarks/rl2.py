@@ -46,7 +46,7 @@ from side_by_side import Distinct, check_note, compose_yaml, meta_test_in, note_
 
 
 class Trial(gym.Env):
-    """Episodes of one environment as a single episode, the trial, whose policy is told the previous action, reward and end.
+    """Episodes of one environment as a single episode, the trial, whose policy observes the previous action, reward and end.
 
     Observes [observation, padding, previous action, padding, previous reward, 1 at the first step of an episode]. At the start of a
     trial the previous action and reward are 0.

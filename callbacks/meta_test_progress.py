@@ -1,4 +1,4 @@
-"""What the display is told about meta-tests: how much there is to do, how far it is, and returns as they come in."""
+"""What the display shows of meta-tests: how much there is to do, how far it is, and returns as they come in."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,8 @@ from callbacks.display import Report, progress_of
 from callbacks.schedule import agents_of, seconds_per_cycle
 from callbacks.timeline import Stage
 from metagenrl_pl.evaluation.background import BackgroundTests
-from metagenrl_pl.evaluation.fresh_agents import mean_returns
 from metagenrl_pl.results.methods import find_method
-from metagenrl_pl.results.rows import MetaTestRow
+from metagenrl_pl.results.rows import MetaTestRow, mean_returns
 
 
 class MetaTestProgress:

@@ -32,7 +32,6 @@ from metagenrl_pl.evaluation.fresh_agents import (
     MetaTestStopped,
     agent_numbers,
     fresh_seeds,
-    mean_returns,
     meta_test,
     random_returns,
 )
@@ -40,7 +39,7 @@ from metagenrl_pl.experience.memory import check_memory, replay_bytes
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.reporting.numbers import join_names
 from metagenrl_pl.results.methods import LEARNED, RANDOM, UNTRAINED
-from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, read_rows
+from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, mean_returns, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 
 Tested = Objective | Mapping[int, Objective]

@@ -19,10 +19,10 @@ from callbacks.schedule import (
 )
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.evaluator import Evaluator
-from metagenrl_pl.evaluation.fresh_agents import agent_numbers, mean_returns
+from metagenrl_pl.evaluation.fresh_agents import agent_numbers
 from metagenrl_pl.evaluation.policies import save_policies
 from metagenrl_pl.objectives import ParametricObjective
-from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows
+from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, mean_returns
 from metagenrl_pl.training.datamodule import MacroBatch
 
 

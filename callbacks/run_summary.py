@@ -11,9 +11,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from callbacks.schedule import module_of
 from metagenrl_pl.environments.environment import EnvironmentSpec
-from metagenrl_pl.evaluation.fresh_agents import mean_returns
 from metagenrl_pl.results.methods import LEARNED
-from metagenrl_pl.results.rows import MetaTestRow, newest_stage, read_rows
+from metagenrl_pl.results.rows import MetaTestRow, mean_returns, newest_stage, read_rows
 
 
 class RunSummary(pl.Callback):

@@ -19,10 +19,10 @@ from callbacks.meta_testing import MetaTest
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation import background
 from metagenrl_pl.evaluation.background import BackgroundTests, CannotTestThere, can_run_in_background
-from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, mean_returns, meta_test
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import CriticObjective, Reinforce
-from metagenrl_pl.results.rows import read_rows
+from metagenrl_pl.results.rows import mean_returns, read_rows
 
 APPROACH = EnvironmentSpec("toy_environments:Approach-v0")
 TESTS = {"mine": tiny_objective(), "critic": CriticObjective()}

@@ -1,4 +1,4 @@
-"""Failures of environments, told in one line that names the environment and the place in its code."""
+"""Failures of environments, reported in one line that names the environment and the place in its code."""
 
 import re
 import sysconfig

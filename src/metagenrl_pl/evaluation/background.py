@@ -23,11 +23,11 @@ from metagenrl_pl.common.machine import draw_seed, keep_freed_memory, num_cores,
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.signals import end_with, install_handler
 from metagenrl_pl.environments.environment import Environment
-from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, mean_returns, meta_test
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
 from metagenrl_pl.learning.compiling import ignore
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import Objective
-from metagenrl_pl.results.rows import MetaTestRow
+from metagenrl_pl.results.rows import MetaTestRow, mean_returns
 
 MIN_ENV_STEPS = 2000
 """From how many env steps of all tests a second process pays: it takes as long to start as some hundreds of update cycles."""

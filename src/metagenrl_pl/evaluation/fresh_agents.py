@@ -121,14 +121,6 @@ def meta_test(
     return rows
 
 
-def mean_returns(rows: Sequence[MetaTestRow]) -> dict[str, float]:
-    """The mean return of each environment."""
-    returns: dict[str, list[float]] = {}
-    for row in rows:
-        returns.setdefault(row.environment, []).append(row.episode_return)
-    return {environment: sum(values) / len(values) for environment, values in returns.items()}
-
-
 def _make(
     plan: MetaTestPlan, objective: Objective | Mapping[int, Objective], resources: Resources, stack: ExitStack
 ) -> tuple[Agents, Evaluator]:

@@ -91,7 +91,7 @@ def gather_windows(
     normalize_rewards: Normalize = lambda rewards: rewards,
     truncated: np.ndarray | None = None,
 ) -> WindowBatch:
-    """The windows at `index` as tensors. All arrays are `[C, N, ...]`. Only what was drawn is computed with.
+    """The windows at `index` as tensors. All arrays are `[C, N, ...]`. Computes on the drawn steps alone.
 
     With `truncated`, `terminated` holds both kinds of ends.
     """

@@ -88,7 +88,7 @@ def fit(trainer: pl.Trainer, module: MetaGenRL, datamodule: ReplayDataModule, co
 def ending_before_it_begins(trainer: pl.Trainer, config: DictConfig) -> Iterator[None]:
     """A signal before the first batch ends this process at once; later ones raise a KeyboardInterrupt, unless they are handled.
 
-    Of several processes only the first one says something. It ends the others, or is ended if one of them ends.
+    Of several processes only the first one prints a message. It ends the others, or is ended if one of them ends.
     """
 
     def outcome() -> tuple[str, int]:
@@ -172,7 +172,7 @@ def is_restoring(error: BaseException) -> bool:
 
 
 def outcome_of_stop(config: DictConfig) -> tuple[str, int]:
-    """What a run that was stopped says at its end, and its exit code: whether it can be resumed or has saved nothing."""
+    """What a run that was stopped prints at its end, and its exit code: whether it can be resumed or has saved nothing."""
     newest = newest_checkpoint(config.run_dir)
     if newest is None:
         return "Stopped; nothing was saved yet", INTERRUPTED

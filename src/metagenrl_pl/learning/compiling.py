@@ -36,7 +36,8 @@ def estimated_seconds_per_cycle(agent: AgentSettings, num_agents: int, is_meta_t
     """Estimated time of one eager update cycle on one CPU core, in seconds.
 
     A model that was fitted to measurements (`benchmarks/throughput.py`): a fixed cost per cycle, and a cost per sample that grows
-    with the networks. It is accurate to a factor of two. It must not depend on the machine: it decides about compiling, and
+    with the networks. It is accurate to a factor of two with two hidden layers, one inner step and the default objective;
+    others are not modelled. It must not depend on the machine: it decides about compiling, and
     compiled updates round differently.
     """
     num_samples = num_agents * agent.num_windows * agent.window_length

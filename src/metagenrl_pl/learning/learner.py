@@ -286,9 +286,8 @@ class Learner:
         self.num_updates, self._generation = read_count(state, "num_updates"), read_count(state, "generation")
         self._copies = None
         self._streams.load_state_dict(self.placement.local(state["streams"]))
-        device = next(iter(self.population.policy.values())).device
         for name, values in state.get("metrics", {}).items():
-            self.metrics.record(name, self.placement.local_rows(values).to(device))
+            self.metrics.record(name, self.placement.local_rows(values).to(self.population.device))
 
 
 def _set_gradients(rows: Sequence[Tensor], gradients: Tensor) -> None:

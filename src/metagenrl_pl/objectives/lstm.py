@@ -13,6 +13,17 @@ Loop = Callable[..., Sequence[Tensor]]
 
 
 def _loop(z: Tensor, weight: Tensor, scale: Tensor, is_candidate: Tensor) -> list[Tensor]:
+    """Run the cells over time.
+
+    Args:
+        z: scale times the projections, [T, P, B, 4 U].
+        weight: scale times W, [P, U, 4 U].
+        scale: 2 for the candidate, since tanh(x) = 2 sigmoid(2 x) - 1, and 1 for the gates, [4 U].
+        is_candidate: 1 for the candidate, 0 for the gates, [4 U].
+
+    Returns:
+        Gates, [T, P, B, 4 U]; cell state before each step, tanh of the cell state after it, and hidden state, [T, P, B, U] each.
+    """
     hidden = cell = z.new_zeros(*z.shape[1:3], weight.shape[1])
     states = []
     for z_of_step in z.unbind():
@@ -26,6 +37,16 @@ def _loop(z: Tensor, weight: Tensor, scale: Tensor, is_candidate: Tensor) -> lis
 
 
 def _tangent_loop(tz: Tensor, weight: Tensor, k: Tensor, a: Tensor, forget_gate: Tensor) -> list[Tensor]:
+    """How the states change.
+
+    Args:
+        tz: z' from outside, [T, P, B, 4 U].
+        weight: W, [P, U, 4 U].
+        k, a, forget_gate: K, A and f, see `BackwardLSTM`, [T, P, B, 4 U], and [T, P, B, U] each.
+
+    Returns:
+        z' with its recurrent part, [T, P, B, 4 U]; c' before and after each step, and h', [T, P, B, U] each.
+    """
     thidden = tcell = torch.zeros_like(a[0])
     states = []
     for tz_of_step, k_of_step, a_of_step, f_of_step in zip(tz, k, a, forget_gate, strict=True):
@@ -40,6 +61,16 @@ def _tangent_loop(tz: Tensor, weight: Tensor, k: Tensor, a: Tensor, forget_gate:
 def _backward_loop(
     dhidden: Tensor, weight: Tensor, k: Tensor, a: Tensor, forget_gate: Tensor, more_dcell: Tensor, more_dz: Tensor
 ) -> list[Tensor]:
+    """The gradients in z and c.
+
+    Args:
+        dhidden: dh from outside, [T, P, B, U].
+        weight, k, a, forget_gate: as in `_tangent_loop`.
+        more_dcell, more_dz: are added to dc and dz of every step, [T, P, B, U] and [T, P, B, 4 U].
+
+    Returns:
+        dz, and (dc, dc, dc, dh), [T, P, B, 4 U] each.
+    """
     steps = list(zip(dhidden, k, a, forget_gate, more_dcell, more_dz, strict=True))
     dz, passed_on = torch.zeros_like(k[0]), torch.zeros_like(dhidden[0])
     states = []
@@ -89,12 +120,7 @@ def _two_gates(dhidden: Tensor, weight: Tensor, k: Tensor, *_: Tensor) -> list[T
 
 
 LOOPS: tuple[Loop, Loop, Loop] = (_loop, _tangent_loop, _backward_loop)
-"""Projections, [T, P, B, 4 U] -> gates, cell states before each step, tanh of those after it, and hidden states.
-
-z' from outside -> z', c' before and after each step, and h'.
-
-dh from outside, [T, P, B, U], and what is added to dc and dz of every step -> dz and (dc, dc, dc, dh), [T, P, B, 4 U].
-"""
+"""Forward, tangent and backward."""
 
 OPERATORS: tuple[Loop, Loop, Loop] = (
     _as_operator("lstm", "z weight scale is_candidate", _loop, 4, _gates_and_states),

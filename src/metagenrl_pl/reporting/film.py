@@ -20,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 
 from metagenrl_pl.agents.population import AgentSettings, Population, PopulationSettings
+from metagenrl_pl.common.exit_codes import MISTAKE
 from metagenrl_pl.common.files import atomic_write
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.former import update_config
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _film_checkpoint(options)
     except (ValueError, OSError, EnvironmentFailure) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(MISTAKE)
 
 
 def _film_meta_test(tested: Mapping[str, FreshAgents], options: argparse.Namespace) -> None:

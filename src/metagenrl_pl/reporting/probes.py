@@ -1,6 +1,6 @@
 """What an objective has learned: which way it pushes an action, and how far back it gives credit.
 
-An objective is asked about windows that are made by hand (P = 1, A = 1): rewards and values are noise with mean 0 and variance 1, so
+An objective is applied to windows that are made by hand (P = 1, A = 1): rewards and values are noise with mean 0 and variance 1, so
 that the objective's own normalisation leaves them as they are and a hand-made objective can be asked the same. Every window has its
 mirror image, so what the noise adds to the advantage cancels in the mean.
 """
@@ -49,7 +49,7 @@ def action_gradient_map(
     gradient is noise as well where it is probed, else 0.
 
     Args:
-        objective: that is asked.
+        objective: to probe.
         probe: key of `PROBES`.
         num_steps: of a window.
         num_points: along either axis.
@@ -94,7 +94,7 @@ def credit_matrix(objective: Objective, num_steps: int, num_windows: int = 128, 
     rewards from their own step on.
 
     Args:
-        objective: that is asked.
+        objective: to probe.
         num_steps: of a window.
         num_windows: that the median is taken over, mirror images not counted.
         seed: of the noise.
@@ -119,7 +119,7 @@ def critic_share_by_step(mixture: LearnedMixture, num_steps: int, num_windows: i
     The mean over windows.
 
     Args:
-        mixture: that is asked.
+        mixture: to probe.
         num_steps: of a window.
         num_windows: of noise, mirror images not counted.
         seed: of the noise.

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from metagenrl_pl.common.exit_codes import MISTAKE
 from metagenrl_pl.common.messages import one_line
 
 
@@ -41,5 +42,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_report(given.runs, given.out, report)
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(MISTAKE)
     print(f"Report: {given.out} ({given.out.stat().st_size / 1e6:.1f} MB)")

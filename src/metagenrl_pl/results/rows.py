@@ -44,6 +44,14 @@ def append_rows(path: Path, rows: Iterable[MetaTestRow]) -> None:
     append_csv(path, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in rows))
 
 
+def mean_returns(rows: Iterable[MetaTestRow]) -> dict[str, float]:
+    """Mean return over the rows of each environment."""
+    returns: dict[str, list[float]] = {}
+    for row in rows:
+        returns.setdefault(row.environment, []).append(row.episode_return)
+    return {environment: sum(values) / len(values) for environment, values in returns.items()}
+
+
 def read_rows(path: Path) -> list[MetaTestRow]:
     """The rows of `meta_test.csv`; none if there is no file.
 
@@ -57,6 +65,7 @@ def read_rows(path: Path) -> list[MetaTestRow]:
         return []
     columns, cells = read_csv(path)
     _check_columns(path, columns)
+    stage = "meta_training_env_steps"
     rows = [
         MetaTestRow(
             environment=cell["environment"],
@@ -64,9 +73,7 @@ def read_rows(path: Path) -> list[MetaTestRow]:
             seed=read_cell(path, number, cell, "seed", int),
             env_steps=read_cell(path, number, cell, "env_steps", int),
             episode_return=read_cell(path, number, cell, "return", float),
-            meta_training_env_steps=read_cell(path, number, cell, stage, int)
-            if cell[stage := "meta_training_env_steps"]
-            else None,
+            meta_training_env_steps=read_cell(path, number, cell, stage, int) if cell[stage] else None,
         )
         for number, cell in enumerate(cells, 1)
     ]
