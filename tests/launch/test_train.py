@@ -32,6 +32,7 @@ from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan, meta_test
 from metagenrl_pl.launch.checks import unlike_meta_training
 from metagenrl_pl.launch.resume import with_run_dir
+from metagenrl_pl.learning.judges import Judge
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, LearnedObjective, Objective, ObjectiveInputs
 from metagenrl_pl.objectives.pretrained import pretrained_path
 from metagenrl_pl.results.methods import METHODS
@@ -103,6 +104,13 @@ class HalfFrozen(LearnedObjective):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.action_transform.requires_grad_(False)
+
+
+class Blind(Judge):
+    """A judge that does not look at the actions."""
+
+    def loss(self, networks: Any, action: Tensor, policy: Any, critics: Any, windows: Any) -> Tensor:
+        return windows.reward.sum((1, 2))
 
 
 class Unasked(CriticObjective):
@@ -316,7 +324,8 @@ def test_help_names_the_pretrained_objectives() -> None:
 
 
 def test_a_baseline_runs_through_the_same_code(in_process: Train) -> None:
-    code, printed, errors = in_process("experiment=baseline/ddpg", "population.size=2", "run_dir=here", *SHORT)
+    with pytest.warns(UserWarning, match="^inner has no effect: meta=frozen has no gradient through an inner step"):
+        code, printed, errors = in_process("experiment=baseline/ddpg", "population.size=2", "run_dir=here", "inner=adam", *SHORT)
     assert code == 0, errors
     rows = read_rows(Path("here/meta_test.csv"))
     assert [row[:4] for row in rows] == [(DOUBLE, "critic", seed, n) for n in (100, 200, 300) for seed in (0, 1)]
@@ -664,6 +673,10 @@ def test_agents_that_an_objective_does_not_know_are_told_of() -> None:
         (
             "env.test=[{id:Pendulum-v1,evaluation_kwargs:{foo:1}}]",
             "environment Pendulum-v1[evaluation:foo=1]: TypeError: PendulumEnv.__init__() got an unexpected keyword argument 'foo'",
+        ),
+        (
+            "judge._target_=test_train.Blind",
+            "judge=test_train.Blind: its loss does not depend on the actions, so the objective would learn nothing",
         ),
         ("seed=-1", "seed=-1: valid is a whole number from 0"),
         ("env.train=[{id:null}]", "environment {'id': None}: needs an id; valid is an id or a mapping with the keys id, "),

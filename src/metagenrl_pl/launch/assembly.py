@@ -23,6 +23,7 @@ from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.learning.evolution import Evolution, EvolutionSettings
 from metagenrl_pl.learning.inner_step import InnerStep
 from metagenrl_pl.learning.judges import Judge
+from metagenrl_pl.learning.meta_trial import check_inner_step, check_judge
 from metagenrl_pl.learning.settings import MetaLearning, MetaSettings
 from metagenrl_pl.training.checkpoint_io import AtomicCheckpointIO
 from metagenrl_pl.training.processes import (
@@ -80,6 +81,7 @@ def build_meta(config: DictConfig, specs: list[EnvironmentSpec], placement: Plac
     """How the objective is meta-learned; None if it is frozen.
 
     Raises:
+        ConfigError: if inner step or judge does not do what the meta update needs of it.
         ValueError: if evolution has no length of lives, or one longer than the run, or an environment an odd number of agents, which
             it cannot pair.
     """
@@ -97,6 +99,11 @@ def build_meta(config: DictConfig, specs: list[EnvironmentSpec], placement: Plac
                 f"valid is {config.env_steps} or less"
             )
         return Evolution(settings, [spec.name for spec in specs], length, config.seed, placement)
+    for node, check in ((config.inner, partial(check_inner_step, inner)), (config.judge, partial(check_judge, judge))):
+        try:
+            check()
+        except ValueError as error:
+            raise ConfigError(f"{node._get_full_key(None)}={node._target_}: {error}") from error
     return MetaLearning(inner, judge, settings)
 
 

@@ -1,5 +1,6 @@
 """Checks before a run begins: reject settings that do not fit together, with one line that names the key."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.agents.population import PopulationSettings
 from metagenrl_pl.common.messages import format_value
@@ -17,6 +19,7 @@ from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.probing import probe
 from metagenrl_pl.experience.memory import available_bytes
 from metagenrl_pl.launch.resume import resume_config
+from metagenrl_pl.learning.evolution import EvolutionSettings
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.trial import check_loss
 from metagenrl_pl.results.methods import check_method
@@ -44,7 +47,14 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
             "env.test has no effect without meta-training (meta=frozen); valid is env.train=..., the environments of this run's "
             "agents"
         )
-    return _with_all_agent_settings(resume_config(config, overridden))
+    config = _with_all_agent_settings(resume_config(config, overridden))
+    meta = OmegaConf.select(config, "meta._target_")
+    if meta is None or str(meta).endswith(f".{EvolutionSettings.__name__}"):
+        how = "meta=frozen" if meta is None else "meta=evolution"
+        for key in overridden:
+            if key.partition(".")[0] in ("inner", "judge"):
+                rank_zero_only(warnings.warn)(f"{key} has no effect: {how} has no gradient through an inner step")
+    return config
 
 
 def _with_all_agent_settings(config: DictConfig) -> DictConfig:

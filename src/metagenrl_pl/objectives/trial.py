@@ -1,19 +1,13 @@
 """Try an objective on a few windows of noise, before a run relies on it."""
 
-import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
 from metagenrl_pl.agents.stacked_networks import Parameters
-from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.common.attempt import attempt
 from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs, check_critics
 
 _TOLERANCE = 1e-3  # relative error of a derivative; rounding causes up to 1e-5
-T = TypeVar("T")
 
 
 def check_loss(objective: Objective) -> None:
@@ -41,7 +35,7 @@ def check_loss(objective: Objective) -> None:
         critic_gradient=random(num_steps, num_actions) if objective.needs_critic_gradient else None,
     )
     parameters = objective.stacked_parameters(num_agents)
-    loss = _try("loss", "a loss of [P, B, T]", lambda: objective.loss(parameters, inputs))
+    loss = attempt("loss", "a loss of [P, B, T]", lambda: objective.loss(parameters, inputs))
     if loss.shape != inputs.reward.shape:
         raise ValueError(
             f"its loss has the shape {tuple(loss.shape)} for {num_agents} agents, {num_windows} windows, {num_steps} steps and "
@@ -62,7 +56,7 @@ def _check_derivatives(objective: Objective, parameters: Parameters, inputs: Obj
     gradient, pull_back = objective.action_gradient_and_pull_back(parameters, inputs)
     _compare("action gradient", gradient, Objective.action_gradient(objective, parameters, inputs))
     if parameters and type(objective).action_gradient_and_pull_back is not Objective.action_gradient_and_pull_back:
-        changes = _try("pull-back", "a gradient for each parameter", lambda: pull_back(direction))
+        changes = attempt("pull-back", "a gradient for each parameter", lambda: pull_back(direction))
         expected = Objective.action_gradient_and_pull_back(objective, parameters, inputs)[1](direction)
         if missing := [name for name in expected if name not in changes or changes[name].shape != expected[name].shape]:
             raise ValueError(f"its pull-back gives no gradient of {missing[0]}; valid is one for each parameter, [P, ...]")
@@ -75,15 +69,3 @@ def _compare(name: str, found: Tensor, expected: Tensor) -> None:
             f"its {name} differs from the derivative of its loss by {difference:.2g} of its length; valid is a loss alone, or a "
             "subclass of DirectedObjective with an action_gradient"
         )
-
-
-def _try(name: str, valid: str, function: Callable[[], T]) -> T:
-    """The result of a user's function, which may raise anything."""
-    try:
-        return function()
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise ValueError(
-            f"its {name} raises {type(error).__name__}: {one_line(error)} ({Path(place.filename).name}, line {place.lineno}); "
-            f"valid is {valid}"
-        ) from error

@@ -1,0 +1,118 @@
+"""Try a judge and an inner step on small networks and noise, before a run relies on them."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metagenrl_pl.agents.population import AgentSettings, Population
+from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.agents.windows import Windows
+from metagenrl_pl.common.attempt import attempt
+from metagenrl_pl.learning.inner_step import AdamMoments, InnerStep
+from metagenrl_pl.learning.judges import Judge
+
+_TOLERANCE = 1e-3  # relative error of a derivative; rounding causes up to 1e-5
+
+
+def check_judge(judge: Judge) -> None:
+    """Compare a judge's loss with what the meta update needs of it.
+
+    Raises:
+        ValueError: if it raises an exception, its loss has another shape than [P] or is not finite, does not depend on the actions, or
+            has another gradient than `loss_and_gradient` gives.
+    """
+    population, windows = _agents_and_windows()
+    policy, critics = population.policy, population.critics
+    action = population.networks.action(policy, windows.observation)
+    arguments = (population.networks, action, policy, critics, windows)
+    valid = "a loss of each agent, [P]"
+    loss = attempt("loss", valid, lambda: judge.loss(*arguments))
+    _check_shape("loss", loss, (population.num_agents,))
+    given, gradient = attempt("loss_and_gradient", valid, lambda: judge.loss_and_gradient(*arguments))
+    _check_shape("loss_and_gradient", given, loss.shape)
+    _check_shape("gradient", gradient, action.shape)
+    if not gradient.any():
+        raise ValueError("its loss does not depend on the actions, so the objective would learn nothing")
+    if not torch.allclose(given, loss, rtol=_TOLERANCE):
+        raise ValueError("its loss differs from that of its loss_and_gradient; valid is a loss alone")
+    _, expected = Judge.loss_and_gradient(judge, *arguments)
+    _compare("gradient", gradient, expected)
+
+
+def check_inner_step(inner: InnerStep) -> None:
+    """Compare an inner step with what the meta update needs of it.
+
+    Raises:
+        ValueError: if it raises an exception, returns other parameters than it got or numbers that are not finite, does not depend on the
+            gradient, or has another derivative than `step_and_pull_back` gives.
+    """
+    population, windows = _agents_and_windows()
+    noise = torch.Generator().manual_seed(1)
+
+    def random_like(parameters: Parameters) -> Parameters:
+        return {name: torch.rand(p.shape, generator=noise) - 0.5 for name, p in parameters.items()}
+
+    policy = population.policy
+    gradient, cotangent = random_like(policy), random_like(policy)
+    moments = AdamMoments(
+        random_like(policy),
+        {name: p * p for name, p in random_like(policy).items()},
+        torch.full((population.num_agents,), 3.0),
+    )
+    arguments = (policy, gradient, windows.num_valid, moments if inner.needs_moments else None)
+    valid = "the policy's parameters after the step, [P, ...]"
+    stepped = attempt("step", valid, lambda: inner(*arguments))
+    _check_parameters("step", stepped, policy)
+    again, pull_back = attempt("step_and_pull_back", valid, lambda: inner.step_and_pull_back(*arguments))
+    _check_parameters("step_and_pull_back", again, policy)
+    found = attempt("pull-back", valid, lambda: pull_back(cotangent))
+    _check_parameters("pull-back", found, policy)
+    if not any(d.any() for d in found.values()):
+        raise ValueError("its step does not depend on the gradient, so the objective would learn nothing")
+    expected = InnerStep.step_and_pull_back(inner, *arguments)[1](cotangent)
+    for name, one, other in (("step", again, stepped), ("pull-back", found, expected)):
+        _compare(name, *(torch.cat([parts[key].flatten() for key in policy]) for parts in (one, other)))
+
+
+def _agents_and_windows() -> tuple[Population, Windows]:
+    """Two agents, and three windows of four steps each, of noise."""
+    observation_size, action_size, num_windows, num_steps = 6, 5, 3, 4  # all different, so that a mix-up of axes shows
+    population = Population([(observation_size, action_size)] * 2, [0, 1], AgentSettings(hidden_units=7))
+    noise = torch.Generator().manual_seed(0)
+    random = partial(torch.rand, generator=noise)
+    steps = (2, num_windows, num_steps)
+    return population, Windows(
+        states=random(2, num_windows, num_steps + 1, observation_size) - 0.5,
+        action=random(*steps, action_size) - 0.5,
+        reward=random(steps) - 0.5,
+        terminated=torch.zeros(steps),
+        valid=torch.ones(steps),
+    )
+
+
+def _check_parameters(name: str, found: Any, policy: Parameters) -> None:
+    if not isinstance(found, Mapping) or found.keys() != policy.keys():
+        keys = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise ValueError(f"its {name} returns {keys}; valid is a mapping with the keys {', '.join(policy)}")
+    for key, parameter in policy.items():
+        _check_shape(f"{name}'s {key}", found[key], parameter.shape)
+
+
+def _check_shape(name: str, found: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(found, Tensor) or found.shape != shape:
+        what = f"the shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"the type {type(found).__name__}"
+        raise ValueError(
+            f"its {name} has {what} for 2 agents, 3 windows, 4 steps and 5 action dimensions; valid is {tuple(shape)}"
+        )
+    if not found.isfinite().all():
+        raise ValueError(f"its {name} is not finite")
+
+
+def _compare(name: str, found: Tensor, expected: Tensor) -> None:
+    if (difference := float((found - expected).norm() / expected.norm())) > _TOLERANCE:
+        raise ValueError(
+            f"its {name} differs from what autograd gives by {difference:.2g} of its length; valid is to leave it to autograd"
+        )
