@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -125,3 +126,9 @@ def test_modules_without_an_extra_keep_their_traceback(monkeypatch: pytest.Monke
     monkeypatch.setattr(cli, "_run", fail)
     with pytest.raises(ModuleNotFoundError, match="mine"):
         call(monkeypatch, "train")
+
+
+def test_every_command_prints_warnings_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    assert call(monkeypatch, "list") == 0
+    assert warnings.formatwarning is format_warning

@@ -56,6 +56,7 @@ def run(command: str, arguments: Sequence[str], folder: Path | None = None) -> N
         arguments: those after the command.
         folder: of `conf` and `callbacks`; by default those of the package, or of the clone.
     """
+    warnings.formatwarning = format_warning
     try:
         _run(command, arguments, folder)
     except ModuleNotFoundError as error:
@@ -82,7 +83,6 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
     elif command == "report":
         from metagenrl_pl.reporting import report
 
-        warnings.formatwarning = format_warning
         report.main(arguments)
     elif command == "film":
         from metagenrl_pl.launch import entry
@@ -97,7 +97,6 @@ def _run(command: str, arguments: Sequence[str], folder: Path | None) -> None:
         if names := _without_key(arguments):
             _end(f"check takes overrides, got {', '.join(names)}; valid is env.train=[{','.join(names)}]")
         sys.argv[1:] = arguments
-        warnings.formatwarning = format_warning
         check_command.run_command_line(default_folder() / "conf")
     elif list(arguments) in (["--help"], ["-h"]):
         print(f"metagenrl list: {COMMANDS['list']}")
