@@ -17,6 +17,7 @@ from typing import Any
 
 from measure import ROOT, Result, Turns, arguments, machine, parsed, prepare, report
 from metagenrl_pl.common.commands import hydra_override
+from metagenrl_pl.common.files import path_argument
 
 QUICK = ["experiment=debug", "env_steps=100"]
 
@@ -58,7 +59,7 @@ def run(overrides: list[str]) -> Result:
 def main() -> None:
     """Measure, print, write."""
     parser = arguments(__doc__.splitlines()[0], "default_run.json")
-    parser.add_argument("--warm", type=Path, metavar="FOLDER", help="of compiled updates; a new one by default")
+    parser.add_argument("--warm", type=path_argument, metavar="FOLDER", help="of compiled updates; a new one by default")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     options = parsed(parser)
     prepare(options.threads)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.results.methods import LEARNED, find_method
 from metagenrl_pl.results.run_folders import depends_on_meta_training, find_runs
@@ -93,8 +94,10 @@ def tables(scores: Sequence[Score]) -> str:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="of runs that meta-trained or tested one kind of objective")
-    parser.add_argument("--others", nargs="+", type=Path, default=[], help="of runs of other methods")
+    parser.add_argument(
+        "folders", nargs="+", type=path_argument, help="of runs that meta-trained or tested one kind of objective"
+    )
+    parser.add_argument("--others", nargs="+", type=path_argument, default=[], help="of runs of other methods")
     parser.add_argument("--envs", nargs="+", metavar="ID", help="by default all in which the objective was tested")
     options = parser.parse_args()
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metagenrl_pl.common.files import write_csv
+from metagenrl_pl.common.files import path_argument, write_csv
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.results.methods import LEARNED
 from metagenrl_pl.results.run_folders import find_runs
@@ -78,7 +78,7 @@ def main() -> None:
     """Simulate, print, and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=400, help="comparisons for each row")
-    parser.add_argument("--out", type=Path, default=Path("results/interval_coverage.csv"))
+    parser.add_argument("--out", type=path_argument, default=Path("results/interval_coverage.csv"))
     options = parser.parse_args()
     spreads = measured_spreads(RESULTS)
     quartiles = ", ".join(f"{value:.2f}" for value in np.quantile(spreads, (0.25, 0.5, 0.75, 0.9)))

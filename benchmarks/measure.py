@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.common.machine import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
@@ -209,7 +210,7 @@ def arguments(description: str, out: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; default 1")
     parser.add_argument("--seed", type=int, default=0, help="of agents and objective; default 0")
-    parser.add_argument("--out", type=Path, help=f"a JSON file; default {RESULTS}/{out}, with --quick none")
+    parser.add_argument("--out", type=path_argument, help=f"a JSON file; default {RESULTS}/{out}, with --quick none")
     parser.set_defaults(default_out=ROOT / RESULTS / out)
     return parser
 

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 import rl2
 import sb3_baselines
+from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.common.locks import lock_folder
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.schema import load_config
@@ -193,7 +194,7 @@ def main() -> None:
         "--seeds", nargs="+", type=int, action=Distinct, metavar="N", help="of meta-training; by default those of the scale"
     )
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side, each on a core of its own")
-    parser.add_argument("--out", type=Path, help="folder of the runs; by default runs/paper_<scale>")
+    parser.add_argument("--out", type=path_argument, help="folder of the runs; by default runs/paper_<scale>")
     parser.add_argument("--only-write", action="store_true", help="train nothing")
     parser.add_argument("overrides", nargs="*", help="for every run, such as env_steps=1000")
     options = parser.parse_intermixed_args()  # overrides may follow flags

@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from metagenrl_pl.common.commands import hydra_override
+from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.config.schema import ConfigError, load_config
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import random_returns
@@ -239,7 +240,11 @@ def main() -> None:
     """Plan the runs, run them, write the report and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--objectives", nargs="+", type=Path, metavar="DIR", help="test those of these run folders, instead of meta-training any"
+        "--objectives",
+        nargs="+",
+        type=path_argument,
+        metavar="DIR",
+        help="test those of these run folders, instead of meta-training any",
     )
     parser.add_argument(
         "--variants",
@@ -265,8 +270,10 @@ def main() -> None:
         help="from 1 on: further agents of REINFORCE and DDPG/TD3; with --objectives from 0 on",
     )
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side, each on a core of its own")
-    parser.add_argument("--out", type=Path, help="folder of the runs; by default runs/protocol")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy CSV files, configurations and objectives there in the end")
+    parser.add_argument("--out", type=path_argument, help="folder of the runs; by default runs/protocol")
+    parser.add_argument(
+        "--keep", type=path_argument, metavar="DIR", help="copy CSV files, configurations and objectives there in the end"
+    )
     parser.add_argument("overrides", nargs="*", help="for every run, such as env_steps=1000")
     options = parser.parse_args()
     try:

@@ -33,6 +33,7 @@ from gymnasium import spaces
 from omegaconf import OmegaConf
 
 from metagenrl_pl.agents.windows import widest
+from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.environments.environment import EnvironmentSpec
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, action=Distinct, default=[0, 1, 2], metavar="N", help="of meta-training")
     parser.add_argument("--env-steps", type=positive, default=1_000_000, help="of meta-training in each environment")
     parser.add_argument("--trial-env-steps", type=positive, default=2_000, help="length of a trial in meta-training")
-    parser.add_argument("--out", type=Path, default=Path("runs/protocol/sb3/rl2"))
+    parser.add_argument("--out", type=path_argument, default=Path("runs/protocol/sb3/rl2"))
     parser.add_argument("overrides", nargs="*", help="such as env.train=[Pendulum-v1]")
     options = parser.parse_args()
     if importlib.util.find_spec("sb3_contrib") is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from metagenrl_pl.common.commands import hydra_override
+from metagenrl_pl.common.files import path_argument
 
 DEBUG = ["experiment=debug"]
 SHORT_TEST = ["env_steps=200", "evaluate_every_env_steps=100", "num_episodes=1"]
@@ -111,9 +112,9 @@ def contents(run_dir: Path) -> dict[str, object]:
 def main() -> None:
     """Run, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("old", type=Path)
-    parser.add_argument("new", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("same_bits"), help="where runs go")
+    parser.add_argument("old", type=path_argument)
+    parser.add_argument("new", type=path_argument)
+    parser.add_argument("--out", type=path_argument, default=Path("same_bits"), help="where runs go")
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     options = parser.parse_args()
     is_same = True

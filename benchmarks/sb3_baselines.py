@@ -26,6 +26,7 @@ import torch
 from gymnasium import spaces
 from omegaconf import OmegaConf
 
+from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.evaluation.evaluator import Evaluator
@@ -160,7 +161,7 @@ def main() -> None:
         "--seeds", nargs="+", type=int, action=Distinct, default=[*range(9)], metavar="N", help="agents in each environment"
     )
     parser.add_argument("--jobs", type=int, default=1, help="agents side by side, each on a core of its own")
-    parser.add_argument("--out", type=Path, default=Path("runs/protocol/sb3"), help="holds a folder for each method")
+    parser.add_argument("--out", type=path_argument, default=Path("runs/protocol/sb3"), help="holds a folder for each method")
     parser.add_argument("overrides", nargs="*", help="such as callbacks.meta_test.env_steps=8000")
     options = parser.parse_args()
     if importlib.util.find_spec("stable_baselines3") is None:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from metagenrl_pl.common.files import append_csv, read_csv, write_csv
+from metagenrl_pl.common.files import append_csv, path_argument, read_csv, write_csv
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.integrations import find_objective
 from metagenrl_pl.reporting.numbers import format_interval
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10, help="of an evaluation")
     parser.add_argument("--updates", type=int, default=200, help="of a turn in the measurement of speed")
     parser.add_argument("--jobs", type=int, default=1, help="agents side by side, each on a core of its own")
-    parser.add_argument("--out", type=Path, default=Path("runs/sb3_learned_td3"))
+    parser.add_argument("--out", type=path_argument, default=Path("runs/sb3_learned_td3"))
     options = parser.parse_args()
     if importlib.util.find_spec("stable_baselines3") is None:
         sys.exit('error: stable-baselines3 is not installed; pip install -e ".[train,sb3]"')

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.results.run_folders import Run, find_runs
 from metagenrl_pl.results.scores import Score, aggregate, learning_curves, scores_of, select_normalised
@@ -104,14 +105,14 @@ def scores_by_environment(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Choose an objective, copy it and print its scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of the runs")
+    parser.add_argument("runs", nargs="+", type=path_argument, help="folders of the runs")
     parser.add_argument(
-        "--baselines", nargs="+", type=Path, default=[], metavar="DIR", help="folders of runs that have the baselines"
+        "--baselines", nargs="+", type=path_argument, default=[], metavar="DIR", help="folders of runs that have the baselines"
     )
     parser.add_argument("--validation", nargs="+", default=VALIDATION, metavar="ENVIRONMENT", help="those that choose")
     parser.add_argument("--name", required=True, help="what it is called in the package")
     parser.add_argument("--made-by", default="python benchmarks/protocol.py", help="the command that made the runs")
-    parser.add_argument("--to", type=Path, default=PRETRAINED, help="folder of the package's objectives")
+    parser.add_argument("--to", type=path_argument, default=PRETRAINED, help="folder of the package's objectives")
     options = parser.parse_args()
     try:
         run, scores = best_on_validation(find_runs(options.runs)[0], find_runs(options.baselines)[0], options.validation)

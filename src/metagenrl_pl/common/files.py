@@ -21,6 +21,18 @@ T = TypeVar("T", int, float)
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
+def path_argument(text: str) -> Path:
+    """A path on a command line. `~` is the home folder, which shells leave as it is in `--out=~/folder`.
+
+    Raises:
+        ValueError: if `~` names a user that does not exist.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Replace a local file as a whole: afterwards `path` has either its old content or all of the new one.

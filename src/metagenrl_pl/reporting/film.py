@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.agents.population import AgentSettings, Population, PopulationSettings
 from metagenrl_pl.common.exit_codes import MISTAKE
-from metagenrl_pl.common.files import atomic_write
+from metagenrl_pl.common.files import atomic_write, path_argument
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.former import update_config
 from metagenrl_pl.config.schema import build, load_config
@@ -124,9 +124,9 @@ def save_film(path: Path, frames: np.ndarray, per_second: float) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. A user's mistake is one line, `error: ...`, and exit code 2."""
     parser = argparse.ArgumentParser(prog="metagenrl film", description="Films of the agents of a checkpoint, an episode each.")
-    parser.add_argument("checkpoint", type=Path, help="a .ckpt file, or the folder of a run")
+    parser.add_argument("checkpoint", type=path_argument, help="a .ckpt file, or the folder of a run")
     parser.add_argument("--agents", nargs="+", type=int, metavar="N", help="of the population; by default those of the meta-test")
-    parser.add_argument("--out", type=Path, default=Path("films"), metavar="DIR", help="where films go (default: films)")
+    parser.add_argument("--out", type=path_argument, default=Path("films"), metavar="DIR", help="where films go (default: films)")
     parser.add_argument("--format", choices=FORMATS, default="gif", help="mp4 needs the extra 'video' (default: gif)")
     parser.add_argument("--height", type=int, default=240, metavar="PIXELS", help="of a film (default: 240)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of a film, at most (default: the whole episode)")

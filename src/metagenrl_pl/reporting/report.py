@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from metagenrl_pl.common.exit_codes import MISTAKE
+from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.common.messages import one_line
 
 
@@ -22,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="metagenrl report",
         description="One HTML page that tells what meta-training and meta-tests have shown.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold run folders")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument("runs", nargs="+", type=path_argument, help="run folders, or folders that hold run folders")
+    parser.add_argument("--out", type=path_argument, default=Path("report.html"), help="the page (default: report.html)")
     given = parser.parse_args(arguments)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
