@@ -83,8 +83,7 @@ def policy_gradients(
     """
     traced = TracedPolicy(networks, policy, windows.observation)
     inputs = objective_inputs(networks, objective, policy, critics, windows, traced.action)
-    # This method, since it is the one whose derivatives some objectives write out; alpha is constant here.
-    gradient, _ = objective.action_gradient_and_pull_back(alpha, inputs)  # [P, B, T, A]
+    gradient = objective.constant_action_gradient(alpha, inputs)  # [P, B, T, A]
     if objective_share is not None:
         slope = first_slope(networks, objective, critics, windows, traced.action, inputs)
         share = objective_share.view(-1, 1, 1, 1)

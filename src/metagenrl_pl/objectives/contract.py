@@ -163,6 +163,11 @@ class Objective(nn.Module, ABC):
             inputs.policy_action
         )
 
+    def constant_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """`action_gradient` as a constant, [P, B, T, A]: all that the update of policies needs. By autograd, unless written out."""
+        with torch.no_grad():
+            return self.action_gradient(parameters, inputs)
+
     def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
         """`loss`, [P, B, T], and `action_gradient`, [P, B, T, A], as constants."""
         with torch.no_grad():

@@ -121,6 +121,13 @@ class LearnedObjective(ParametricObjective):
             error = torch.tanh(SQUASH * error) / SQUASH
         return error * inputs.valid
 
+    def constant_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        """See `Objective`."""
+        if not self._is_written_out:
+            return super().constant_action_gradient(parameters, inputs)
+        with torch.no_grad():
+            return self._trace(parameters, inputs).action_gradient()
+
     def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
         if not self._is_written_out:

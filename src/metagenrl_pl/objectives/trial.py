@@ -54,13 +54,15 @@ def check_loss(objective: Objective) -> None:
 def _check_derivatives(objective: Objective, parameters: Parameters, inputs: ObjectiveInputs, direction: Tensor) -> None:
     """Compare those that the updates use with those of the loss that autograd gives."""
     gradient, pull_back = objective.action_gradient_and_pull_back(parameters, inputs)
-    _compare("action gradient", gradient, Objective.action_gradient(objective, parameters, inputs))
+    expected = Objective.action_gradient(objective, parameters, inputs)
+    for found in (gradient, objective.constant_action_gradient(parameters, inputs)):
+        _compare("action gradient", found, expected)
     if parameters and type(objective).action_gradient_and_pull_back is not Objective.action_gradient_and_pull_back:
         changes = attempt("pull-back", "a gradient for each parameter", lambda: pull_back(direction))
-        expected = Objective.action_gradient_and_pull_back(objective, parameters, inputs)[1](direction)
-        if missing := [name for name in expected if name not in changes or changes[name].shape != expected[name].shape]:
+        by_autograd = Objective.action_gradient_and_pull_back(objective, parameters, inputs)[1](direction)
+        if missing := [name for name, g in by_autograd.items() if name not in changes or changes[name].shape != g.shape]:
             raise ValueError(f"its pull-back gives no gradient of {missing[0]}; valid is one for each parameter, [P, ...]")
-        _compare("pull-back", *(torch.cat([one[name].flatten() for name in expected]) for one in (changes, expected)))
+        _compare("pull-back", *(torch.cat([one[name].flatten() for name in by_autograd]) for one in (changes, by_autograd)))
 
 
 def _compare(name: str, found: Tensor, expected: Tensor) -> None:
