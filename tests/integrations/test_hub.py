@@ -52,6 +52,18 @@ def test_an_objective_comes_back_as_it_was_pushed(hub: Any) -> None:
     assert not any(p.requires_grad for p in back.parameters())
 
 
+def test_who_may_see_it_and_which_revision_reach_the_hub(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    library: Any = hub.huggingface_hub
+    create, download = library.HfApi.create_repo, library.hf_hub_download
+    monkeypatch.setattr(library.HfApi, "__init__", lambda self, token=None: asked.append(token))
+    monkeypatch.setattr(library.HfApi, "create_repo", lambda *a, **more: (asked.append(more), create(*a, **more))[1])
+    monkeypatch.setattr(library, "hf_hub_download", lambda *a, **more: (asked.append(more), download(*a, **more))[1])
+    hub.push_to_hub(ParametricObjective.pretrained("light"), "me/light", private=True, token="t")
+    hub.from_hub("me/light", revision="v1", token="u")
+    assert asked == ["t", {"private": True, "exist_ok": True}, {"revision": "v1", "token": "u"}]
+
+
 def test_its_page_has_metadata_use_and_scores(hub: Any) -> None:
     hub.push_to_hub(ParametricObjective.pretrained("light"), "me/light")
     _, front, page = (hub.folder / "me/light/README.md").read_text().split("---\n", 2)
