@@ -74,6 +74,10 @@ def test_initial_weights_follow_from_seed_and_size_alone() -> None:
                 assert not torch.equal(p[0], p[1]), (kind, name)
 
 
+def test_layer_norm_can_be_left_out() -> None:
+    assert not [name for name in small_population(settings=small_settings(layer_norm=False)).policy if "norm" in name]
+
+
 def test_twins_differ() -> None:
     critics = small_population().critics
     assert all((p[:, 0] != p[:, 1]).any() for name, p in critics.items() if name.endswith("weight") and "norm" not in name)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.agents.windows import Windows
+from metagenrl_pl.common.placement import Placement
+from metagenrl_pl.learning.evolution import Evolution, EvolutionSettings
 from metagenrl_pl.learning.inner_step import SGD, Adam, InnerStep
 from metagenrl_pl.learning.judges import CriticJudge, Judge, ReturnsJudge
 from metagenrl_pl.learning.learner import Learner
@@ -136,6 +138,27 @@ def test_targets_move_by_their_rate() -> None:
             # Targets start equal to their networks: 3/4 of the old value and 1/4 of the new one.
             expected = 0.75 * before[kind][name] + 0.25 * p
             torch.testing.assert_close(learner.population.parameter_sets[f"target_{kind}"][name], expected)
+
+
+@pytest.mark.parametrize(("noise", "clip"), [(0.2, 0.5), (50.0, 0.3)])
+def test_the_noise_on_target_actions_is_clipped(noise: float, clip: float) -> None:
+    learner, seen = learner_of(Reinforce(), target_noise=noise, target_noise_clip=clip), []
+    gradients = learner.critic_gradients
+    learner.critic_gradients = lambda *arguments: (seen.append(arguments[5]), gradients(*arguments))[1]  # type: ignore[func-returns-value]
+    learner.update(numbered_draw(0), env_steps=0)
+    largest = seen[0].abs().max()
+    assert largest == clip if noise > clip else 0 < largest <= clip
+
+
+@pytest.mark.parametrize(("setting", "kind"), [("discount", "critics"), ("saturation_penalty", "policy")])
+def test_a_setting_reaches_its_update(setting: str, kind: str) -> None:
+    learned = []
+    for options in ({}, {setting: 0.5}):
+        learner = learner_of(small_objective(), **options)
+        learner.population.policy["out.bias"].add_(3.0)  # so that there is something to penalise
+        learner.update(numbered_draw(0), env_steps=0)
+        learned.append(learner.population.parameter_sets[kind]["hidden.0.weight"])
+    assert not torch.equal(*learned)
 
 
 def test_somebody_else_may_step_the_critics() -> None:
@@ -263,6 +286,18 @@ def test_continues_bit_for_bit(num_before: int, inner: InnerStep) -> None:
     run(resumed, num_before, num_before + 3)
     assert_same(snapshot(learner), snapshot(resumed))
     assert resumed.num_updates == learner.num_updates == num_before + 3
+
+
+def test_a_resume_goes_on_with_the_generations_noise() -> None:
+    def new() -> Learner:
+        meta = Evolution(EvolutionSettings(), ["A", "A"], 10, 0, Placement(2))
+        return Learner(small_population([(3, 2)] * 2, [5, 5]), small_objective(), small_settings(), [5, 5], meta)
+
+    learner, resumed = new(), new()
+    learner.end_generation([1.0, 2.0])
+    resumed.load_state_dict(learner.state_dict())
+    resumed.objective.load_state_dict(learner.objective.state_dict())
+    assert all(torch.equal(p, resumed.alpha[name]) for name, p in learner.alpha.items())
 
 
 def test_noise_on_targets_belongs_to_the_agent() -> None:
