@@ -8,6 +8,7 @@ import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -33,7 +34,9 @@ from metagenrl_pl.common.files import read_csv
 from metagenrl_pl.config.schema import ConfigError, build
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.evaluation import fresh_agents
 from metagenrl_pl.evaluation.evaluator import Evaluator
+from metagenrl_pl.evaluation.fresh_agents import MetaTestPlan
 from metagenrl_pl.experience.memory import memory_bytes
 from metagenrl_pl.learning.cycle import Resources
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, ParametricObjective, Reinforce
@@ -142,6 +145,13 @@ def test_returns_are_those_of_the_episodes_since_the_last_line(tmp_path: Path) -
             assert list(logged(tmp_path, f"{metric}/{name}")) == [16, 24, 32, 36]  # there are none before the warmup ends
 
 
+def test_the_mean_of_an_environment_is_over_its_agents(tmp_path: Path) -> None:
+    two = [EnvironmentSpec("Counting-v0", {"global_randomness": "reward"}, 4)] * 2
+    tiny_run([*two, TOYS[1]], env_steps=8, updates_per_batch=8, callbacks=[EpisodeReturns(8)], run_dir=tmp_path)
+    own = [logged(tmp_path, f"episode_return/{two[0].name}/agent_{agent}")[8] for agent in (0, 1)]
+    assert own[0] != own[1] and logged(tmp_path, f"mean/{two[0].name}") == {8: pytest.approx(sum(own) / 2)}
+
+
 def test_the_critics_own_objective_agrees_with_it(tmp_path: Path) -> None:
     specs = [EnvironmentSpec("Approach-v0"), EnvironmentSpec("Pendulum-v1")]
     settings = tiny_settings(warmup_env_steps=5)
@@ -164,13 +174,13 @@ def test_there_is_no_agreement_before_the_critic_learns(tmp_path: Path) -> None:
     assert list(logged(tmp_path, f"agreement/{NAMES[0]}")) == [30, 40]
 
 
-def test_throughput_counts_all_agents(tmp_path: Path) -> None:
+def test_throughput_counts_all_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 env steps of 3 agents in 2 and in 4 seconds; 10 update cycles, once there are ten steps, and 20."""
+    clock = iter([100.0, 102.0, 106.0])
+    monkeypatch.setattr("callbacks.training_log.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     tiny_run(callbacks=[Throughput(20)], run_dir=tmp_path, updates_per_batch=20)
-    env_steps = logged(tmp_path, "throughput/agent_env_steps_per_second")
-    updates = logged(tmp_path, "throughput/update_cycles_per_second")
-    assert list(env_steps) == list(updates) == [20, 40]
-    assert env_steps[20] / updates[20] == pytest.approx(3 * 20 / 10)  # 10 cycles, once there are ten steps
-    assert env_steps[40] / updates[40] == pytest.approx(3)
+    assert logged(tmp_path, "throughput/agent_env_steps_per_second") == {20: 30, 40: 15}
+    assert logged(tmp_path, "throughput/update_cycles_per_second") == {20: 5, 40: 5}
 
 
 # --------------------------------------------------------------------------------------------------------------- evaluations
@@ -181,6 +191,17 @@ def test_policies_are_evaluated_at_intervals_and_at_the_end(tmp_path: Path) -> N
     for agent, (name, episode_return) in enumerate([(EIGHT, 36), (FIVE, 15), (EIGHT, 36)]):
         assert logged(tmp_path, f"evaluation_return/{name}/agent_{agent}") == dict.fromkeys((10, 20, 25), episode_return)
     assert not (tmp_path / "meta_test.csv").exists()
+
+
+@pytest.mark.parametrize("num_episodes", [1, 3])
+def test_policies_are_evaluated_for_as_many_episodes_as_asked_for(
+    num_episodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    make = Evaluator.__init__
+    monkeypatch.setattr(Evaluator, "__init__", lambda self, *arguments: (asked.append(arguments[2]), make(self, *arguments))[1])
+    tiny_run(TIMED, 10, callbacks=[PolicyEvaluation(str(tmp_path), 10, num_episodes)])
+    assert asked == [num_episodes]
 
 
 @pytest.mark.parametrize(("objective", "stage"), [(tiny_objective(), 123), (CriticObjective(), None), (tiny_objective(), 0)])
@@ -214,6 +235,15 @@ def test_the_objective_is_tested_at_intervals_and_compared_at_the_end(tmp_path: 
         returns = [row.episode_return for row in rows if row.method == method and row.env_steps == 20]
         assert shown[40] == pytest.approx(sum(returns[-2:]) / 2)
     assert list(logged(tmp_path, "meta_test/Approach-v0/learned")) == [20, 30, 40]
+
+
+def test_returns_are_means_over_as_many_episodes_as_asked_for(tmp_path: Path) -> None:
+    test = meta_test(run_dir=str(tmp_path), num_episodes=3, untrained=False, baselines={"critic": CriticObjective()})
+    tiny_run(callbacks=[test], frozen=True)
+    rows, approach = read_rows(tmp_path / "meta_test.csv"), [EnvironmentSpec("Approach-v0")]
+    plan = MetaTestPlan(approach, [0, 1], tiny_settings(), 20, 10, 3)
+    assert [row for row in rows if row.method == "critic"] == fresh_agents.meta_test("critic", CriticObjective(), plan)
+    assert [row for row in rows if row.method == "random"] == fresh_agents.random_returns(approach, [0, 1], 3)
 
 
 def test_a_replay_that_has_no_place_is_refused_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,7 +532,8 @@ def test_times_are_read_like_a_clock(seconds: float, shown: str) -> None:
 
 
 def test_a_log_is_sent_lines_at_intervals(no_terminal: io.StringIO) -> None:
-    tiny_run(env_steps=200, updates_per_batch=5, callbacks=[PopulationDisplay()])
+    late = tiny_settings(warmup_env_steps=190)
+    tiny_run(env_steps=200, updates_per_batch=5, callbacks=[PopulationDisplay()], settings=late)
     lines = no_terminal.getvalue().splitlines()
     assert "\x1b" not in no_terminal.getvalue()
     assert [line.partition(" env steps")[0] for line in lines] == [f"meta-training: {n}/200" for n in range(10, 201, 10)]
