@@ -1,19 +1,24 @@
 """The examples run as their users run them."""
 
+import itertools
 import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import nbformat
 import numpy as np
 import pytest
+import torch
 from nbclient import NotebookClient
+from torch import Tensor, nn
 
 from examples.own_objective import Blend
+from metagenrl_pl.integrations import actor_loss
 from metagenrl_pl.objectives import LearnedObjective
 from metagenrl_pl.results.rows import read_rows
 
@@ -29,12 +34,20 @@ def test_td3_with_a_learned_objective(
     if objective == "as in the paper":
         LearnedObjective(hidden_units=8).save(path := tmp_path / "objective.safetensors")
         objective = str(path)
+    seen: list[Tensor] = []
+
+    def keep(objective: Any, policy: nn.Module, *arguments: Any) -> Tensor:
+        seen.append(nn.utils.parameters_to_vector(policy.parameters()).detach().clone())
+        return actor_loss(objective, policy, *arguments)
+
+    monkeypatch.setattr("metagenrl_pl.integrations.actor_loss", keep)
     arguments = ["--total-timesteps", "480", "--learning-starts", "420", "--num-envs", "2", "--batch-size", "8"]
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--objective", objective, *arguments])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     lines = re.findall(r"^steps +([\d,]+)  mean return of the newest episodes +(-?[\d.]+)", capsys.readouterr().out, re.MULTILINE)
     assert [int(steps) for steps, _ in lines] == [432, 480]
     assert all(-2000 < float(value) < 0 for _, value in lines)  # a step of Pendulum costs at most 16.3
+    assert len(seen) > 5 and all(not torch.equal(one, other) for one, other in itertools.pairwise(seen))  # it learns
 
 
 def test_td3_with_a_learned_objective_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
