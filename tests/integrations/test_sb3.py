@@ -15,6 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
+from metagenrl_pl.integrations import sb3
 from metagenrl_pl.integrations.actor import actor_loss, find_objective
 from metagenrl_pl.integrations.sb3 import LearnedTD3, WindowReplayBuffer
 from metagenrl_pl.objectives import CriticObjective, LearnedMixture, Objective
@@ -125,6 +126,20 @@ def test_observations_and_rewards_are_normalised() -> None:
     assert torch.equal(windows.action, raw.action) and not torch.equal(windows.states, raw.states)
 
 
+def test_the_actors_gradient_is_clipped() -> None:
+    model = make(max_grad_norm=1e-4).learn(24)
+    assert torch.cat([p.grad.flatten() for p in model.actor.parameters() if p.grad is not None]).norm() <= 1.001e-4
+
+
+def test_the_actors_windows_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    loss = sb3.actor_loss
+    monkeypatch.setattr(sb3, "actor_loss", lambda *arguments: (seen.append(arguments[3].states), loss(*arguments))[1])
+    env = VecNormalize(counting(2))
+    make(env).learn(60)
+    assert seen and seen[-1].abs().max() <= env.clip_obs  # an episode's number is up to a million
+
+
 def test_a_saved_model_goes_on_as_if_it_had_not_been_saved(tmp_path: Path) -> None:
     model = make(objective="mixture", num_windows=5, action_noise=NormalActionNoise(np.zeros(1), np.full(1, 0.1)))
     model.learn(40)
@@ -228,13 +243,14 @@ def test_padding_does_not_reach_batch_normalisation() -> None:
 
 
 def test_the_objective_can_be_replaced() -> None:
-    model = make(objective=CriticObjective())
-    model.learn(21)
-    states = model.replay_buffer.sample_windows(4, 3)
-    model.objective = find_objective("mixture")
-    model.learn(2, reset_num_timesteps=False)
-    assert type(model._device_objective) is type(model.objective)
-    assert states.valid.any()
+    actors = []
+    for replacement in (None, "mixture"):
+        model = make(objective=CriticObjective()).learn(21)
+        model.objective = find_objective(replacement) if replacement else model.objective
+        model.learn(2, reset_num_timesteps=False)
+        assert type(model._device_objective) is type(model.objective)
+        actors.append(parameters(model, "actor"))
+    assert not torch.equal(*actors)
 
 
 def test_a_model_of_td3_goes_on_with_an_objective(tmp_path: Path) -> None:
