@@ -108,14 +108,18 @@ def test_the_command_films_one_agent_of_each_environment_or_those_named(
     assert iio.imread(path).shape[-3:] == (240 + 32, 192, 3) and f"{PENDULUM.name}, agent 2" in capsys.readouterr().out
 
 
-def test_options_reach_the_film(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_reach_the_film(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shapes: list[tuple[int, ...]] = []
     monkeypatch.setattr(film, "save_film", lambda path, frames, per_second: shapes.append(frames.shape))
-    for seed in ("3", "4"):
+    for seed in ("3", "4", "3"):
         film.main(
             [str(checkpoint), "--agents", "0", "--out", str(tmp_path), "--height", "60", "--seconds", "0.5", "--seed", seed]
         )
-    assert shapes == [(8, 60 + 26, 60, 3)] * 2
+    assert shapes == [(8, 60 + 26, 60, 3)] * 3
+    first, other, again = capsys.readouterr().out.splitlines()
+    assert first == again != other  # the return of another episode
 
 
 def test_a_walking_body_is_followed() -> None:
