@@ -41,6 +41,8 @@ class Doing(gymnasium.Env):
     def __init__(self, do="nothing", when=1, path=None):
         self.observation_space, self.action_space = spaces.Box(-np.inf, np.inf, (4,), np.float64), spaces.Box(-1, 1, (1,))
         self._do, self._when, self._path = do, when, path
+        if do == "hang in a worker" and os.getpid() != int(path):
+            time.sleep(3600)
         if do == "warn":
             warnings.warn("an odd one")
 
@@ -223,7 +225,7 @@ def test_warnings_are_told_once(
 def test_a_worker_that_hangs_in_a_step_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first environment hangs in its 20th step, once; the third one has another worker and loses nothing."""
     monkeypatch.chdir(tmp_path)
-    group = make_group([EnvironmentSpec("odd_environments:Hangs-v0"), counting(), counting()], 2, timeout=3.0)
+    group = make_group([EnvironmentSpec("odd_environments:Hangs-v0"), counting(), counting()], 2, timeout=1.0)
     with contextlib.closing(group):
         assert isinstance(group, WorkerGroup)
         assert [list(worker.names) for worker in group._workers] == [[0, 2], [1]]
@@ -235,7 +237,7 @@ def test_a_worker_that_hangs_in_a_step_is_replaced(tmp_path: Path, monkeypatch: 
             group.begin_step(action)
             assert group.end_step().observation[1, 1] == step + 1
         group.begin_step(action)
-        with pytest.warns(UserWarning, match=r"has not answered for 3 s and was replaced; .*Hangs-v0, .* replaced so far: 1$"):
+        with pytest.warns(UserWarning, match=r"has not answered for 1 s and was replaced; .*Hangs-v0, .* replaced so far: 1$"):
             assert group.end_step().observation[1, 1] == 20
         assert group.lost.tolist() == [True, False, True]
         assert [worker.process is process for worker, process in zip(group._workers, processes, strict=True)] == [False, True]
@@ -252,7 +254,7 @@ def test_a_worker_that_hangs_in_a_step_is_replaced(tmp_path: Path, monkeypatch: 
 
 
 def test_an_environment_that_hangs_again_and_again_is_named(doing: Callable[..., EnvironmentSpec]) -> None:
-    group = WorkerGroup([doing("hang")], 1, timeout=1.5)
+    group = WorkerGroup([doing("hang")], 1, timeout=0.5)
     with contextlib.closing(group), pytest.warns(UserWarning, match="replaced so far: 3"):
         for _ in range(env_workers.MAX_RESTARTS):
             group.reset(0, 0)
@@ -260,14 +262,27 @@ def test_an_environment_that_hangs_again_and_again_is_named(doing: Callable[...,
             group.end_step()
         group.reset(0, 0)
         group.begin_step(np.zeros((1, 1), np.float32))
-        with pytest.raises(EnvironmentFailure, match=r"has not answered for 1\.5 s, .* doing_environments:Doing-v0.*env_timeout"):
+        with pytest.raises(EnvironmentFailure, match=r"has not answered for 0\.5 s, .* doing_environments:Doing-v0.*env_timeout"):
             group.end_step()
 
 
 def test_a_hang_at_a_reset_is_named(doing: Callable[..., EnvironmentSpec]) -> None:
-    group = WorkerGroup([doing("hang at reset")], 1, timeout=1.5)
-    with contextlib.closing(group), pytest.raises(EnvironmentFailure, match="has not answered"):
+    group = WorkerGroup([doing("hang at reset")], 1, timeout=0.5)
+    with contextlib.closing(group), pytest.raises(EnvironmentFailure, match=r"has not answered for 0\.5 s"):
         group.reset(0, 0)
+
+
+def test_a_worker_may_take_longer_to_start_than_to_step(opened: Callable[..., WorkerGroup]) -> None:
+    """Its imports alone take longer than this."""
+    opened([counting()], 1, timeout=0.05)
+
+
+def test_a_hang_at_the_start_is_named(doing: Callable[..., EnvironmentSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env_workers, "START_SECONDS", 0.5)
+    with pytest.raises(
+        EnvironmentFailure, match=r"has not answered for 0\.5 s, with the environments doing_environments:Doing-v0"
+    ):
+        WorkerGroup([doing("hang in a worker", path=str(os.getpid()))], 1, timeout=0.05)
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])

@@ -33,6 +33,9 @@ MIN_CORES = 4
 SECONDS_TO_CLOSE = 5.0
 """How long a worker may take to finish before it is killed."""
 
+START_SECONDS = 60.0
+"""How long a new worker may take at least until its environments are made. On a busy machine its imports take seconds."""
+
 MAX_RESTARTS = 3
 """How often in a row a worker is replaced that hangs in a step, before the environment counts as broken."""
 
@@ -106,7 +109,8 @@ class WorkerGroup(EnvironmentGroup):
     Args:
         specs: which environments to make.
         num_workers: number of processes, at least 1. There are never more than environments.
-        timeout: seconds after which a worker that has not answered counts as hung; None to wait for ever.
+        timeout: seconds after which a worker that has not answered counts as hung; None to wait for ever. A worker that starts has at
+            least `START_SECONDS`.
 
     Raises:
         ValueError: if an environment is not usable, here or in a worker, or the number is not valid.
@@ -245,6 +249,7 @@ class _Worker:
 
     def __init__(self, names: dict[int, str], memory_file: int, shape: tuple[int, int, int], timeout: float | None) -> None:
         self.names, self.rows, self._timeout = names, np.array(list(names)), timeout
+        self._patience = None if timeout is None else max(timeout, START_SECONDS)  # for the next answer
         self.num_restarts = 0  # workers before this one that hung, without a step in between
         worker_requests, self._requests = Pipe(duplex=False)
         self._answers, worker_answers = Pipe(duplex=False)
@@ -276,9 +281,10 @@ class _Worker:
 
     def receive(self) -> Any:
         """Wait for the answer. It is a Failure if an environment raised an exception, or the process died or hangs."""
-        if not self._has_answer.poll(None if self._timeout is None else 1000 * self._timeout):
+        seconds, self._patience = self._patience, self._timeout
+        if not self._has_answer.poll(None if seconds is None else 1000 * seconds):
             self.process.kill()
-            return Failure(next(iter(self.names)), self._hang_failure())
+            return Failure(next(iter(self.names)), self._hang_failure(seconds))
         if os.read(self._answers.fileno(), 1) == DONE:
             return None
         try:
@@ -299,9 +305,9 @@ class _Worker:
             self.process.kill()
             return self.process.wait()
 
-    def _hang_failure(self) -> WorkerHang:
+    def _hang_failure(self, seconds: float | None) -> WorkerHang:
         return WorkerHang(
-            f"a worker process has not answered for {self._timeout:g} s, with the environments {', '.join(self.names.values())}; "
+            f"a worker process has not answered for {seconds:g} s, with the environments {', '.join(self.names.values())}; "
             "valid is a larger env_timeout_seconds if they are slow"
         )
 
