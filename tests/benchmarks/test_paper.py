@@ -1,7 +1,9 @@
 """Table 1 and the figures: which runs they need, and what is written from runs that ended."""
 
+import functools
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from omegaconf import OmegaConf
 import paper
 import paper_output
 from metagenrl_pl.results.rows import MetaTestRow, append_rows
-from side_by_side import Runner, check_folders
+from side_by_side import Runner, check_folders, compose_yaml
 
 TESTED = [
     *("agent.hidden_units=4", "agent.num_windows=2", "agent.window_length=3", "agent.random_env_steps=5", "compile=false"),
@@ -23,6 +25,15 @@ TINY = [
     *("env_steps=20", "updates_per_batch=5", "population.size=4", "objective.hidden_units=4", *TESTED),
     "env.train=[Pendulum-v1,InvertedPendulum-v5]",
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def composed_once() -> Iterator[None]:
+    """Plans of several tests have the same runs; composing one takes a fifth of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        compose = functools.cache(lambda overrides: compose_yaml(list(overrides)))
+        patch.setattr(paper, "compose_yaml", lambda overrides: compose(tuple(overrides)))
+        yield
 
 
 def test_every_run_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

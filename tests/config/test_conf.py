@@ -1,5 +1,7 @@
 """Every file in conf/ composes, fits the signatures that it configures, and builds."""
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,20 @@ def objective_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@cache
+def compose_once(*overrides: str) -> DictConfig:
+    """Composing takes a fifth of a second, and tests share command lines."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
 @pytest.fixture
 def composed(objective_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The validated config of a command line; files where `objective` asks for some; results in a folder of their own."""
     monkeypatch.chdir(tmp_path)
 
     def compose_and_validate(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", list(overrides))
+        config = copy.deepcopy(compose_once(*overrides))
         if OmegaConf.is_missing(config.objective, "path"):
             config.objective.path = str(objective_file)
         if OmegaConf.is_missing(config.objective, "members"):
@@ -194,6 +202,8 @@ def test_experiments_of_the_paper_use_its_sizes(composed: Any) -> None:
             agent, num_agents = config.agent, config.population.size
             assert (agent.hidden_units, agent.num_windows, agent.window_length) == (350, 100, 20), choice
             assert (config.meta.gradient, config.inner._target_) == ("clip", "metagenrl_pl.learning.inner_step.SGD"), choice
+            is_large = len(config.env.train) == 4
+            assert (num_agents, config.env_steps) == ((40, 700_000) if is_large else (20, 600_000)), choice
             assert num_agents % len(config.env.train) == 0, f"{choice}: {num_agents} agents do not fill {config.env.train}"
 
 
