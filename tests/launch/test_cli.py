@@ -9,6 +9,7 @@ import gymnasium as gym
 import pytest
 import toy_environments  # noqa: F401  (registers them)
 
+import metagenrl_pl
 from metagenrl_pl.common.messages import format_warning
 from metagenrl_pl.launch import check_command, cli
 
@@ -23,19 +24,39 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
-def test_it_lists_its_commands_and_the_objectives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch) == 0
-    assert all(f"\n  {name} " in capsys.readouterr().out for name in ("train",))
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_it_lists_its_commands(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name:<8}{text}" in printed for name, text in cli.COMMANDS.items())
+
+
+def test_it_prints_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"{metagenrl_pl.__version__}\n"
+
+
+def test_list_prints_the_pretrained_objectives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "list") == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["falling", "light", "mixture"]
     assert call(monkeypatch, "list", "--help") == 0
     assert capsys.readouterr().out == "metagenrl list: list the pretrained objectives with their scores\n"
-    assert call(monkeypatch, "list", "x") == 2
-    assert capsys.readouterr().err == "error: list takes no argument, got x\n"
-    assert call(monkeypatch, "test", "light", "mixture") == 2
-    assert capsys.readouterr().err == "error: test takes one objective, got light, mixture\n"
-    assert call(monkeypatch, "tain") == 2
-    assert capsys.readouterr().err.startswith("error: there is no command 'tain'; valid: train, test, report, film, check, list")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "x"], "list takes no argument, got x\n"),
+        (["test", "light", "mixture"], "test takes one objective, got light, mixture\n"),
+        (["tain"], "there is no command 'tain'; valid: train, test, report, film, check, list"),
+    ],
+)
+def test_a_mistyped_command_is_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {message}") and told.count("\n") == 1
 
 
 def test_films_find_environments_of_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -53,19 +74,46 @@ def test_check_tries_environments(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     printed = capsys.readouterr().out
     assert re.search(r"Pendulum-v1 +│ 3 +│ 1 +│ 200 +│ [\d,]+ ", printed)
     assert "warning: environment Counting-v0[ends_after=7]: has no time limit" in printed
-    assert call(monkeypatch, "check", "env.test=[]", "env.train=[CartPole-v1,Pendulum-v1]") == 2
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ("CartPole-v1,Pendulum-v1", ["error: environment CartPole-v1: its actions are Discrete(2)", "│ 200 "]),  # tries the rest
+        ("{id: Pendulum-v1, evaluation_kwargs: {foo: 1}}", ["got an unexpected keyword argument 'foo'"]),
+        ("':x:/Own-v0'", ["error: environment :x:/Own-v0: "]),
+    ],
+)
+def test_check_names_what_does_not_work(
+    train: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check_command, "_SECONDS", 0.02)
+    assert call(monkeypatch, "check", "env.test=[]", f"env.train=[{train}]") == 2
     printed = capsys.readouterr().out
-    assert "error: environment CartPole-v1: its actions are Discrete(2)" in printed and "│ 200 " in printed
-    evaluated = "env.train=[{id: Pendulum-v1, evaluation_kwargs: {foo: 1}}]"
-    assert call(monkeypatch, "check", "env.test=[]", evaluated) == 2
-    assert "got an unexpected keyword argument 'foo'" in capsys.readouterr().out
-    assert call(monkeypatch, "check", "env.test=[]", "env.train=[':x:/Own-v0']") == 2
-    assert "error: environment :x:/Own-v0: " in capsys.readouterr().out
-    assert call(monkeypatch, "check", "Pendulum-v1", "env.test=[]", "Hopper-v5") == 2
-    told = "check takes overrides, got Pendulum-v1, Hopper-v5; valid is env.train=[Pendulum-v1,Hopper-v5]"
-    assert capsys.readouterr().err == f"error: {told}\n"
-    assert call(monkeypatch, "check", "env.tain=[x]") == 2
-    assert capsys.readouterr().err.startswith("error: unknown key 'env.tain'; did you mean 'env.train'?")
+    assert all(word in printed for word in words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["Pendulum-v1", "env.test=[]", "Hopper-v5"],
+            "check takes overrides, got Pendulum-v1, Hopper-v5; valid is env.train=[Pendulum-v1,Hopper-v5]\n",
+        ),
+        (["env.tain=[x]"], "unknown key 'env.tain'; did you mean 'env.train'?"),
+    ],
+)
+def test_check_refuses_what_is_no_override(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "check", *arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_a_warning_of_gymnasium_is_plain() -> None:
