@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 import toy_environments  # noqa: F401  (registers them)
 from torch import Tensor
 
@@ -15,11 +14,7 @@ from metagenrl_pl.objectives import CriticObjective
 SEEDS = [0, 1, 2]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
+@pytest.mark.slow
 def test_agents_find_the_optimum_of_a_problem_that_is_solved_on_paper() -> None:
     """In `Approach`, from x the optimum is -4/17 x^2; who thinks of the last move alone, without bootstrapping, gets -4/5 x^2.
 
