@@ -55,15 +55,6 @@ def test_the_rows_are_those_of_this_process(started: Any) -> None:
     assert tests.newest() == {method: (30, mean_returns(rows)) for method, rows in final.items()}
 
 
-def test_a_test_that_fails_for_lack_of_time_is_done(started: Any, tmp_path: Path) -> None:
-    """Its error is raised here once, and not taken for waiting: `TimeoutError` is also what a slow disk raises."""
-
-    tests = started({"slow": Failing()}, plan(), Resources())
-    assert tests.is_done("slow", seconds=60)
-    with pytest.raises(TimeoutError, match="the disk did not answer"):
-        tests.result("slow")
-
-
 class Failing(Reinforce):
     """Fails in its first update in the other process, not where it is checked before."""
 
@@ -110,6 +101,7 @@ def test_it_ends_before_its_tests_do_when_it_is_closed(started: Any) -> None:
 
 
 def test_what_fails_there_is_raised_here(started: Any) -> None:
+    """It is not taken for waiting: `TimeoutError` is also what a slow disk raises."""
     tests = started({"failing": Failing()}, plan(), Resources())
     assert tests.is_done("failing", seconds=60) and tests.finished() == {}
     for ask in (tests.check, lambda: tests.result("failing")):
