@@ -20,3 +20,11 @@ def signal_handlers() -> Iterator[None]:
     yield
     for number, handler in former.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Tensors have 64 bits, so that derivatives can be compared with finite differences."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

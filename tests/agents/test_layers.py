@@ -22,11 +22,7 @@ from metagenrl_pl.objectives.traced import MeanOverActions
 NUM_ROWS, NUM_IN, NUM_UNITS = 15, 5, 6
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -22,13 +22,6 @@ from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective
 WIDTH = (5, 3)  # of the widest observation and action in SIZES
 
 
-@pytest.fixture
-def float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def real_entries(kind: str, name: str, shape: torch.Size, size: tuple[int, int]) -> Tensor:
     """Marks an agent's own entries of a padded parameter: 1 but for rows of padded inputs and columns of padded actions."""
     real = torch.zeros(shape, dtype=torch.bool)

@@ -1,6 +1,6 @@
 """The actor's loss for policies and critics of other people, against this project's own policy update."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,7 @@ LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 5.0])
 MIDDLE, HALF = (HIGH + LOW) / 2, (HIGH - LOW) / 2
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("has_bounds", [False, True])

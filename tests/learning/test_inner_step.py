@@ -1,7 +1,6 @@
 """Inner steps: what a policy step would do, differentiable in the gradient."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -14,11 +13,7 @@ from metagenrl_pl.learning.inner_step import SGD, Adam, AdamMoments, InnerStep, 
 NUM_VALID = torch.tensor([10, 5, 8], dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def policy_of_three() -> Parameters:

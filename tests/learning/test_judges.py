@@ -1,7 +1,5 @@
 """Judges: what a policy's loss is made of, and what it does not depend on."""
 
-from typing import Any
-
 import pytest
 import torch
 from random_population import random_windows, small_population
@@ -18,11 +16,7 @@ from metagenrl_pl.objectives import CriticObjective, Reinforce
 NUM_WINDOWS = 3  # B
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def loss_of(judge: Judge, population: Population, windows: Windows) -> Tensor:

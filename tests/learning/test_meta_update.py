@@ -32,11 +32,7 @@ NUM_WINDOWS = 3  # B
 CRITIC, RETURNS = CriticJudge(), ReturnsJudge(share=0.4)
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def small_objective(kind: Callable[..., ParametricObjective] = LearnedObjective, **options: Any) -> ParametricObjective:

@@ -10,12 +10,7 @@ from random_population import random_windows, small_population
 from metagenrl_pl.learning.policy_update import objective_inputs, policy_gradients
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective
 
-
-@pytest.fixture(autouse=True)
-def float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_an_objective_sees_the_gradient_of_the_critics_that_it_names() -> None:
