@@ -21,6 +21,8 @@ from metagenrl_pl.common.signals import (
     stoppable_command,
 )
 
+ROOT = Path(__file__).parents[2]
+
 SWALLOWS = """
 import time
 from metagenrl_pl.common.signals import stoppable_command
@@ -64,7 +66,9 @@ def test_a_launched_process_ends_with_the_one_that_launched_it() -> None:
     launcher = subprocess.Popen([sys.executable, "-c", ""])
     launcher.wait()
     environment = {**os.environ, LAUNCHER: str(launcher.pid)}
-    process = subprocess.run([sys.executable, "train.py"], env=environment, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "train.py")], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert process.returncode == INTERRUPTED and not process.stderr
 
 
@@ -108,7 +112,9 @@ def test_a_closed_terminal_does_not_stop_a_run_under_nohup() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
 def test_ctrl_c_during_the_imports_is_one_line() -> None:
-    process = subprocess.Popen([sys.executable, "train.py"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     status = Path(f"/proc/{process.pid}/status")
     while not int(status.read_text().partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1:  # Linux: handled so far
         time.sleep(0.005)

@@ -1,5 +1,7 @@
 """What a configuration can say about an environment: wrappers, bounds of actions, a name, arguments of evaluations."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +13,8 @@ from gymnasium import spaces
 from metagenrl_pl.environments.environment import Environment, EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.evaluation.evaluator import Evaluator
+
+ROOT = Path(__file__).parents[2]
 
 
 def make(**entry: Any) -> Environment:
@@ -103,6 +107,9 @@ def test_environments_that_differ_have_different_names() -> None:
         EnvironmentSets([same], [{**same, "kwargs": {"g": 3}}])
 
 
-def test_the_names_of_gymnasiums_wrappers_exist() -> None:
-    """Those that messages and the documentation name."""
-    assert issubclass(gym.wrappers.NormalizeReward, gym.Wrapper) and issubclass(gym.wrappers.FlattenObservation, gym.Wrapper)
+def test_the_wrappers_that_are_recommended_exist() -> None:
+    """Those of Gymnasium, in messages and in the documentation."""
+    files = [ROOT / "docs" / "extending.md", *(ROOT / "src").rglob("*.py")]
+    names = {name for file in files for name in re.findall(r"gymnasium\.wrappers\.(\w+)", file.read_text())}
+    assert {"FlattenObservation", "NormalizeReward"} <= names
+    assert all(issubclass(getattr(gym.wrappers, name), gym.Wrapper) for name in names)
