@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -459,36 +458,42 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_errors_name_the_folder(tmp_path: Path) -> None:
-    append_rows(tmp_path / "good" / "meta_test.csv", [MetaTestRow("A", "random", 0, 0, 1.0)])
-    append_rows(tmp_path / "bad" / "meta_test.csv", [MetaTestRow("A", "random", 0, 0, 1.0)])
+def test_a_run_that_is_not_readable_is_left_out_beside_others(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        append_rows(tmp_path / name / "meta_test.csv", [MetaTestRow("A", "random", 0, 0, 1.0)])
     (tmp_path / "bad" / "objective.json").write_text("{")
     with pytest.warns(match=r"^bad is left out: .*/bad/objective.json is not readable: "):
         runs, notes = find_runs([tmp_path])
     assert [run.name for run in runs] == ["good"] and len(notes) == 1
-    shutil.rmtree(tmp_path / "good")
-    with pytest.raises(ValueError, match=r"bad/objective.json is not readable"):
-        find_runs([tmp_path])
-    shutil.rmtree(tmp_path / "bad")
-    with pytest.raises(ValueError, match=f"{tmp_path / 'gone'}: no such folder"):
-        find_runs([tmp_path / "gone"])
-    empty = _made(tmp_path / "empty")
-    with pytest.raises(ValueError, match=f"{empty}: no meta_test.csv in this folder or below"):
-        find_runs([empty])
-    with pytest.raises(ValueError, match=f"{empty}: no meta_test.csv"):
-        read_run(empty)
-    (empty / "meta_test.csv").write_text("environment,method,seed,env_steps,return,meta_training_env_steps\n")
-    with pytest.raises(ValueError, match=f"{empty / 'meta_test.csv'}: no result in it"):
-        read_run(empty)
-    (empty / "meta_test.csv").write_text("environment,method,seed\nA,critic,0\n")
-    with pytest.raises(ValueError, match=f"{empty / 'meta_test.csv'} has the columns environment,method,seed"):
-        find_runs([empty])
-    append_rows(_made(tmp_path / "lone") / "meta_test.csv", _learned(1.0))
-    with pytest.raises(ValueError, match=f"{tmp_path / 'lone'}: no file says how its learned objective was meta-trained"):
-        read_run(tmp_path / "lone")
-    (tmp_path / "lone" / "config.yaml").write_text("seed: 3\n")
-    with pytest.raises(ValueError, match=f"{tmp_path / 'lone' / 'config.yaml'} is no config of a run"):
-        read_run(tmp_path / "lone")
+
+
+HEADER = "environment,method,seed,env_steps,return,meta_training_env_steps\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (None, ": no such folder"),
+        ({}, ": no meta_test.csv in this folder or below"),
+        ({"meta_test.csv": HEADER}, "/meta_test.csv: no result in it"),
+        ({"meta_test.csv": "environment,method,seed\nA,critic,0\n"}, "/meta_test.csv has the columns environment,method,seed"),
+        ({"meta_test.csv": f"{HEADER}A,random,0,0,1.0,\n", "objective.json": "{"}, "/objective.json is not readable"),
+        ({"meta_test.csv": f"{HEADER}A,learned,0,100,1.0,9\n"}, ": no file says how its learned objective was meta-trained"),
+        (
+            {"meta_test.csv": f"{HEADER}A,learned,0,100,1.0,9\n", "config.yaml": "seed: 3\n"},
+            "/config.yaml is no config of a run",
+        ),
+    ],
+)
+def test_errors_name_the_folder(files: Mapping[str, str] | None, told: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run" if files is None else _made(tmp_path / "run")
+    for name, text in (files or {}).items():
+        (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=f"^{folder}{told}"):
+        find_runs([folder])
+    if folder.is_dir():
+        with pytest.raises(ValueError, match=f"^{folder}{told.removesuffix(' in this folder or below')}"):
+            read_run(folder)
 
 
 def test_titles_name_classes_by_their_last_word(tmp_path: Path) -> None:
