@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import sb3_learned_td3
-from metagenrl_pl.common.files import read_csv
+from metagenrl_pl.common.files import append_csv, read_csv
 
 
 def test_the_table_has_final_returns_and_who_is_above_td3() -> None:
@@ -21,6 +21,24 @@ def test_the_table_has_final_returns_and_who_is_above_td3() -> None:
     assert lines[0] == "| after 20 env steps | A | B | above TD3 |"
     assert [line.split(" | ")[1][:3] for line in lines[2:]] == ["11 ", "21 "]  # 10, 11, 12 and 20, 21, 22
     assert lines[2].endswith(" | - |") and lines[3].endswith(" | - | 1.00 [1.00, 1.00] |")
+
+
+@pytest.mark.parametrize("env_steps", [[2, 4], [*range(2, 21, 2), 20], [*range(4, 41, 4)]])
+def test_agents_that_were_tested_at_other_env_steps_are_refused(
+    env_steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few, one twice, and those of a longer run."""
+    rows = [sb3_learned_td3.Return("Pendulum-v1", "light", 3, n, -1000.0) for n in env_steps]
+    append_csv(tmp_path / "returns.csv", rows[0]._fields, (row._asdict() for row in rows))
+    before = (tmp_path / "returns.csv").read_bytes()
+    options = ["--envs", "Pendulum-v1", "--env-steps", "20", "--seeds", "3", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["sb3_learned_td3.py", *options])
+    monkeypatch.setattr(sb3_learned_td3, "train_agent", lambda *_, **__: pytest.fail("trains"))
+    with pytest.raises(SystemExit) as caught:
+        sb3_learned_td3.main()
+    file = tmp_path / "returns.csv"
+    assert caught.value.code == f"error: {file} holds Pendulum-v1, light, 3, tested at other env steps; valid is another --out"
+    assert file.read_bytes() == before
 
 
 @pytest.mark.slow

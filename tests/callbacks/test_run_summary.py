@@ -37,6 +37,17 @@ def test_tensorboard_has_settings_meta_test_curves_and_the_picture(tmp_path: Pat
     assert b"meta_test/A/learned" in events.SummaryMetadata("_hparams_/experiment").plugin_data.content
 
 
+def test_an_environment_with_settings_has_the_name_of_its_metric(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(str(tmp_path), name="", version="tensorboard", default_hp_metric=False)
+    entry = {"id": "Pendulum-v1", "max_episode_steps": 5}
+    trainer = _trainer(logger, env={"test": ["Hopper-v5", entry]})
+    RunSummary(str(tmp_path)).on_train_start(trainer, trainer.lightning_module)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert b"meta_test/Hopper-v5/learned" in shown and b"meta_test/Pendulum-v1[max_episode_steps=5]/learned" in shown
+
+
 def test_other_loggers_get_the_settings_alone(tmp_path: Path) -> None:
     given: list[Any] = []
     trainer = _trainer(SimpleNamespace(log_hyperparams=given.append), seed=3, agent={"x": {"y": 1}})

@@ -300,6 +300,19 @@ def test_the_critic_is_probed_where_it_is_looked_at(use_critic_gradient: bool, t
     assert len(drawn) == (3 if use_critic_gradient else 1)  # DDPG/TD3, untrained, learned; REINFORCE does not look
 
 
+def test_an_objective_that_cannot_be_read_is_noted_and_the_rest_is_drawn(tmp_path: Path) -> None:
+    _run(tmp_path / "good" / "seed_0", 0, 40.0, LearnedObjective(hidden_units=4, context_units=2))
+    folder = _run(tmp_path / "damaged" / "seed_0", 0, 20.0)
+    config = OmegaConf.load(folder / "config.yaml")
+    config.meta = {"gradient": "clip"}  # another variant
+    OmegaConf.save(config, folder / "config.yaml")
+    (folder / "objective.safetensors").write_bytes(b"nothing")
+    page = Page(render([tmp_path]))
+    assert re.search(r"damaged is not drawn: \S", page.text) and str(tmp_path) not in page.text
+    labels = [attributes.get("aria-label") or "" for _, attributes in page.tags]
+    assert any(label.startswith("Credit over time of good") for label in labels)
+
+
 def test_a_mixture_shows_how_it_weighs(tmp_path: Path) -> None:
     _run(tmp_path / "run", 0, 40.0, LearnedMixture(hidden_units=4, context_units=2))
     names = {attributes.get("data-name") for _, attributes in Page(render([tmp_path])).tags}
