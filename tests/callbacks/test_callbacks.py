@@ -199,7 +199,7 @@ def test_policies_are_evaluated_for_as_many_episodes_as_asked_for(
 ) -> None:
     asked: list[int] = []
     make = Evaluator.__init__
-    monkeypatch.setattr(Evaluator, "__init__", lambda self, *arguments: (asked.append(arguments[2]), make(self, *arguments))[1])
+    monkeypatch.setattr(Evaluator, "__init__", lambda self, *arguments: (asked.append(arguments[2]), make(self, *arguments))[1])  # type: ignore[func-returns-value]
     tiny_run(TIMED, 10, callbacks=[PolicyEvaluation(str(tmp_path), 10, num_episodes)])
     assert asked == [num_episodes]
 

@@ -134,7 +134,7 @@ def test_the_actors_gradient_is_clipped() -> None:
 def test_the_actors_windows_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     loss = sb3.actor_loss
-    monkeypatch.setattr(sb3, "actor_loss", lambda *arguments: (seen.append(arguments[3].states), loss(*arguments))[1])
+    monkeypatch.setattr(sb3, "actor_loss", lambda *arguments: (seen.append(arguments[3].states), loss(*arguments))[1])  # type: ignore[func-returns-value]
     env = VecNormalize(counting(2))
     make(env).learn(60)
     assert seen and seen[-1].abs().max() <= env.clip_obs  # an episode's number is up to a million

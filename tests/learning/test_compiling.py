@@ -33,7 +33,7 @@ def test_eager_updates_do_not_import_the_compiler() -> None:
 
 
 def test_signals_spare_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked: list[set[signal.Signals]] = []
+    blocked: list[set[int | signal.Signals]] = []
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     see = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [])  # blocks nothing more
     update = Compiled(lambda: blocked.append(see()), "update", ignore, torch.device("cpu"))

@@ -152,8 +152,8 @@ def test_the_noise_on_target_actions_is_clipped(noise: float, clip: float) -> No
 
 @pytest.mark.parametrize(("setting", "kind"), [("discount", "critics"), ("saturation_penalty", "policy")])
 def test_a_setting_reaches_its_update(setting: str, kind: str) -> None:
-    learned = []
-    for options in ({}, {setting: 0.5}):
+    learned, changes = [], dict[str, Any]({setting: 0.5})
+    for options in ({}, changes):
         learner = learner_of(small_objective(), **options)
         learner.population.policy["out.bias"].add_(3.0)  # so that there is something to penalise
         learner.update(numbered_draw(0), env_steps=0)
