@@ -1,6 +1,8 @@
 """Log the progress of training: returns, losses, gradient norms, diagnostics, and speed."""
 
 import time
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from callbacks.schedule import (
     module_of,
 )
 from metagenrl_pl.common.streams import AgentStreams, derive_seed
-from metagenrl_pl.learning.diagnostics import diagnose
+from metagenrl_pl.learning.diagnostics import MetaGradients, diagnose
 from metagenrl_pl.training.datamodule import MacroBatch
 
 
@@ -63,6 +65,8 @@ class Diagnostics(pl.Callback):
     - `saturation`: the share of the policy's action entries at the bounds, where tanh lets hardly any gradient through.
     - `meta_gradient_snr`: the norm of the mean meta-gradient over its spread between batches. Below 1, a single update is mostly
       noise. `meta_gradient_snr/all` is that of the gradient that the objective descends, the mean over agents.
+    - `meta_gradient_cosine/<environment>`: the cosine between the expected meta-gradients of two agents of an environment, and
+      `meta_gradient_cosine/across_environments` of two agents of different ones. Near 0, more agents do not make the ratio above better.
 
     Args:
         every_env_steps: env steps between two lines.
@@ -89,14 +93,23 @@ class Diagnostics(pl.Callback):
         if not (is_due(self._every, env_steps, batch) and learner.num_updates):
             return
         streams = AgentStreams([derive_seed(agent, "agreement", env_steps) for agent in learner.placement.agents], "windows")
-        found, combined_snr = diagnose(
+        found, meta_gradients = diagnose(
             learner, lambda num_windows: agents.collector.sample(num_windows, streams), self._num_windows, self._num_batches
         )
-        metrics = {} if combined_snr is None else {"meta_gradient_snr/all": combined_snr}
+        metrics = {} if meta_gradients is None else self._of_all(meta_gradients, [spec.name for spec in agents.specs])
         for metric, values in found.items():
             every = learner.placement.gather(values)
             metrics |= {f"{metric}/{name}": float(value) for name, value in zip(agent_names(trainer), every, strict=True)}
         log_metrics(trainer, metrics)
+
+    @staticmethod
+    def _of_all(gradients: MetaGradients, names: Sequence[str]) -> dict[str, float]:
+        """Metrics of the meta-gradients of all agents, given their environments."""
+        groups: dict[str, list[tuple[int, int]]] = {}
+        for i, j in combinations(range(len(names)), 2):
+            groups.setdefault(names[i] if names[i] == names[j] else "across_environments", []).append((i, j))
+        cosines = {f"meta_gradient_cosine/{group}": gradients.cosine(pairs) for group, pairs in groups.items()}
+        return {"meta_gradient_snr/all": gradients.combined_snr, **cosines}
 
 
 class Throughput(pl.Callback):

@@ -165,6 +165,9 @@ def test_the_critics_own_objective_agrees_with_it(tmp_path: Path) -> None:
         assert all(0 <= value <= 1 for value in logged(tmp_path / "learned", f"saturation/{name}").values())
         assert all(value >= 0 for value in logged(tmp_path / "learned", f"meta_gradient_snr/{name}").values())
     assert list(logged(tmp_path / "learned", "meta_gradient_snr/all")) == [10, 20, 30, 40]
+    cosines = logged(tmp_path / "learned", "meta_gradient_cosine/across_environments")  # there is one agent in each of them
+    assert list(cosines) == [10, 20, 30, 40] and any(cosines.values())
+    assert not any(column.startswith("meta_gradient_cosine/A") for column in read_csv(tmp_path / "learned" / "metrics.csv")[0])
     assert not any(column.startswith("meta_gradient_snr") for column in read_csv(tmp_path / "critic" / "metrics.csv")[0])
 
 

@@ -689,7 +689,10 @@ CALLBACKS = [
         "callbacks.meta_test.baselines.critic._target_=metagenrl_pl.objectives.Reinforce",
         "callbacks.meta_test: baselines.critic=metagenrl_pl.objectives.reinforce.Reinforce: critic is the name of CriticObjective, not",
     ),
-    ("experiment=meta_test objective=learned meta=small", "method=learned is for a run of fresh agents, and this run meta-trains; valid is null, or"),
+    (
+        "experiment=meta_test objective=learned meta=small",
+        "method=learned is for a run of fresh agents, and this run meta-trains; valid is null, or",
+    ),
     ("callbacks.meta_test.seeds=[0,0]", "callbacks.meta_test: seeds must differ, got [0, 0]"),
     ("callbacks.meta_test.baselines.critic=false", "baselines.critic must be an objective, or null for none, got False"),
     ("callbacks.meta_test.num_episodes=0", "num_episodes must be at least 1, got 0"),

@@ -8,7 +8,7 @@ from objectives_inputs import small
 from random_population import random_windows, small_population
 from torch import Tensor
 
-from metagenrl_pl.learning.diagnostics import action_gradient_agreement, saturation, signal_to_noise
+from metagenrl_pl.learning.diagnostics import MetaGradients, action_gradient_agreement, saturation, signal_to_noise
 from metagenrl_pl.objectives import CriticObjective, Objective
 
 
@@ -46,3 +46,12 @@ def test_signal_to_noise() -> None:
     few = torch.stack([signal_to_noise(samples[i : i + 8]) for i in range(0, 2000, 8)])
     assert few[:, 0].square().mean() < 0.02  # the mean's own noise, 1 / 8, does not count as signal
     assert signal_to_noise([mean, mean]).eq(0).all()
+
+
+def test_the_cosine_between_agents_is_that_of_their_expected_gradients() -> None:
+    """Of vectors with norms 2, 1 and 3, the first two at right angles, the third along the first; `signal` is given without noise."""
+    mean = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    gradients = MetaGradients(mean, mean.square().sum(1), combined_snr=1.0)
+    assert gradients.cosine([(0, 1)]) == 0 and gradients.cosine([(0, 2)]) == pytest.approx(1)
+    assert gradients.cosine([(0, 1), (0, 2)]) == pytest.approx(6 / (2 + 6))
+    assert gradients._replace(signal=torch.zeros(3)).cosine([(0, 2)]) == 0

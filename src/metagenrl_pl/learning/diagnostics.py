@@ -1,6 +1,7 @@
 """What the losses do not tell: whether the objective agrees with the critic, policies are saturated, and meta-gradients are noise."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,14 +49,43 @@ def signal_to_noise(samples: Sequence[Tensor]) -> Tensor:
     Returns:
         [...]; 0 where the samples do not vary.
     """
-    stacked = torch.stack(list(samples))
-    mean = stacked.mean(0)
-    variance = (stacked - mean).square().sum(-1).sum(0) / (len(stacked) - 1)
-    signal = (mean.square().sum(-1) - variance / len(stacked)).clamp(min=0)
+    _, signal, variance = _signal(samples)
     return torch.where(variance > 0, (signal / variance.clamp(min=torch.finfo(variance.dtype).tiny)).sqrt(), 0.0)
 
 
-def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -> tuple[dict[str, Tensor], float | None]:
+def _signal(samples: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of the samples, [..., N], the estimate of |E x|^2, [...], and their variance, the sum over entries, [...]."""
+    stacked = torch.stack(list(samples))
+    mean = stacked.mean(0)
+    variance = (stacked - mean).square().sum(-1).sum(0) / (len(stacked) - 1)
+    return mean, (mean.square().sum(-1) - variance / len(stacked)).clamp(min=0), variance
+
+
+class MetaGradients(NamedTuple):
+    """The meta-gradients of all agents over several batches, each normalised to norm 1.
+
+    Args:
+        mean: [P, N].
+        signal: estimate of |E g|^2, [P].
+        combined_snr: signal-to-noise ratio of the gradient that the objective descends.
+    """
+
+    mean: Tensor
+    signal: Tensor
+    combined_snr: float
+
+    def cosine(self, pairs: Iterable[tuple[int, int]]) -> float:
+        """Cosine between the expected gradients of two agents, over pairs of agents; 0 if there is no signal.
+
+        It is sum <mean_i, mean_j> / sum |E g_i| |E g_j|. Agents draw their windows independently, so noise does not change the
+        numerator on average.
+        """
+        i, j = map(list, zip(*pairs, strict=True))
+        lengths = (self.signal[i] * self.signal[j]).sqrt().sum()
+        return float((self.mean[i] * self.mean[j]).sum() / lengths) if lengths > 0 else 0.0
+
+
+def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -> tuple[dict[str, Tensor], MetaGradients | None]:
     """Everything above for a learner. Every process has to call it, after the first update.
 
     Args:
@@ -66,7 +96,7 @@ def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -
 
     Returns:
         `agreement`, `saturation` and, if gradients meta-train the objective, `meta_gradient_snr` of each agent of this process, [P],
-        and the ratio of the combined meta-gradient, or None.
+        and the meta-gradients of all agents, or None.
     """
     population, windows = learner.population, draw(num_windows)
     networks, policy = population.networks, population.policy
@@ -76,13 +106,16 @@ def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -
     }
     if learner.meta is None:
         return found, None
-    of_agents, combined = [], []
+    of_agents, normalised, combined = [], [], []
     for _ in range(num_batches):
         gradients, _ = learner.gradients_of_objective(draw((learner.meta.inner.num_steps + 1) * learner.settings.num_windows))
         together, _ = combine_meta_gradients(gradients, learner.meta.settings.gradient, learner.placement.gather)
         of_agents.append(torch.cat([g.reshape(len(g), -1) for g in gradients.values()], 1))
+        normalised.append(torch.nn.functional.normalize(of_agents[-1]))
         combined.append(torch.cat([g.flatten() for g in together.values()]))
     # Agent by agent, so that the bits do not depend on how many agents are in this process.
     agents = range(population.num_agents)
     found["meta_gradient_snr"] = torch.stack([signal_to_noise([gradient[agent] for gradient in of_agents]) for agent in agents])
-    return found, float(signal_to_noise(combined))
+    mean, signal, _ = _signal(normalised)
+    gather = learner.placement.gather
+    return found, MetaGradients(gather(mean), gather(signal), float(signal_to_noise(combined)))
