@@ -106,16 +106,15 @@ def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -
     }
     if learner.meta is None:
         return found, None
-    of_agents, normalised, combined = [], [], []
+    of_agents, combined = [], []
     for _ in range(num_batches):
         gradients, _ = learner.gradients_of_objective(draw((learner.meta.inner.num_steps + 1) * learner.settings.num_windows))
         together, _ = combine_meta_gradients(gradients, learner.meta.settings.gradient, learner.placement.gather)
         of_agents.append(torch.cat([g.reshape(len(g), -1) for g in gradients.values()], 1))
-        normalised.append(torch.nn.functional.normalize(of_agents[-1]))
         combined.append(torch.cat([g.flatten() for g in together.values()]))
     # Agent by agent, so that the bits do not depend on how many agents are in this process.
     agents = range(population.num_agents)
     found["meta_gradient_snr"] = torch.stack([signal_to_noise([gradient[agent] for gradient in of_agents]) for agent in agents])
-    mean, signal, _ = _signal(normalised)
-    gather = learner.placement.gather
-    return found, MetaGradients(gather(mean), gather(signal), float(signal_to_noise(combined)))
+    normalised = [_signal([torch.nn.functional.normalize(gradient[agent], dim=0) for gradient in of_agents]) for agent in agents]
+    mean, signal, _ = (learner.placement.gather(torch.stack(parts)) for parts in zip(*normalised, strict=True))
+    return found, MetaGradients(mean, signal, float(signal_to_noise(combined)))
