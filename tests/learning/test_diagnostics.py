@@ -51,7 +51,7 @@ def test_signal_to_noise() -> None:
 def test_the_cosine_between_agents_is_that_of_their_expected_gradients() -> None:
     """Of vectors with norms 2, 1 and 3, the first two at right angles, the third along the first; `signal` is given without noise."""
     mean = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    gradients = MetaGradients(mean, mean.square().sum(1), combined_snr=1.0)
+    gradients = MetaGradients(mean @ mean.T, mean.square().sum(1), combined_snr=1.0)
     assert gradients.cosine([(0, 1)]) == 0 and gradients.cosine([(0, 2)]) == pytest.approx(1)
     assert gradients.cosine([(0, 1), (0, 2)]) == pytest.approx(6 / (2 + 6))
     assert gradients._replace(signal=torch.zeros(3)).cosine([(0, 2)]) == 0

@@ -67,7 +67,7 @@ class Descending(LearnedObjective):
 
 @pytest.mark.parametrize(("make", "error"), [(Scaled, "0.0"), (Descending, "2")])
 def test_an_action_gradient_that_is_not_the_losss_is_refused(make: Callable[[], Objective], error: str) -> None:
-    with pytest.raises(ValueError, match=f"its action gradient differs from the derivative of its loss by {error}"):
+    with pytest.raises(ValueError, match=f"its action gradient differs from what autograd gives by {error}"):
         check_loss(make())
 
 
@@ -99,7 +99,7 @@ class Lacking(Halved):
     ("make", "message"),
     [
         (OneMore, r"its pull-back raises KeyError: 'scale' \(traced\.py, line \d+\); valid is a gradient for each parameter"),
-        (Halved, "its pull-back differs from the derivative of its loss by 0.5 of its length"),
+        (Halved, "its pull-back differs from what autograd gives by 0.5 of its length"),
         (Lacking, "its pull-back gives no gradient of lstm.bias; valid is one for each parameter"),
     ],
 )

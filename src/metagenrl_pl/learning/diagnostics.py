@@ -65,12 +65,12 @@ class MetaGradients(NamedTuple):
     """The meta-gradients of all agents over several batches, each normalised to norm 1.
 
     Args:
-        mean: [P, N].
+        products: <mean_i, mean_j> of all pairs of agents, [P, P].
         signal: estimate of |E g|^2, [P].
         combined_snr: signal-to-noise ratio of the gradient that the objective descends.
     """
 
-    mean: Tensor
+    products: Tensor
     signal: Tensor
     combined_snr: float
 
@@ -82,7 +82,7 @@ class MetaGradients(NamedTuple):
         """
         i, j = map(list, zip(*pairs, strict=True))
         lengths = (self.signal[i] * self.signal[j]).sqrt().sum()
-        return float((self.mean[i] * self.mean[j]).sum() / lengths) if lengths > 0 else 0.0
+        return float(self.products[i, j].sum() / lengths) if lengths > 0 else 0.0
 
 
 def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -> tuple[dict[str, Tensor], MetaGradients | None]:
@@ -117,4 +117,4 @@ def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -
     found["meta_gradient_snr"] = torch.stack([signal_to_noise([gradient[agent] for gradient in of_agents]) for agent in agents])
     normalised = [_signal([torch.nn.functional.normalize(gradient[agent], dim=0) for gradient in of_agents]) for agent in agents]
     mean, signal, _ = (learner.placement.gather(torch.stack(parts)) for parts in zip(*normalised, strict=True))
-    return found, MetaGradients(mean, signal, float(signal_to_noise(combined)))
+    return found, MetaGradients(mean @ mean.T, signal, float(signal_to_noise(combined)))

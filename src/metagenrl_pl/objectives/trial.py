@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from metagenrl_pl.agents.stacked_networks import Parameters
-from metagenrl_pl.common.attempt import attempt
+from metagenrl_pl.common.attempt import attempt, compare
 from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs, check_critics
 
-_TOLERANCE = 1e-3  # relative error of a derivative; rounding causes up to 1e-5
+_VALID = "a loss alone, or a subclass of DirectedObjective with an action_gradient"
 
 
 def check_loss(objective: Objective) -> None:
@@ -56,18 +56,11 @@ def _check_derivatives(objective: Objective, parameters: Parameters, inputs: Obj
     gradient, pull_back = objective.action_gradient_and_pull_back(parameters, inputs)
     expected = Objective.action_gradient(objective, parameters, inputs)
     for found in (gradient, objective.constant_action_gradient(parameters, inputs)):
-        _compare("action gradient", found, expected)
+        compare("action gradient", found, expected, _VALID)
     if parameters and type(objective).action_gradient_and_pull_back is not Objective.action_gradient_and_pull_back:
         changes = attempt("pull-back", "a gradient for each parameter", lambda: pull_back(direction))
         by_autograd = Objective.action_gradient_and_pull_back(objective, parameters, inputs)[1](direction)
         if missing := [name for name, g in by_autograd.items() if name not in changes or changes[name].shape != g.shape]:
             raise ValueError(f"its pull-back gives no gradient of {missing[0]}; valid is one for each parameter, [P, ...]")
-        _compare("pull-back", *(torch.cat([one[name].flatten() for name in by_autograd]) for one in (changes, by_autograd)))
-
-
-def _compare(name: str, found: Tensor, expected: Tensor) -> None:
-    if (difference := float((found - expected).norm() / expected.norm())) > _TOLERANCE:
-        raise ValueError(
-            f"its {name} differs from the derivative of its loss by {difference:.2g} of its length; valid is a loss alone, or a "
-            "subclass of DirectedObjective with an action_gradient"
-        )
+        pulled, expected = (torch.cat([one[name].flatten() for name in by_autograd]) for one in (changes, by_autograd))
+        compare("pull-back", pulled, expected, _VALID)
