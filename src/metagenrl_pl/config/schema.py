@@ -203,6 +203,12 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
     return parameters
 
 
+def defaults_of(target: Any) -> dict[str, Any]:
+    """The defaults of the keyword parameters of `target` that have one."""
+    parameters = parameters_of(target) or {}
+    return {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+
+
 def _convert(value: Any, annotation: Any, key: str) -> Any:
     """Convert `value` to the type of `annotation`. Raises ConfigError if it does not fit."""
     origin, arguments = get_origin(annotation), get_args(annotation)

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from metagenrl_pl.agents.population import PopulationSettings
 from metagenrl_pl.common.messages import format_value
-from metagenrl_pl.config.schema import ConfigError, build, import_target, parameters_of
+from metagenrl_pl.config.schema import ConfigError, build, defaults_of, import_target
 from metagenrl_pl.environments.environment import EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.environments.probing import probe
@@ -60,8 +60,7 @@ def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
 def _with_all_agent_settings(config: DictConfig) -> DictConfig:
     """Add the settings that `agent` leaves to the defaults of its class, since other nodes refer to them (`${agent.discount}`)."""
     if isinstance(agent := config.get("agent"), DictConfig) and "_target_" in agent:
-        parameters = parameters_of(import_target(agent._target_, "agent")) or {}
-        defaults = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+        defaults = defaults_of(import_target(agent._target_, "agent"))
         with open_dict(agent):
             agent.update({name: default for name, default in defaults.items() if name not in agent})
     return config

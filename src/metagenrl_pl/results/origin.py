@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.former import update_card, update_config
-from metagenrl_pl.config.schema import ConfigError, import_target, parameters_of
+from metagenrl_pl.config.schema import ConfigError, defaults_of, import_target
 from metagenrl_pl.config.trust import TRUSTED
 from metagenrl_pl.environments.environment import EnvironmentSpec
 
@@ -110,10 +110,9 @@ def with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
     """A node with the defaults of its class. A run that is older than one of its keys was made with the key's default."""
     try:
         is_trusted = str(node.get("_target_")).partition(".")[0] in (*TRUSTED, *sys.modules)  # a file may not import others
-        parameters = parameters_of(import_target(node["_target_"], "")) if is_trusted else None
+        defaults = defaults_of(import_target(node["_target_"], "")) if is_trusted else {}
     except ConfigError:  # a component that is not here
-        parameters = None
-    defaults = {name: one.default for name, one in (parameters or {}).items() if one.default is not one.empty}
+        defaults = {}
     return {**defaults, **node}
 
 
