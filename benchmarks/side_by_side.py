@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.common.commands import hydra_override
 from metagenrl_pl.common.locks import lock_folder
-from metagenrl_pl.common.messages import format_value, join_key, one_line
+from metagenrl_pl.common.messages import format_value, one_line
+from metagenrl_pl.config.dotted_keys import flatten_settings
 from metagenrl_pl.training.checkpoint_io import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -187,18 +188,12 @@ def check_note(folder: Path, settings: str) -> None:
     """
     note = note_of(folder)
     texts = (note.read_text() if note.exists() else "", settings)
-    before, now = (_flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
+    each: list[Any] = [OmegaConf.to_container(OmegaConf.create(text)) for text in texts]
+    before, now = map(flatten_settings, each)
     if differing := sorted(key for key in before | now if before.get(key) != now.get(key)):
         key = differing[0]
         change = f"{key}: {format_value(before.get(key))}, not {format_value(now.get(key))}"
         raise ValueError(f"{folder} holds a run of other settings ({change}); valid is another --out, or to remove it")
-
-
-def _flatten(value: Any, key: str = "") -> dict[str, Any]:
-    """Values by dotted key."""
-    if not isinstance(value, dict):
-        return {key: value}
-    return {name: leaf for child, below in value.items() for name, leaf in _flatten(below, join_key(key, child)).items()}
 
 
 class Runner:

@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from callbacks.schedule import module_of
+from metagenrl_pl.config.dotted_keys import flatten_settings
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.results.methods import LEARNED
 from metagenrl_pl.results.rows import MetaTestRow, mean_returns, newest_stage, read_rows
@@ -28,7 +29,7 @@ class RunSummary(pl.Callback):
         self._run_dir = Path(run_dir)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        settings = flatten(module_of(trainer).run_config)
+        settings = flatten_settings(module_of(trainer).run_config)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 if not trainer.is_global_zero:
@@ -55,15 +56,6 @@ class RunSummary(pl.Callback):
         """Write the HPARAMS tab. Lightning's own way would also write a first value of each metric."""
         for summary in hparams(dict(settings), dict.fromkeys(metrics, 0.0)):
             logger.experiment._get_file_writer().add_summary(summary)
-
-
-def flatten(settings: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{parent}.{key}" if parent else str(key)
-        flat |= flatten(value, name) if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def _as_cell(value: Any) -> str | float | bool:

@@ -6,12 +6,12 @@ the constructor's arguments in an objective file  -> `update_options`
 a key, a choice or a class on the command line    -> `removed_key_message`, `removed_choice_message`, `removed_target_message`
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from metagenrl_pl.common.messages import format_value
+from metagenrl_pl.config.dotted_keys import group_settings, ungroup_settings
 
 FORMER_TARGETS = {
     "metagenrl_pl.csv_logger.RunCSVLogger": "metagenrl_pl.training.csv_logger.RunCSVLogger",
@@ -101,12 +101,7 @@ def update_card(card: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the settings in an objective's card to this version."""
     if "settings" not in card:
         return dict(card)
-    groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in card["settings"].items():
-        group, _, name = key.partition(".")
-        groups[group][name] = value
-    updated = update_config(groups)
-    return {**card, "settings": {f"{group}.{name}": value for group, node in updated.items() for name, value in node.items()}}
+    return {**card, "settings": ungroup_settings(update_config(group_settings(card["settings"])))}
 
 
 def update_options(owners: Collection[str], options: Mapping[str, Any], accepted: Collection[str] = ()) -> dict[str, Any]:

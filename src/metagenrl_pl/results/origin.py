@@ -2,12 +2,12 @@
 
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metagenrl_pl.common.messages import one_line
+from metagenrl_pl.config.dotted_keys import group_settings, ungroup_settings
 from metagenrl_pl.config.former import update_card, update_config
 from metagenrl_pl.config.schema import ConfigError, defaults_of, import_target
 from metagenrl_pl.config.trust import TRUSTED
@@ -48,12 +48,9 @@ class Origin(NamedTuple):
 
 def meta_training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What shapes an objective beside seed, environments and length, of a run's configuration, by dotted key."""
-    return {
-        f"{group}.{key}": value
-        for group in ("population", "objective", "agent", "inner", "judge", "meta")
-        for key, value in (config.get(group) or {}).items()
-        if (group, key) != ("objective", "seed")
-    }
+    groups = ("population", "objective", "agent", "inner", "judge", "meta")
+    settings = ungroup_settings({group: config.get(group) or {} for group in groups})
+    return {key: value for key, value in settings.items() if key != "objective.seed"}
 
 
 def origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, Any]) -> Origin:
@@ -122,9 +119,5 @@ def _group(key: str) -> str:
 
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by dotted key, each group with the defaults of its class."""
-    groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in settings.items():
-        group, _, name = key.partition(".")
-        groups[group][name] = value
-    every = {f"{group}.{name}": value for group, node in groups.items() for name, value in with_defaults(node).items()}
+    every = ungroup_settings({group: with_defaults(node) for group, node in group_settings(settings).items()})
     return {key: value for key, value in every.items() if key in settings or key != "objective.seed"}  # its own, not a setting
