@@ -10,14 +10,16 @@ import torch
 from random_population import SEEDS, SIZES, random_windows, small_population, small_settings
 from torch import Tensor
 
-from metagenrl_pl.agents.stacked_networks import Parameters
+from metagenrl_pl.agents.stacked_networks import Parameters, norm_per_agent
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.common.placement import Placement
+from metagenrl_pl.learning.critic_update import critic_gradients
 from metagenrl_pl.learning.evolution import Evolution, EvolutionSettings
 from metagenrl_pl.learning.inner_step import SGD, Adam, InnerStep
 from metagenrl_pl.learning.judges import CriticJudge, Judge, ReturnsJudge
 from metagenrl_pl.learning.learner import Learner
 from metagenrl_pl.learning.meta_update import MetaTask, combine_meta_gradients, meta_gradients, run_inner_loop
+from metagenrl_pl.learning.policy_update import policy_gradients
 from metagenrl_pl.learning.settings import MetaLearning, MetaSettings
 from metagenrl_pl.objectives import CriticObjective, LearnedObjective, Objective, Reinforce
 
@@ -397,6 +399,21 @@ def test_the_objective_descends_what_its_meta_learning_gives(inner: InnerStep, j
         assert p.grad is not None and torch.equal(p.grad, expected[name])
     assert torch.equal(learner.metrics.newest["meta_loss"], loss)
     assert torch.equal(learner.metrics.newest["meta_gradient_norm"], norm)
+
+
+def test_the_critics_loss_and_the_norm_of_the_policies_gradient_are_recorded() -> None:
+    """Both before the step, the norm also before the clipping."""
+    learner, windows = learner_of(small_objective(), target_noise=0.0, policy_max_gradient_norm=1e-6), random_windows(B)
+    p, newest = learner.population, learner.metrics.newest
+    noise = torch.zeros_like(windows.action)
+    _, loss = critic_gradients(
+        p.networks, p.critics, p.target_policy, p.target_critics, windows, noise, learner.settings.discount
+    )
+    learner.update_critics(windows)
+    assert torch.equal(newest["critic_loss"], loss)
+    gradients = policy_gradients(p.networks, learner.objective, learner.alpha, p.policy, p.critics, windows)
+    learner.update_policies(windows)
+    torch.testing.assert_close(newest["policy_gradient_norm"], norm_per_agent(gradients))
 
 
 def test_adams_inner_step_is_the_next_one_of_the_policies_own_optimizer() -> None:
