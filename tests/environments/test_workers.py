@@ -266,6 +266,21 @@ def test_an_environment_that_hangs_again_and_again_is_named(doing: Callable[...,
             group.end_step()
 
 
+def test_hangs_with_a_step_in_between_are_not_in_a_row(
+    doing: Callable[..., EnvironmentSpec], opened: Callable[..., WorkerGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second step hangs."""
+    monkeypatch.setattr(env_workers, "MAX_RESTARTS", 1)
+    group, action = opened([doing("hang", when=2)], 1, timeout=0.5), np.zeros((1, 1), np.float32)
+    for num_hangs in (1, 2):
+        group.reset(0, 0)
+        group.begin_step(action)
+        group.end_step()
+        group.begin_step(action)
+        with pytest.warns(UserWarning, match=f"replaced so far: {num_hangs}$"):
+            group.end_step()
+
+
 def test_a_hang_at_a_reset_is_named(doing: Callable[..., EnvironmentSpec]) -> None:
     group = WorkerGroup([doing("hang at reset")], 1, timeout=0.5)
     with contextlib.closing(group), pytest.raises(EnvironmentFailure, match=r"has not answered for 0\.5 s"):
