@@ -10,7 +10,7 @@ import torch
 from metagenrl_pl.agents.windows import Windows
 from metagenrl_pl.common.streams import AgentStreams
 from metagenrl_pl.experience import memory
-from metagenrl_pl.experience.memory import available_bytes, check_memory, memory_bytes
+from metagenrl_pl.experience.memory import available_bytes, check_memory, memory_bytes, slots_for
 from metagenrl_pl.experience.replay import Replay
 
 SIZES = [(2, 1), (3, 4), (2, 1)]  # two groups, the first of two agents that are no neighbours
@@ -415,6 +415,11 @@ def test_refuses_what_the_machine_cannot_hold(monkeypatch: pytest.MonkeyPatch) -
         Replay([(5, 1)], 1001)
     with pytest.raises(ValueError, match=r"^replay.capacity needs 25.0 GB on cpu and there are 0.0 GB"):
         check_memory(25_000_000_000, torch.device("cpu"))
+
+
+def test_a_run_of_known_length_keeps_all_its_steps() -> None:
+    """Also where every episode has one step, which takes two slots then."""
+    assert len(driven(slots_for(50, 5, capacity=1000), 5, 50, lengths=(1,)).replay) == 50
 
 
 def test_refuses_a_capacity_that_holds_no_window() -> None:
