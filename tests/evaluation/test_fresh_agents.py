@@ -16,6 +16,7 @@ from torch import Tensor
 from toy_environments import Counting, Losing
 
 from metagenrl_pl.common.placement import Placement
+from metagenrl_pl.environments import probing
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.workers import make_group
 from metagenrl_pl.evaluation.evaluator import Evaluator
@@ -26,6 +27,7 @@ from metagenrl_pl.results.rows import MetaTestRow
 
 THREE_STEPS = EnvironmentSpec("Counting-v0", {"ends_after": 3, "num_actions": 2})  # returns 1 + 2 + 3
 FIVE_STEPS = EnvironmentSpec("Counting-v0", {}, max_episode_steps=5)  # returns 1 + ... + 5
+ENDLESS = EnvironmentSpec("Counting-v0")
 APPROACH = EnvironmentSpec("Approach-v0")  # without a move from x: returns -4 x^2
 
 Act = Callable[[Tensor], Tensor]
@@ -46,11 +48,12 @@ def remembering(observations: list[Tensor], act: Act = still) -> Act:
 # ----------------------------------------------------------------------------------------------------------------- Evaluator
 
 
-def test_returns_are_summed_to_each_episodes_end() -> None:
-    evaluator = Evaluator([THREE_STEPS, FIVE_STEPS], [0, 1], 4)
+def test_returns_are_summed_to_each_episodes_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "MAX_EPISODE_STEPS", 7)  # where the last one ends
+    evaluator = Evaluator([THREE_STEPS, FIVE_STEPS, ENDLESS], [0, 1, 2], 4)
     before = Counting.steps_taken_by_all
-    np.testing.assert_array_equal(evaluator(still), [6, 15])
-    assert Counting.steps_taken_by_all - before == 4 * (3 + 5)  # nobody goes on after an end
+    np.testing.assert_array_equal(evaluator(still), [6, 15, 28])
+    assert Counting.steps_taken_by_all - before == 4 * (3 + 5 + 7)  # nobody goes on after an end
 
 
 def test_an_episode_that_is_lost_is_begun_again() -> None:
