@@ -50,7 +50,8 @@ def test_updates_begin_after_the_warm_up() -> None:
         agents.learner.critic_optimizer.step()
 
     for n in range(1, WARMUP + 6):
-        agents.cycle(step_critics)
+        for draw in agents.steps(1):
+            agents.learn(draw, step_critics)
         assert (agents.env_steps, agents.learner.num_updates) == (n, max(0, n - WARMUP))
         has_learned = [not torch.equal(flat, first[kind]) for kind, flat in agents.population.flat.items()]
         assert all(has_learned) if n > WARMUP else not any(has_learned)

@@ -139,10 +139,10 @@ class Agents:
         """Env steps that each agent has taken."""
         return self.collector.env_steps
 
-    def cycle(self, critic_step: Callable[[], Any] | None = None) -> None:
-        """One env step of every agent and one update. `critic_step` as in `Learner.update`."""
+    def cycle(self) -> None:
+        """One env step of every agent and one update."""
         for draw in self.steps(1):
-            self.learn(draw, critic_step)
+            self.learn(draw)
 
     def steps(self, num_steps: int) -> Iterator[Draw]:
         """Take env steps with every agent.
@@ -158,7 +158,7 @@ class Agents:
                 self.learner.end_generation(self.collector.newest_returns())
 
     def learn(self, draw: Draw, critic_step: Callable[[], Any] | None = None) -> None:
-        """One update, or nothing during the warm-up."""
+        """One update, or nothing during the warm-up. `critic_step` as in `Learner.update`."""
         if self.collector.num_collected >= self.settings.warmup_env_steps:
             self.learner.update(draw, self.env_steps, critic_step)
 
