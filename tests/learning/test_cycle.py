@@ -130,6 +130,20 @@ def test_open_episodes_come_back_and_those_that_cannot_are_named() -> None:
         assert all(torch.equal(x, expected[name]) for name, x in stored.items()) == is_same
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
+def test_a_gpu_computes_what_the_cpu_computes(compile: bool) -> None:
+    """In an environment whose observations are small, so that their rounding weighs little."""
+    learned, specs = [], [EnvironmentSpec("Approach-v0")] * 3
+    for resources in (RESOURCES, replace(RESOURCES, device="cuda", compile=compile)):
+        agents = run(agents_of(specs=specs, resources=resources), WARMUP + 8)
+        learned.append({**agents.population.flat, **dict(agents.objective.named_parameters())})
+    for name, p in learned[1].items():
+        assert p.device.type == "cuda"
+        # A tenth of one of Adam's steps, which magnify the last bits of a small gradient. Eight cycles have up to eight.
+        torch.testing.assert_close(p.cpu(), learned[0][name], rtol=1e-3, atol=1e-4)
+
+
 class Closing(SerialGroup):
     """Notes when it is closed."""
 
