@@ -64,6 +64,9 @@ class Doing(gymnasium.Env):
                 os._exit(7)
             if self._do == "hang":
                 time.sleep(3600)
+        if self._do == "slow":
+            time.sleep(0.1)
+        if self._num_steps == self._when:
             if self._do == "value":
                 raise ValueError("bad value")
             if self._do == "own":
@@ -285,6 +288,20 @@ def test_a_hang_at_a_reset_is_named(doing: Callable[..., EnvironmentSpec]) -> No
     group = WorkerGroup([doing("hang at reset")], 1, timeout=0.5)
     with contextlib.closing(group), pytest.raises(EnvironmentFailure, match=r"has not answered for 0\.5 s"):
         group.reset(0, 0)
+
+
+def test_repeating_an_episode_may_take_longer_than_a_step(
+    doing: Callable[..., EnvironmentSpec], opened: Callable[..., WorkerGroup]
+) -> None:
+    group = opened([doing("slow")], 1, timeout=0.5)
+    assert group.repeat(0, 3, np.zeros((8, 1), np.float32)).observation[3] == 8
+    group.begin_step(np.zeros((1, 1), np.float32))
+    assert not group.lost.any() and group.end_step().observation[0, 3] == 9
+
+
+def test_any_timeout_is_possible(opened: Callable[..., WorkerGroup]) -> None:
+    """The system cannot wait for more milliseconds than 32 bits hold."""
+    assert opened([counting()], 1, timeout=1e30).reset(0, 0)[1] == 0
 
 
 def test_a_worker_may_take_longer_to_start_than_to_step(opened: Callable[..., WorkerGroup]) -> None:

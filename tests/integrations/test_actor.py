@@ -70,6 +70,26 @@ def test_its_gradient_is_that_of_the_learners_policy_update(make: Callable[[], O
     assert all(p.grad is None for p in theirs.values()) and all(p.grad is None for p in objective.parameters())
 
 
+def test_autocast_reaches_policy_and_critics_but_not_the_objective() -> None:
+    """Here policy and critic compute nothing that autocast would round."""
+    torch.set_default_dtype(torch.float32)  # autocast leaves float64 alone
+    objective, windows = small(use_critic_gradient=True), random_windows(6, sizes=SIZES, seeds=SEEDS)
+    batch = WindowBatch(*(x[0] for x in windows))
+    weight = torch.tensor([[0.3, -0.2], [0.1, 0.4], [-0.5, 0.2]], requires_grad=True)
+
+    def gradient(autocast: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = actor_loss(
+                objective,
+                policy=lambda states: (states[..., None] * weight).sum(1).tanh(),
+                critics=[lambda states, action: (states[:, :2] * action).sum(1) - (action**2).sum(1)],
+                windows=batch,
+            )
+        return torch.autograd.grad(loss, weight)[0]
+
+    torch.testing.assert_close(gradient(autocast=True), gradient(autocast=False), rtol=0, atol=0)
+
+
 def test_the_mean_is_over_valid_steps() -> None:
     objective, valid = small(), torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     inputs = [

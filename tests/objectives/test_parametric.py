@@ -54,6 +54,17 @@ def test_forward_is_the_stacked_loss_of_one_agent() -> None:
     assert all(p.grad is None for p in objective.parameters())
 
 
+def test_forward_is_computed_without_autocast() -> None:
+    torch.set_default_dtype(torch.float32)  # autocast leaves float64 alone
+    objective, stacked = small(), random_inputs()
+    own = {
+        name: getattr(stacked, name)[0].float() for name in ("policy_action", "replay_action", "reward", "value", "terminated")
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = objective(**own)
+    assert torch.equal(rounded, objective(**own))
+
+
 def test_forward_takes_all_steps_as_valid_by_default() -> None:
     objective, stacked = small(), random_inputs(torch.full_like(LENGTH, NUM_STEPS))
     own = {name: getattr(stacked, name)[0] for name in ("policy_action", "replay_action", "reward", "value", "terminated")}

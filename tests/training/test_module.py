@@ -1,12 +1,16 @@
 """The Lightning face: macro batches change the overhead and nothing else, and a cycle acts first and then learns."""
 
 import random
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import TOYS, differences, everything, tiny_objective, tiny_run, tiny_settings
 
 from callbacks.meta_testing import MetaTest
@@ -161,6 +165,19 @@ def test_the_agent_that_broke_first_is_named_at_the_end_of_the_batch() -> None:
 def global_randomness() -> str:
     numpy_state = np.random.get_state()
     return repr((torch.get_rng_state().tolist(), [np.asarray(part).tolist() for part in numpy_state], random.getstate()))
+
+
+def test_tensorboard_forgets_what_a_resume_makes_again(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(str(tmp_path), name="", version="tensorboard")
+    for step in (10, 20, 30):
+        logger.log_metrics({"a": 1.0}, step=step)
+    module: Any = module_of(tiny_run(env_steps=20))  # as if it had been resumed there
+    module.trainer = SimpleNamespace(loggers=[logger], is_global_zero=True)
+    module.on_train_start()
+    logger.log_metrics({"a": 2.0}, step=40)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("a")] == [(10, 1.0), (20, 1.0), (40, 2.0)]
 
 
 def test_metrics_that_wait_for_the_next_update_survive_a_resume() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from metagenrl_pl.agents.networks import Networks
 from metagenrl_pl.agents.stacked_networks import FlatLayout, Parameters, StackedMLP
 from metagenrl_pl.agents.windows import widest
-from metagenrl_pl.common.streams import derive_seed
+from metagenrl_pl.common.streams import derive_seed, to_device
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,9 @@ class Population:
         }
 
     def act(self, observation: Tensor) -> Tensor:
-        """Noise-free actions in [-1, 1] for one observation of each agent: [P, O] -> [P, A]."""
+        """Noise-free actions in [-1, 1]: [P, ..., O] -> [P, ..., A]."""
         with torch.no_grad():  # acting, not learning
-            return self.networks.action(self.policy, observation.to(self.device).unsqueeze(1)).squeeze(1)
+            return self.networks.action(self.policy, to_device(observation, self.device))
 
     @property
     def device(self) -> torch.device:

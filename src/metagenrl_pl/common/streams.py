@@ -15,8 +15,8 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device. The copy to a GPU does not block."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    """A tensor on a device. A copy from the CPU to a GPU does not block."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)
 
 
 class AgentStreams:

@@ -39,6 +39,9 @@ START_SECONDS = 60.0
 MAX_RESTARTS = 3
 """How often in a row a worker is replaced that hangs in a step, before the environment counts as broken."""
 
+LONGEST_POLL = 2**31 - 1
+"""The most milliseconds that the system can wait for, some 25 days."""
+
 NOT_ENDED = "the previous step has not ended"
 
 # 1. Signals are for the parent, which saves a checkpoint and stops. So the worker installs handlers that do nothing. (Programs
@@ -168,16 +171,18 @@ class WorkerGroup(EnvironmentGroup):
         return Steps(*(array.copy() for array in self._table.steps))
 
     def repeat(self, index: int, seed: int, actions: np.ndarray) -> RepeatedEpisode:
-        return self._call(index, "repeat", seed, actions)
+        return self._call(index, "repeat", seed, actions, num_steps=1 + len(actions))
 
     def close(self) -> None:
         """Stop the workers, which close their environments. A second call does nothing."""
         self._finalizer()
 
-    def _call(self, index: int, request: str, *arguments: Any) -> Any:
+    def _call(self, index: int, request: str, *arguments: Any, num_steps: int = 1) -> Any:
+        """A method of the worker of an environment, which resets it or takes this many steps, each of which may last `timeout`."""
         assert not self._pending, NOT_ENDED
         self._pending = [worker for worker in self._workers if index in worker.names]
         self._pending[0].send(request, index, *arguments)
+        self._pending[0].allow_steps(num_steps)
         return self._receive_all()[0]
 
     def _receive_all(self) -> list[Any]:
@@ -279,10 +284,15 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):
             os.write(self._requests.fileno(), STEP)
 
+    def allow_steps(self, num_steps: int) -> None:
+        """Let the next answer take as long as so many steps."""
+        if self._patience is not None and self._timeout is not None:
+            self._patience = max(self._patience, num_steps * self._timeout)
+
     def receive(self) -> Any:
         """Wait for the answer. It is a Failure if an environment raised an exception, or the process died or hangs."""
         seconds, self._patience = self._patience, self._timeout
-        if not self._has_answer.poll(None if seconds is None else 1000 * seconds):
+        if not self._has_answer.poll(None if seconds is None else min(1000 * seconds, LONGEST_POLL)):
             self.process.kill()
             return Failure(next(iter(self.names)), self._hang_failure(seconds))
         if os.read(self._answers.fileno(), 1) == DONE:

@@ -165,7 +165,7 @@ class Collector:
     def sample(self, num_windows: int, streams: AgentStreams) -> Windows:
         """Draw windows with the caller's random streams, so that training's streams do not advance."""
         windows = self.replay.sample(num_windows, streams)
-        return Windows(*(x.to(self._update_device) for x in windows))
+        return Windows(*(to_device(x, self._update_device) for x in windows))
 
     def _choose_actions(self) -> Tensor:
         """Noisy policy actions, or uniform ones at the start of a life, [P, A], on the policies' device. Padding is not used."""

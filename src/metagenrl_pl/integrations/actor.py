@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metagenrl_pl.agents.windows import valid_states
+from metagenrl_pl.common.streams import to_device
 from metagenrl_pl.integrations.windows import WindowBatch
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import ObjectiveInputs
@@ -45,32 +46,42 @@ def actor_loss(
     critics = _check(objective, critics)
     if not isinstance(windows, WindowBatch):
         raise ValueError(f"windows={type(windows).__name__}: valid is a WindowBatch, as WindowBuffer.sample gives")
-    real = valid_states(windows.valid) > 0  # [B, T + 1], with the state after the last step, which has a value, too
+    is_real = valid_states(windows.valid) > 0  # [B, T + 1], with the state after the last step, which has a value, too
+    real = is_real.nonzero(as_tuple=True)  # once, since a GPU's host waits for it
     states = windows.states[real]  # padding would spoil the statistics of batch normalisation
     action = policy(states)
-    low, high = (torch.as_tensor(bound, dtype=action.dtype, device=action.device) for bound in (action_low, action_high))
-    if any(bound.shape not in ((), (1,), action.shape[1:]) for bound in (low, high)):
-        raise ValueError(
-            f"action_low={action_low}, action_high={action_high}: valid are numbers, or {action.shape[1]} of them, one for each action"
-        )
-    middle, half = (high + low) / 2, (high - low) / 2
-    if not bool((half.isfinite() & (half > 0)).all()):
-        raise ValueError(f"action_low={action_low}, action_high={action_high}: valid are finite bounds, low ones below high ones")
+    middle, half = _middle_and_half_range(action_low, action_high, action)
     value, slope = _value_and_slope(critics if objective.critic_gradient_of == "both" else critics[:1], states, action, objective)
 
-    def padded(of_states: Tensor) -> Tensor:
-        return of_states.new_zeros(*real.shape, *of_states.shape[1:]).index_put((real,), of_states)
+    def pad(of_states: Tensor) -> Tensor:
+        return of_states.new_zeros(*is_real.shape, *of_states.shape[1:]).index_put(real, of_states)
 
     inputs = objective.inputs_of_one(
-        policy_action=padded((action - middle) / half)[:, :-1],
+        policy_action=pad((action - middle) / half)[:, :-1],
         replay_action=(windows.action - middle) / half * windows.valid[..., None],
         reward=windows.reward,
-        value=None if value is None else padded(value),
+        value=None if value is None else pad(value),
         terminated=windows.terminated,
         valid=windows.valid,
-        critic_gradient=None if slope is None else padded(slope * half)[:, :-1],  # per unit of [-1, 1]
+        critic_gradient=None if slope is None else pad(slope * half)[:, :-1],  # per unit of [-1, 1]
     )
     return _MeanLoss.apply(inputs.policy_action, objective, inputs)
+
+
+def _middle_and_half_range(low: Any, high: Any, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the interval between two bounds: middle and half of its length, [] or [A], on the device of actions, [N, A].
+
+    Raises:
+        ValueError: if the bounds are none.
+    """
+    given = f"action_low={low}, action_high={high}"
+    low, high = (torch.as_tensor(bound, dtype=action.dtype, device="cpu") for bound in (low, high))
+    if any(bound.shape not in ((), (1,), action.shape[1:]) for bound in (low, high)):
+        raise ValueError(f"{given}: valid are numbers, or {action.shape[1]} of them, one for each action")
+    middle, half = (high + low) / 2, (high - low) / 2
+    if not bool((half.isfinite() & (half > 0)).all()):  # looked at on the CPU, or every call would wait for a GPU
+        raise ValueError(f"{given}: valid are finite bounds, low ones below high ones")
+    return to_device(middle, action.device), to_device(half, action.device)
 
 
 def _check(objective: Objective, critics: Sequence[Critic]) -> list[Critic]:
@@ -91,7 +102,8 @@ class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, policy_action: Tensor, objective: Objective, inputs: ObjectiveInputs) -> Tensor:
         constants = inputs._replace(policy_action=policy_action.detach())
-        loss, gradient = objective.loss_and_action_gradient(objective.stacked_parameters(1), constants)
+        with torch.autocast(policy_action.device.type, enabled=False):  # see `Objective.forward`
+            loss, gradient = objective.loss_and_action_gradient(objective.stacked_parameters(1), constants)
         num_valid = inputs.valid.sum()
         ctx.save_for_backward(gradient / num_valid)
         return loss.sum() / num_valid

@@ -74,6 +74,9 @@ class Objective(nn.Module, ABC):
     ) -> Tensor:
         """Loss for a single PyTorch policy, which descends its mean over valid steps.
 
+        The loss is computed without autocast: in bfloat16 its gradient would be off by several percent. Call `backward` outside of
+        autocast, too, as PyTorch recommends.
+
         Learned objectives normalise rewards, values and the critic's gradient over all windows of the batch. So the loss of a
         step depends on the other steps. Use batches of the size that the objective was meta-trained with, not single windows.
 
@@ -98,7 +101,8 @@ class Objective(nn.Module, ABC):
         if reduction not in ("none", "mean"):
             raise ValueError(f"reduction={reduction!r}: valid is 'none' or 'mean'")
         inputs = self.inputs_of_one(policy_action, replay_action, reward, value, terminated, valid, critic_gradient)
-        loss = self.loss(self.stacked_parameters(1), inputs)[0]
+        with torch.autocast(policy_action.device.type, enabled=False):
+            loss = self.loss(self.stacked_parameters(1), inputs)[0]
         return loss.sum() / inputs.valid.sum() if reduction == "mean" else loss
 
     def inputs_of_one(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from metagenrl_pl.learning.cycle import Agents
 from metagenrl_pl.training.checkpoint_io import FORMAT, PROJECT_KEY, CheckpointError
@@ -36,11 +37,14 @@ class MetaGenRL(pl.LightningModule):
         return list(self.learner.optimizers.values())
 
     def on_train_start(self) -> None:
-        """After a resume, remove lines of `metrics.csv` from after the checkpoint: they are logged again."""
+        """After a resume, remove what `metrics.csv` and TensorBoard show from after the checkpoint: it is logged again."""
         if self.agents.env_steps:
             for logger in self.trainer.loggers:
                 if isinstance(logger, RunCSVLogger):
                     logger.keep_until(self.agents.env_steps)
+                elif isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+                    logger.experiment.close()
+                    logger.experiment.purge_step = self.agents.env_steps + 1  # of the events in the file that it opens next
 
     def training_step(self, batch: MacroBatch, batch_idx: int) -> None:
         """Run the batch's cycles: every agent takes an env step and learns in each.
