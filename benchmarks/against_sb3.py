@@ -18,7 +18,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from arithmetic import needed_per_cycle, total
+from arithmetic import total, work_per_cycle
 from measure import (
     MatrixProduct,
     Result,
@@ -28,7 +28,7 @@ from measure import (
     arguments,
     elapsed,
     machine,
-    parsed,
+    parse_options,
     prepare,
     ratio,
     report,
@@ -54,7 +54,7 @@ def sb3_updates(env: str, seed: int) -> Callable[[], object]:
 
     model = TD3(
         "MlpPolicy",
-        Environment(EnvironmentSpec(env))._env,  # made without the warnings of MuJoCo
+        Environment(EnvironmentSpec(env)).gymnasium,  # made without the warnings of MuJoCo
         policy_kwargs={"net_arch": [UNITS, UNITS]},
         batch_size=BATCH,
         policy_delay=DELAY,
@@ -106,7 +106,7 @@ def seconds_of(worker: Worker, job: str, seconds: float, num_calls: dict[tuple[W
     return float(worker.ask(f"{job} {num_calls[worker, job]}"))
 
 
-def measured(options: argparse.Namespace, turns: Turns) -> dict[str, list[float]]:
+def measure(options: argparse.Namespace, turns: Turns) -> dict[str, list[float]]:
     """Seconds of one update (a mean of a policy's and none) by side and threads, and of a matrix product beside each, by turn."""
     ours = [EAGER, COMPILED] if options.compile else [EAGER]
     sides = [(side, threads) for side in (SB3, *ours, *(BOTH + side for side in ours)) for threads in options.all_threads]
@@ -134,7 +134,7 @@ def best(times: dict[str, list[float]], side: str) -> str:
     return min(names, key=lambda name: median(times[name]))
 
 
-def comparison(times: dict[str, list[float]], env: str) -> Result:
+def compare(times: dict[str, list[float]], env: str) -> Result:
     """One agent on each side."""
     reference = times[best(times, SB3)]
     rows: list[list[Any]] = []
@@ -147,10 +147,10 @@ def comparison(times: dict[str, list[float]], env: str) -> Result:
     return Result(f"TD3, two layers of {UNITS} units, batches of {BATCH} ({env})", columns, rows, times)
 
 
-def stacked(times: dict[str, list[float]], options: argparse.Namespace) -> Result:
+def compare_stacked(times: dict[str, list[float]], options: argparse.Namespace) -> Result:
     """Several agents in one program, against the floor, against one agent of this project and against Stable-Baselines3."""
     agents = our_updates(options.env, options.seed, STACKED, compile=False)
-    flop = total(needed_per_cycle(agents.replay.sizes, SETTINGS, agents.objective, learns=False).values()).flop
+    flop = total(work_per_cycle(agents.replay.sizes, SETTINGS, agents.objective, learns=False).values()).flop
     rows: list[list[Any]] = []
     product_flop = MatrixProduct().flop
     for side in (EAGER, COMPILED):
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--env", default="HalfCheetah-v5", help="whose spaces are used; default HalfCheetah-v5")
     add_compile(parser)
     parser.add_argument("--side", help=argparse.SUPPRESS)
-    options = parsed(parser)
+    options = parse_options(parser)
     if importlib.util.find_spec("stable_baselines3") is None:
         sys.exit('error: stable-baselines3 is not installed; pip install -e ".[train,sb3]"')
     prepare(options.threads)
@@ -190,8 +190,8 @@ def main() -> None:
         return work(options.side, options)
     options.all_threads = [1] if options.quick else [1, 2]
     turns = Turns(1, 0.05) if options.quick else Turns(15, 0.4)
-    facts, times = machine(turns), measured(options, turns)
-    report(options, facts, [lambda: comparison(times, options.env), lambda: stacked(times, options)])
+    facts, times = machine(turns), measure(options, turns)
+    report(options, facts, [lambda: compare(times, options.env), lambda: compare_stacked(times, options)])
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ class ObjectiveWork:
         self.second_order = path.tangent + back + path.weights + path.mixed_weights + context_transform.weights
 
 
-def needed(size: tuple[int, int], settings: AgentSettings, objective: Objective) -> dict[str, Work]:
+def work_of_agent(size: tuple[int, int], settings: AgentSettings, objective: Objective) -> dict[str, Work]:
     """What one agent's updates need, by part of the cycle.
 
     Args:
@@ -170,16 +170,16 @@ def needed(size: tuple[int, int], settings: AgentSettings, objective: Objective)
     return {CRITIC: critics, POLICY: step, META: step + judged + along + learned.second_order}
 
 
-def needed_per_cycle(
+def work_per_cycle(
     sizes: Sequence[tuple[int, int]], settings: AgentSettings, objective: Objective, learns: bool = True
 ) -> dict[str, Work]:
     """The mean cycle of a population, by part: all but the critics' update happens every `policy_delay` cycles."""
-    agents = [needed(size, settings, objective) for size in sizes]
+    agents = [work_of_agent(size, settings, objective) for size in sizes]
     share = {CRITIC: 1.0, POLICY: 1 / settings.policy_delay, META: learns / settings.policy_delay}
     return {part: share[part] * total(agent[part] for agent in agents) for part in agents[0] if share[part]}
 
 
-def counted(agents: Agents) -> dict[str, float]:
+def count_flop(agents: Agents) -> dict[str, float]:
     """Floating-point operations that each of the eager updates really does, as torch counts them."""
     counts = {}
     for part, update in updates(agents).items():

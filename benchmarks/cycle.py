@@ -24,7 +24,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
-from arithmetic import Work, counted, needed, needed_per_cycle, total
+from arithmetic import Work, count_flop, total, work_of_agent, work_per_cycle
 from clock import CHECKPOINTS, CRITIC, ENVIRONMENTS, LIGHTNING, LOGGING, META, PARTS, POLICY, REST, SAMPLING
 from measure import ROOT, Result, Turns, arguments, machine, prepare, ratio, report
 from metagenrl_pl.agents.population import AgentSettings
@@ -139,7 +139,7 @@ class Cycle:
 
     def parts(self) -> Result:
         """The table of parts."""
-        work = needed_per_cycle(self.agents.replay.sizes, self.agents.settings, self.agents.objective)
+        work = work_per_cycle(self.agents.replay.sizes, self.agents.settings, self.agents.objective)
         names = [*PARTS, REST, LOGGING, LIGHTNING, CHECKPOINTS]
         seconds = {part: [turn.get(part, 0.0) for turn in self.turns] for part in (*names, "whole cycle")}
         rates = [turn["flop per second"] for turn in self.turns]
@@ -173,8 +173,8 @@ class Cycle:
     def arithmetic(self, size: str) -> Result:
         """One agent's arithmetic, needed and really done, beside what was expected at the paper's sizes."""
         settings, objective, agents = self.agents.settings, self.objective, self.agents
-        works = needed(agents.replay.sizes[0], settings, objective)
-        counts = counted(make_agents(agents.specs[:1], settings, 0, objective=objective))
+        works = work_of_agent(agents.replay.sizes[0], settings, objective)
+        counts = count_flop(make_agents(agents.specs[:1], settings, 0, objective=objective))
         share = {part: 1.0 if part == CRITIC else 1 / settings.policy_delay for part in works}
         is_paper = (
             size == "paper" and (settings.hidden_units, *agents.replay.sizes[0]) == (350, 17, 6) and settings.num_windows == 100

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, Result, Turns, arguments, machine, parsed, prepare, report
+from measure import ROOT, Result, Turns, arguments, machine, parse_options, prepare, report
 from metagenrl_pl.common.commands import hydra_override
 from metagenrl_pl.common.files import path_argument
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0], "default_run.json")
     parser.add_argument("--warm", type=path_argument, metavar="FOLDER", help="of compiled updates; a new one by default")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
-    options = parsed(parser)
+    options = parse_options(parser)
     prepare(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         cache = options.warm or Path(folder) / "compiled"

@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 
-from measure import Result, Turns, arguments, machine, parsed, prepare, ratio, report
+from measure import Result, Turns, arguments, machine, parse_options, prepare, ratio, report
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.environments.group import EnvironmentGroup
 from metagenrl_pl.environments.workers import make_group
@@ -49,7 +49,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0], "environments.json")
     parser.add_argument("--num", type=int, default=8, help="environments of each kind; default 8")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="worker processes; default 1 2")
-    options = parsed(parser)
+    options = parse_options(parser)
     prepare(options.threads)
     turns = Turns(1, 0.01) if options.quick else Turns(5, 1.0)
     num, specs = (2, SPECS[:2]) if options.quick else (options.num, SPECS)

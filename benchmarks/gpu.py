@@ -22,9 +22,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arithmetic import needed_per_cycle, total
+from arithmetic import total, work_per_cycle
 from clock import CRITIC
-from measure import Job, MatrixProduct, Result, Turns, add_compile, arguments, elapsed, parsed, prepare, ratio, report, wait
+from measure import (
+    Job,
+    MatrixProduct,
+    Result,
+    Turns,
+    add_compile,
+    arguments,
+    elapsed,
+    parse_options,
+    prepare,
+    ratio,
+    report,
+    wait,
+)
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.learning.cycle import Agents
 from workloads import assign_round_robin, make_agents, pair_of_updates, run_cycles, updates
@@ -158,7 +171,7 @@ class Bench:
     def cycles(self, facts: dict[str, Any]) -> Result:
         """Whole cycles and their floors."""
         agents, num_agents = self._agents(compile=False), self.options.agents
-        work = total(needed_per_cycle(agents.replay.sizes, self._settings, agents.objective).values())
+        work = total(work_per_cycle(agents.replay.sizes, self._settings, agents.objective).values())
         traffic = 1e-9 * work.bytes / facts["copied gigabytes per s"]
         rows: list[list[Any]] = []
         for variant, (_, precision) in self.variants.items():
@@ -202,7 +215,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, help="default 20, with --quick 2")
     parser.add_argument("--limit", type=float, default=480, help="seconds after which nothing new begins; default 480")
     add_compile(parser)
-    options = parsed(parser)
+    options = parse_options(parser)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit(f"error: --device={options.device} is not there; valid: cpu")
     options.agents = options.agents or (2 if options.quick else 20)

@@ -221,7 +221,7 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help=text)
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options of the command line, defaults settled."""
     options = parser.parse_args()
     if getattr(options, "compile", False) is None:

@@ -12,7 +12,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from measure import Job, MatrixProduct, Result, Turns, add_compile, arguments, machine, parsed, prepare, ratio, report
+from measure import Job, MatrixProduct, Result, Turns, add_compile, arguments, machine, parse_options, prepare, ratio, report
 from metagenrl_pl.agents.population import AgentSettings
 from workloads import assign_round_robin, make_agents, updates
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0], "paper_graph.json")
     add_compile(parser)
     parser.set_defaults(compile=False)
-    options = parsed(parser)
+    options = parse_options(parser)
     prepare(options.threads)
     turns = Turns(1, 0.01) if options.quick else Turns(9, 1.0)
     ways = [False, True] if options.compile else [False]

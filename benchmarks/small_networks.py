@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from measure import Result, Turns, add_compile, arguments, machine, parsed, prepare, ratio, report
+from measure import Result, Turns, add_compile, arguments, machine, parse_options, prepare, ratio, report
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.agents.stacked_networks import norm_per_agent
 from metagenrl_pl.learning.cycle import Agents
@@ -52,7 +52,7 @@ def check_same_gradients(options: argparse.Namespace) -> None:
     assert (difference < 1e-3 * norm_per_agent(gradients[0])).all(), "not the same meta-gradient"
 
 
-def ways(times: dict[str, list[float]], title: str) -> Result:
+def compare_ways(times: dict[str, list[float]], title: str) -> Result:
     """How much faster than the reference each way is."""
     rows = []
     for name, seconds in times.items():
@@ -63,7 +63,7 @@ def ways(times: dict[str, list[float]], title: str) -> Result:
     return Result(f"Cycles against the reference ({title})", ["", "ms per cycle", "reference / time"], rows, halved)
 
 
-def growth(times: dict[str, list[float]], num_agents: int, title: str) -> Result:
+def compare_sizes(times: dict[str, list[float]], num_agents: int, title: str) -> Result:
     """What many agents cost beside one."""
     rows = []
     for name in times:
@@ -84,14 +84,14 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=100, help="windows per update; default 100")
     parser.add_argument("--window-length", type=int, default=20, help="steps in a window; default 20")
     parser.add_argument("--env", default="Pendulum-v1", help="of every agent; default Pendulum-v1")
-    options = parsed(parser)
+    options = parse_options(parser)
     if options.quick:
         options.agents, options.windows = 3, 10
     prepare(options.threads)
     turns = Turns(1, 0.01) if options.quick else Turns(7, 1.0)
     facts, times = machine(turns), times_of(options, turns)
     title = f"{options.env}, {options.units} units, {options.windows} windows of {options.window_length}"
-    report(options, facts, [lambda: ways(times, title), lambda: growth(times, options.agents, title)])
+    report(options, facts, [lambda: compare_ways(times, title), lambda: compare_sizes(times, options.agents, title)])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from callbacks.schedule import (
     is_logged,
     log_metrics,
     module_of,
+    stage_of,
 )
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
@@ -188,7 +189,7 @@ class MetaTest(pl.Callback):
         objective = agents_of(trainer).objective
         if self._is_beside_fresh_agents or not isinstance(objective, ParametricObjective):
             return None
-        return _Test(LEARNED.name, objective, _stage(trainer, objective))
+        return _Test(LEARNED.name, objective, stage_of(trainer))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MacroBatch, batch_idx: int) -> None:
         """After a resume, repeat the meta-test that was given up. At this hook all signal handlers are installed."""
@@ -322,8 +323,3 @@ class MetaTest(pl.Callback):
             rank_zero_warn("The process that made meta-tests has died; this one makes them again.")
             self._close()
             return None
-
-
-def _stage(trainer: pl.Trainer, objective: ParametricObjective) -> int:
-    """Env steps for which the objective was meta-trained: in this run, or according to its card."""
-    return env_steps_of(trainer) if agents_of(trainer).learner.is_meta_training else int(objective.card.get("env_steps", 0))

@@ -16,12 +16,12 @@ from callbacks.schedule import (
     is_last,
     log_metrics,
     module_of,
+    stage_of,
 )
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.evaluator import Evaluator
 from metagenrl_pl.evaluation.fresh_agents import agent_numbers
 from metagenrl_pl.evaluation.policies import save_policies
-from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, drop_rows, mean_returns
 from metagenrl_pl.training.datamodule import MacroBatch
 
@@ -55,7 +55,7 @@ class PolicyEvaluation(pl.Callback):
                 lambda row: (
                     row.method == self._method
                     and (row.environment, row.seed) in own
-                    and row.meta_training_env_steps == self._stage(trainer)
+                    and row.meta_training_env_steps == stage_of(trainer)
                     and row.env_steps > env_steps
                 ),
             )
@@ -82,7 +82,7 @@ class PolicyEvaluation(pl.Callback):
             save_policies(self._path.parent / "fresh_agents", self._method, population, agents.specs, numbers, placement)
         if trainer.is_global_zero and self._method is not None:
             rows = [
-                MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), self._stage(trainer))
+                MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), stage_of(trainer))
                 for (spec, number), value in zip(self._agents(trainer), returns, strict=True)
             ]
             append_rows(self._path, rows)
@@ -93,11 +93,6 @@ class PolicyEvaluation(pl.Callback):
         """Environment and number of each agent of all processes."""
         specs = agents_of(trainer).specs
         return list(zip(specs, agent_numbers(specs, module_of(trainer).run_config.get("seed", 0)), strict=True))
-
-    @staticmethod
-    def _stage(trainer: pl.Trainer) -> int | None:
-        objective = agents_of(trainer).objective
-        return int(objective.card.get("env_steps", 0)) if isinstance(objective, ParametricObjective) else None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._close()

@@ -12,6 +12,7 @@ from callbacks.timeline import machine_pace
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.learning.compiling import estimated_seconds_per_cycle
 from metagenrl_pl.learning.cycle import Agents
+from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.training.csv_logger import RunCSVLogger
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
 from metagenrl_pl.training.module import MetaGenRL
@@ -46,6 +47,14 @@ def agents_of(trainer: pl.Trainer) -> Agents:
 def env_steps_of(trainer: pl.Trainer) -> int:
     """Env steps that each agent has taken so far."""
     return agents_of(trainer).env_steps
+
+
+def stage_of(trainer: pl.Trainer) -> int | None:
+    """Env steps for which the run's objective was meta-trained: in this run, or according to its card. None if it cannot be."""
+    objective = agents_of(trainer).objective
+    if not isinstance(objective, ParametricObjective):
+        return None
+    return env_steps_of(trainer) if agents_of(trainer).learner.is_meta_training else int(objective.card.get("env_steps", 0))
 
 
 def gather_from_agents(trainer: pl.Trainer, values: Sequence[Any]) -> list[Any]:

@@ -294,8 +294,8 @@ def test_what_cannot_be_learned_from_is_told(observation: list[float], reward: f
     environment = make("Showing-v0", observation=np.array(observation))
     with pytest.raises(EnvironmentFailure) as caught:
         environment.reset(0)
-        environment._env.unwrapped._reward = 3e38  # type: ignore[attr-defined]
+        environment.gymnasium.unwrapped._reward = 3e38  # type: ignore[attr-defined]
         assert environment.step(np.zeros(2))[1] == 3e38
-        environment._env.unwrapped._reward = reward  # type: ignore[attr-defined]
+        environment.gymnasium.unwrapped._reward = reward  # type: ignore[attr-defined]
         environment.step(np.zeros(2))
     assert str(caught.value).startswith("environment Showing-v0") and str(caught.value).endswith(message)

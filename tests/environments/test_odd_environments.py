@@ -41,7 +41,7 @@ def test_observations_are_not_cut_to_what_their_space_declares(name: str) -> Non
 
 def test_pictures_of_fractions_are_seen_in_a_space_of_bytes() -> None:
     environment = make("ScaledPictures")
-    inner: Any = environment._env.unwrapped
+    inner: Any = environment.gymnasium.unwrapped
     seen = environment.reset(3)
     assert isinstance(inner, ScaledPictures) and np.allclose(seen, 0.5 + inner.place / 20) and 0 < seen[0] < 1
 
@@ -51,12 +51,12 @@ def test_an_environment_that_overwrites_its_array_does_not_change_what_was_seen(
     first = environment.reset(3)
     before = first.copy()
     environment.step(np.ones(1))
-    assert isinstance(environment._env.unwrapped, OneArray) and np.array_equal(first, before)
+    assert isinstance(environment.gymnasium.unwrapped, OneArray) and np.array_equal(first, before)
 
 
 def test_parts_are_in_the_order_of_the_space() -> None:
     environment = make("Nested")
-    seen, inner = environment.reset(3), environment._env.unwrapped
+    seen, inner = environment.reset(3), environment.gymnasium.unwrapped
     assert isinstance(inner, Nested)
     assert np.allclose(seen, [inner.place, 0, 0.25, 0.25, 0.25, 0.25, inner.place])
 

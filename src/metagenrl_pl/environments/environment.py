@@ -99,6 +99,11 @@ class Environment:
         return outside(self._observation_space, self._newest)
 
     @property
+    def gymnasium(self) -> gym.Env:
+        """Gymnasium's environment with its wrappers. It has its own range of actions, and its errors are its own."""
+        return self._env
+
+    @property
     def time_limit(self) -> int | None:
         """Env steps after which every episode ends; None if Gymnasium knows of none. Then episodes may go on for ever."""
         return self._env.spec.max_episode_steps if self._env.spec else None

@@ -172,9 +172,9 @@ def _test(pickled: bytes) -> list[MetaTestRow]:
     def report(env_steps: int) -> None:
         _done.value = before + env_steps
 
-    def evaluated(rows: Sequence[MetaTestRow]) -> None:
+    def share_returns(rows: Sequence[MetaTestRow]) -> None:
         returns = mean_returns(rows)
         width = 1 + len(plan.specs)
         _newest[index * width : (index + 1) * width] = [rows[0].env_steps, *(returns[spec.name] for spec in plan.specs)]
 
-    return meta_test(method, objective, plan, resources, report, _stop.is_set, evaluated)
+    return meta_test(method, objective, plan, resources, report, _stop.is_set, share_returns)

@@ -191,7 +191,7 @@ def telling_of_exits(config: DictConfig) -> Iterator[None]:
     """Report `os._exit` in the body, by which an environment or a library would end this process without a word."""
     own, end = os.getpid(), os._exit
 
-    def told(code: int) -> NoReturn:
+    def report_and_end(code: int) -> NoReturn:
         if os.getpid() != own:  # a fork may end so
             end(code)
         place = traceback.extract_stack(limit=2)[0]
@@ -199,7 +199,7 @@ def telling_of_exits(config: DictConfig) -> Iterator[None]:
         print(f"error: os._exit({code}) was called in the run ({where}){saved_before(config)}", file=sys.stderr, flush=True)
         end(MISTAKE)
 
-    os._exit = told  # type: ignore[assignment]
+    os._exit = report_and_end  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from metagenrl_pl.reporting.numbers import decimals_for, format_number
 from metagenrl_pl.results.methods import find_method, find_methods
-from metagenrl_pl.results.rows import MetaTestRow, interval_over_agents, newest_stage
+from metagenrl_pl.results.rows import MetaTestRow, final_rows, interval_over_agents, newest_stage
 from metagenrl_pl.results.statistics import Interval
 
 
@@ -26,12 +26,8 @@ def final_tables(rows: Sequence[MetaTestRow], width: int) -> list[Table]:
     environments = sorted({row.environment for row in rows})
     methods = find_methods(row.method for row in rows)
     final: dict[tuple[str, str], list[MetaTestRow]] = {}
-    for row in rows:
-        cell = final.setdefault((row.environment, row.method), [])
-        if cell and row.env_steps > cell[0].env_steps:
-            cell.clear()
-        if not cell or row.env_steps == cell[0].env_steps:
-            cell.append(row)
+    for row in final_rows(rows):
+        final.setdefault((row.environment, row.method), []).append(row)
     intervals = {key: interval_over_agents([row.episode_return for row in cell]) for key, cell in final.items()}
     texts = {name: _column_texts([intervals.get((name, method.name)) for method in methods]) for name in environments}
     widths = {name: 3 + max(len(name), *map(len, column)) for name, column in texts.items()}

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metagenrl_pl.results.methods import find_methods
-from metagenrl_pl.results.rows import interval_over_agents, newest_stage, read_rows
+from metagenrl_pl.results.rows import final_rows, mean_returns, newest_stage, read_rows
 
 
 class SweepJob(NamedTuple):
@@ -49,9 +49,4 @@ def sweep_table(jobs: Sequence[SweepJob]) -> Table:
 def _final_returns(run_dir: Path | None) -> dict[str, float]:
     rows = newest_stage(read_rows(run_dir / "meta_test.csv")) if run_dir is not None else []
     methods = [method.name for method in find_methods(row.method for row in rows) if method.trains]
-    own = [row for row in rows if methods and row.method == methods[0]]
-    last: dict[str, list[float]] = {}
-    for row in own:
-        if row.env_steps == max(other.env_steps for other in own if other.environment == row.environment):
-            last.setdefault(row.environment, []).append(row.episode_return)
-    return {environment: interval_over_agents(returns).mean for environment, returns in last.items()}
+    return mean_returns([row for row in final_rows(rows) if row.method == methods[0]]) if methods else {}

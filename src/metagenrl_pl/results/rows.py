@@ -100,6 +100,14 @@ def newest_stage(rows: Sequence[MetaTestRow]) -> list[MetaTestRow]:
     return [row for row in rows if (row.meta_training_env_steps or 0) == newest[row.method]]
 
 
+def final_rows(rows: Sequence[MetaTestRow]) -> list[MetaTestRow]:
+    """The rows of each method's last evaluation in each environment."""
+    last: dict[tuple[str, str], int] = {}
+    for row in rows:
+        last[row.environment, row.method] = max(last.get((row.environment, row.method), 0), row.env_steps)
+    return [row for row in rows if row.env_steps == last[row.environment, row.method]]
+
+
 def interval_over_agents(returns: Sequence[float]) -> Interval:
     """95 % interval of the mean return; all NaN if a return is not finite, as that of an agent that diverged may be."""
     return mean_interval(returns) if all(map(math.isfinite, returns)) else Interval(math.nan, math.nan, math.nan)
