@@ -16,11 +16,11 @@ from callbacks.schedule import agents_of, check_interval, datamodule_of, env_ste
 from metagenrl_pl.common.commands import resume_command
 from metagenrl_pl.common.files import is_unwritable, why_unwritable
 from metagenrl_pl.common.signals import ignore_in_command, install_handler, restore_handlers
-from metagenrl_pl.config.trust import untrusted_packages
+from metagenrl_pl.config.trust import confirmations
 from metagenrl_pl.objectives import ParametricObjective
 from metagenrl_pl.results.origin import meta_training_settings
 from metagenrl_pl.results.provenance import commit
-from metagenrl_pl.training.checkpoint_io import unused_replay_folder
+from metagenrl_pl.training.checkpoint_io import folder_of, unused_replay_folder
 from metagenrl_pl.training.datamodule import MacroBatch
 
 
@@ -93,7 +93,7 @@ class RunCheckpoint(Checkpoint):
             if stop:
                 trainer.should_stop = True
                 self._is_saved = self.stopped_by_signal
-                command = resume_command(path, untrusted_packages(module_of(trainer).run_config))
+                command = resume_command(path, confirmations(module_of(trainer).run_config, folder_of(path)))
                 rank_zero_only(print)(f"Stopping after {env_steps_of(trainer):,} env steps. To go on: {command}", flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

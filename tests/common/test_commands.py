@@ -36,10 +36,10 @@ def test_the_shell_and_hydra_give_back_the_value(value: str) -> None:
     assert OmegaConf.create({"ckpt_path": parsed.value()}).ckpt_path == value
 
 
-def test_a_resume_names_what_has_to_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_names_what_the_user_has_to_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["train.py"])
     assert resume_command("runs/a.ckpt") == "python train.py ckpt_path=runs/a.ckpt"
-    command = resume_command("~a/b.ckpt", ["own", "two"])
-    assert shlex.split(command)[2:] == ["ckpt_path='./~a/b.ckpt'", "trusted_packages=[own,two]"]
+    command = resume_command("~a/b.ckpt", ["trusted_packages=[own,two]", "logger.a.notes='a b'"])
+    assert shlex.split(command)[2:] == ["ckpt_path='./~a/b.ckpt'", "trusted_packages=[own,two]", "logger.a.notes='a b'"]
     monkeypatch.setattr("sys.argv", ["/usr/bin/metagenrl"])
     assert resume_command("runs/a.ckpt") == "metagenrl train ckpt_path=runs/a.ckpt"

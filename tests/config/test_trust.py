@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metagenrl_pl.config.schema import ConfigError
-from metagenrl_pl.config.trust import check_foreign, untrusted_packages
+from metagenrl_pl.config.trust import check_foreign, confirmations
 from metagenrl_pl.launch.entry import run_folder
 from metagenrl_pl.launch.resume import KINDS
 
@@ -35,7 +35,7 @@ def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 def test_a_configuration_of_this_project_passes(whole: dict[str, Any]) -> None:
     check_foreign(whole, KINDS, folder=Path("runs/mine"))
-    assert untrusted_packages(whole) == []
+    assert confirmations(whole, Path("runs/mine")) == []
 
 
 RECORDER = "gymnasium.wrappers.RecordVideo"
@@ -139,7 +139,11 @@ PLANTED = {"_target_": "os.system", "command": "true"}
             "/home/else",
             "callbacks.checkpoint.run_dir=/home/else would write outside of the run folder",
         ),
-        ("callbacks.checkpoint.run_dir", "runs/other", "would write outside of the run folder runs/mine; valid is a path in it"),
+        (
+            "callbacks.checkpoint.run_dir",
+            "runs/other",
+            "would write outside of the run folder runs/mine, which a file may not; valid is a path in it, or callbacks.checkpoint.ru",
+        ),
         ("callbacks.checkpoint.run_dir", "runs/mine/../other", "would write outside of the run folder"),
         ("logger.csv.run_dir", "~/else", "logger.csv.run_dir=~/else would write outside of the run folder"),
         ("logger.mlflow.run_dir", "https://example.org", "logger.mlflow.run_dir=https://example.org would write outside"),
@@ -173,7 +177,7 @@ def test_what_a_file_may_not_name(key: str, value: Any, message: str, whole: dic
 )
 def test_the_user_may_trust_a_package(key: str, value: Any, whole: dict[str, Any]) -> None:
     config = changed(whole, key, value)
-    assert untrusted_packages(config) == ["odd_environments"]
+    assert confirmations(config, Path("runs/mine")) == ["trusted_packages=[odd_environments]"]
     with pytest.raises(
         ConfigError, match=r"trusted_packages=\[odd_environments\] \(metagenrl film: --trust odd_environments\) if you"
     ):
@@ -185,17 +189,32 @@ def test_the_user_may_trust_a_package(key: str, value: Any, whole: dict[str, Any
             check_foreign(config, KINDS, ["odd_environments"])
 
 
+def test_an_address_in_a_sentence_is_no_place(whole: dict[str, Any]) -> None:
+    check_foreign(changed(whole, "logger.mlflow.experiment_name", "see https://example.org"), KINDS, folder=Path("runs/mine"))
+
+
+def test_a_resume_confirms_places_outside_of_the_run_folder(whole: dict[str, Any]) -> None:
+    config = changed(whole, "logger.mlflow.tracking_uri", "http://tracking.lab:5000")
+    config = changed(config, "callbacks.checkpoint.run_dir", "/tmp/my runs")
+    assert confirmations(config, Path("runs/mine")) == [
+        "callbacks.checkpoint.run_dir=/tmp/my runs",
+        "logger.mlflow.tracking_uri=http://tracking.lab:5000",
+    ]
+
+
 def test_wrappers_that_a_file_may_name(whole: dict[str, Any]) -> None:
     plain = [
         "gymnasium.wrappers.NormalizeReward",
         {"wrapper": "gymnasium.wrappers.TimeLimit", "kwargs": {"max_episode_steps": 5}},
     ]
     config = changed(whole, "env.train", [{"id": "Pendulum-v1", "wrappers": plain}])
-    assert untrusted_packages(config) == []
+    assert confirmations(config, Path("runs/mine")) == []
     check_foreign(config, KINDS)
     recorded = {"wrapper": RECORDER, "kwargs": {"video_folder": "videos"}}
     config = changed(whole, "env.train", [{"id": "Pendulum-v1", "wrappers": [recorded]}])
-    assert untrusted_packages(config) == ["gymnasium"]  # it writes files, so a resume needs the user's word
+    assert confirmations(config, Path("runs/mine")) == [
+        "trusted_packages=[gymnasium]"
+    ]  # it writes files, so a resume needs the user's word
     check_foreign(config, KINDS, ["gymnasium"])
 
 

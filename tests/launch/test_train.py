@@ -820,6 +820,24 @@ def test_a_foreign_checkpoint_runs_nothing_and_is_named(
     assert errors.splitlines()[-1].startswith(f"error: ckpt_path={path}: ") and told in errors and "Traceback" not in errors
 
 
+def test_the_command_line_confirms_a_place_outside_of_the_run_folder(
+    debug: tuple[Path, str], in_process: Train, tmp_path: Path
+) -> None:
+    """Or replaces the object that writes there."""
+    shutil.copytree(debug[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "checkpoints" / "env_steps_000000400.ckpt"
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    other = {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": str(tmp_path / "elsewhere")}
+    content["metagenrl"]["config"]["logger"]["other"] = other
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    resume = (f"ckpt_path={path}", "env_steps=410", "callbacks.meta_test=null")
+    code, _, errors = in_process(*resume)
+    assert code == 2 and errors.endswith("valid is a path in it, or logger.other.save_dir=... on the command line\n")
+    assert in_process(*resume, "logger=csv")[0] == 0 and not (tmp_path / "elsewhere").exists()
+    code, _, errors = in_process(*resume[:1], "env_steps=420", resume[2], f"logger.other.save_dir={tmp_path}/elsewhere")
+    assert code == 0 and list((tmp_path / "elsewhere").rglob("metrics.csv")), errors
+
+
 def test_a_run_goes_on_from_its_newest_intact_checkpoint(
     debug: tuple[Path, str], in_process: Train, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -94,6 +94,14 @@ class Doubled(SGD):
             OwnStep(lambda policy, gradient: {name: p * 1.0 for name, p in policy.items()}),
             "its step does not depend on the gradient, so the objective would learn nothing",
         ),
+        (
+            OwnStep(
+                lambda policy, gradient: {
+                    name: p - gradient[name].sign() * gradient[name].abs().sqrt() for name, p in policy.items()
+                }
+            ),
+            r"its pull-back at a gradient of 0's hidden.0.weight is not finite",
+        ),
         (Doubled(), "its pull-back differs from what autograd gives by 1 of its length"),
     ],
 )

@@ -42,12 +42,25 @@ def test_before_the_first_update_there_is_none() -> None:
         (recorded([1, 1, 1.0], meta_loss=[0, 0, float("nan")]), "meta_loss of agent 2 is nan after 7 updates"),
         # All are broken now, agent 2 has been for longest.
         (recorded([1, 1, INF], [1, INF, INF], [INF, INF, INF]), "critic_loss of agent 2 is inf after 7 updates"),
-        (recorded([1, 1, INF], [1, 1, 1], meta_loss=[INF, INF, INF]), "meta_loss of agent 2 is inf after 7 updates"),
+        (recorded([1, 1, INF], [1, 1, 1], meta_loss=[1, INF, INF]), "meta_loss of agent 1 is inf after 7 updates"),
     ],
-    ids=["critic", "other", "first", "first_by_its_critic"],
+    ids=["critic", "other", "first", "finite_again"],
 )
 def test_the_agent_that_broke_first_is_named(metrics: AgentMetrics, message: str) -> None:
     with pytest.raises(FloatingPointError, match=f"^{message}$"):
+        metrics.gather(7)
+
+
+def test_the_metric_that_broke_first_is_named() -> None:
+    """The objective breaks, with it the policies, and at last the critics, which are updated before all of them in a cycle."""
+    ok, broken = torch.ones(3), torch.tensor([1, INF, 1])
+    metrics = AgentMetrics(Placement(3))
+    for critic, policy, meta in [(ok, ok, ok), (ok, ok, broken), (ok, broken, broken), (broken, broken, broken)]:
+        metrics.record("critic_loss", critic)
+        metrics.count_broken()
+        metrics.record("policy_gradient_norm", policy)
+        metrics.record("meta_gradient_norm", meta)
+    with pytest.raises(FloatingPointError, match="^meta_gradient_norm of agent 1 is inf after 7 updates$"):
         metrics.gather(7)
 
 

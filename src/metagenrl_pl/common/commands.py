@@ -30,12 +30,11 @@ def hydra_override(key: str, value: str) -> str:
     return f"{key}='{text}'"
 
 
-def resume_command(checkpoint: Path | str, trusted_packages: Sequence[str] = ()) -> str:
-    """The command that goes on from a checkpoint."""
+def resume_command(checkpoint: Path | str, overrides: Sequence[str] = ()) -> str:
+    """The command that goes on from a checkpoint, with overrides as Hydra reads them."""
     path = str(checkpoint)
     path = f"./{path}" if path.startswith("~") else path  # the folder of this name, not a user's home
-    trust = [shlex.quote(f"trusted_packages=[{','.join(trusted_packages)}]")] if trusted_packages else []
-    return " ".join([train_command(), override("ckpt_path", path), *trust])
+    return " ".join([train_command(), override("ckpt_path", path), *map(shlex.quote, overrides)])
 
 
 def _is_read_as(argument: str, value: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from metagenrl_pl.common.commands import hydra_override
 from metagenrl_pl.common.messages import join_key
 from metagenrl_pl.config.schema import ConfigError, import_target
 
@@ -22,6 +23,7 @@ Kinds = Mapping[str, type | tuple[type, ...]]
 _LOADERS = ("load", "pretrained")  # class methods that read an objective
 _GROUPS = ("callbacks", "logger")  # with one object below each key
 _PLACES = ("callbacks", "logger", "trainer")  # groups whose objects write files
+_ADDRESS = re.compile(r"\s*\S*://")  # not one within a sentence, as in notes on a run
 _WRAPPER = re.compile(r"(.*\.wrappers\[\d+\])(\.wrapper)?")  # an environment's, by its name alone or as a mapping
 
 
@@ -60,8 +62,11 @@ def check_foreign(config: Any, kinds: Kinds, trusted: Collection[str] = (), fold
     for key, text in _texts(config, ""):
         if "${" in text:
             raise ConfigError(f"{key}={text} is an interpolation, which a file may not hold; valid is its value")
-        if folder is not None and key.split(".")[0] in _PLACES and not _stays_in(folder, key, text):
-            raise ConfigError(f"{key}={text} would write outside of the run folder {folder}; valid is a path in it")
+    for key, text in _places_outside(config, folder) if folder is not None else ():
+        raise ConfigError(
+            f"{key}={text} would write outside of the run folder {folder}, which a file may not; valid is a path in it, or "
+            f"{key.partition('[')[0]}=... on the command line"
+        )
 
 
 def packages_of(config: Any) -> Iterator[tuple[str, str]]:
@@ -83,9 +88,11 @@ def packages_of(config: Any) -> Iterator[tuple[str, str]]:
             yield key, text.partition(":")[0].partition(".")[0]
 
 
-def untrusted_packages(config: Any) -> list[str]:
-    """Packages of a run's own configuration that its resume has to name as `trusted_packages`."""
-    return sorted({name for _, name in packages_of(config)} - {*TRUSTED})
+def confirmations(config: Any, folder: Path) -> list[str]:
+    """Overrides that a resume of a run needs, for what a file may not decide: packages to trust, and places outside of the run folder."""
+    packages = sorted({name for _, name in packages_of(config)} - {*TRUSTED})
+    places = [hydra_override(key, text) for key, text in _places_outside(config, folder) if "[" not in key]
+    return ([f"trusted_packages=[{','.join(packages)}]"] if packages else []) + places
 
 
 def _check_target(key: str, name: Any, kind: type | tuple[type, ...]) -> None:
@@ -140,10 +147,17 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
+def _places_outside(config: Any, folder: Path) -> Iterator[tuple[str, str]]:
+    """Key and text of each path or address to which an object of the configuration would write outside of the run folder."""
+    for key, text in _texts(config, ""):
+        if key.split(".")[0] in _PLACES and not _stays_in(folder, key, text):
+            yield key, text
+
+
 def _stays_in(folder: Path, key: str, text: str) -> bool:
     """Whether a text is no path, or one in the run folder."""
     path = text.removeprefix("sqlite:///")
-    if "://" in path or path.startswith("~") or re.match("file:", path, re.IGNORECASE):
+    if _ADDRESS.match(path) or path.startswith("~") or re.match("file:", path, re.IGNORECASE):
         return False
     return not _is_path(key, text) or Path(path).resolve().is_relative_to(folder.resolve())
 
@@ -152,6 +166,6 @@ def _is_path(key: str, text: str) -> bool:
     return (
         key.endswith(("dir", "path", "folder", "root"))
         or text.startswith(("/", "~", "sqlite:///"))
-        or "://" in text
+        or bool(_ADDRESS.match(text))
         or ".." in Path(text).parts
     )

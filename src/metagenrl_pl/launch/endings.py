@@ -22,7 +22,7 @@ from metagenrl_pl.common.files import ForeignFileError, is_unwritable, why_unwri
 from metagenrl_pl.common.messages import choice_message, one_line
 from metagenrl_pl.common.signals import end_at_once, install_handler, restore_handlers
 from metagenrl_pl.config.schema import ConfigError
-from metagenrl_pl.config.trust import untrusted_packages
+from metagenrl_pl.config.trust import confirmations
 from metagenrl_pl.environments.failures import EnvironmentFailure
 from metagenrl_pl.training.checkpoint_io import CheckpointError, newest_checkpoint
 from metagenrl_pl.training.datamodule import MacroBatch, ReplayDataModule
@@ -176,8 +176,8 @@ def outcome_of_stop(config: DictConfig) -> tuple[str, int]:
     newest = newest_checkpoint(config.run_dir)
     if newest is None:
         return "Stopped; nothing was saved yet", INTERRUPTED
-    trusted = untrusted_packages(OmegaConf.to_container(config))
-    return f"Stopped at once. To go on: {resume_command(newest, trusted)}", STOPPED
+    confirmed = confirmations(OmegaConf.to_container(config), Path(config.run_dir))
+    return f"Stopped at once. To go on: {resume_command(newest, confirmed)}", STOPPED
 
 
 def saved_before(config: DictConfig) -> str:

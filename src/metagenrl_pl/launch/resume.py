@@ -119,7 +119,7 @@ def resume_config(config: DictConfig, overridden: Sequence[str]) -> DictConfig:
         raise ConfigError(f"ckpt_path={path}: was saved without a configuration; valid is a checkpoint that train.py saved")
     if path.absolute().parent.name != "checkpoints":  # the run would continue in a folder that is not its own
         raise ConfigError(f"ckpt_path={path}: is not in a run folder; valid is <run folder>/checkpoints/{path.name}")
-    new_config = _foreign_config(stored_config, path, config)
+    new_config = _foreign_config(stored_config, path, config, overridden)
     former = new_config.copy()
     if "env_steps" in overridden:
         _lengthen_comparison(new_config, config.env_steps)
@@ -168,10 +168,11 @@ def _lengthen_comparison(config: DictConfig, env_steps: Any) -> None:
         test.env_steps = env_steps
 
 
-def _foreign_config(stored: Any, path: Path, config: DictConfig) -> DictConfig:
+def _foreign_config(stored: Any, path: Path, config: DictConfig, overridden: Sequence[str]) -> DictConfig:
     """The configuration in a checkpoint, with the run folder in which the checkpoint lies, after `check_foreign`.
 
-    The cache of compiled code and the trusted packages are always those of the command line.
+    What the command line sets is the user's, and not checked. The cache of compiled code and the trusted packages are always those
+    of the command line.
 
     Raises:
         ConfigError: if it names what a file may not name.
@@ -181,11 +182,19 @@ def _foreign_config(stored: Any, path: Path, config: DictConfig) -> DictConfig:
         if not isinstance(stored, dict) or not isinstance(stored.get("run_dir"), str):
             raise ConfigError("its configuration has no run_dir; valid is a checkpoint that train.py saved")
         new = _replace_prefix(stored, stored["run_dir"], str(folder))
-        check_foreign(new, KINDS, config.get("trusted_packages") or (), folder)
+        check_foreign(_without(new, overridden), KINDS, config.get("trusted_packages") or (), folder)
     except ConfigError as error:
         raise ConfigError(f"ckpt_path={path}: {error}") from error
     here = {key: config[key] for key in ("compile_cache", "trusted_packages") if key in config}
     return OmegaConf.create({**new, **here})
+
+
+def _without(value: Any, keys: Sequence[str]) -> Any:
+    """A configuration without what lies at these dotted keys."""
+    if not isinstance(value, dict):
+        return value
+    below = {name: [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")] for name in value}
+    return {name: _without(item, below[name]) for name, item in value.items() if name not in keys}
 
 
 def objective_config(config: DictConfig) -> DictConfig:

@@ -18,35 +18,36 @@ class AgentMetrics:
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
         self.newest: dict[str, Tensor] = {}
-        self._num_broken: Tensor | int = 0  # number of cycles in which an agent's critic loss was not finite, [P]
+        self._num_broken = torch.zeros(0, len(placement.agents))  # cycles in which a metric was not finite, [metrics, P]
 
     def record(self, name: str, values: Tensor) -> None:
         """Store the newest values of a metric, [P]."""
         self.newest[name] = values
 
     def count_broken(self) -> None:
-        """Count for each agent the cycles with a critic loss that is not finite. Call it once per update cycle."""
-        self._num_broken = self._num_broken + ~torch.isfinite(self.newest["critic_loss"])
+        """Count for each metric and agent the cycles in which it was not finite. Call it once per update cycle."""
+        before, newest = self._num_broken, torch.stack([*self.newest.values()])
+        self._num_broken = (~newest.isfinite()).float()
+        self._num_broken[: len(before)] += before.to(newest.device)  # others are new
 
     def gather(self, num_updates: int) -> dict[str, np.ndarray]:
         """The metrics of all agents of all processes, [P] each, on the CPU. Every process has to call it.
 
         Raises:
-            FloatingPointError: if a metric is not finite. The message names the metric and the first agent that diverged; the
+            FloatingPointError: if a metric is not finite. The message names the metric and the agent that diverged first; the
                 shared objective makes the others diverge within a few cycles.
         """
         if not self.newest:
             return {}
-        num_broken = self._num_broken + torch.zeros_like(next(iter(self.newest.values())))
-        columns = torch.stack([*self.newest.values(), num_broken], 1)
-        rows = self._placement.gather(columns.float()).cpu().numpy()
-        metrics = dict(zip(self.newest, rows.T, strict=False))
-        for name, values in metrics.items():
-            is_broken = ~np.isfinite(values)
-            if is_broken.any():
-                agent = int((is_broken * (1 + rows[:, -1])).argmax())
-                raise FloatingPointError(f"{name} of agent {agent} is {values[agent]} after {num_updates} updates")
-        return metrics
+        newest, num_broken = torch.stack([*self.newest.values()]).float(), self._num_broken
+        num_broken = torch.cat([num_broken.to(newest.device), newest.new_zeros(len(newest) - len(num_broken), newest.shape[1])])
+        values, counts = np.split(self._placement.gather(torch.cat([newest, num_broken]).T).cpu().numpy().T, 2)
+        broken = np.where(np.isfinite(values), 0, 1 + counts)  # at the same time: the metric that is computed first
+        if broken.any():
+            metric, agent = np.unravel_index(broken.argmax(), broken.shape)
+            name = list(self.newest)[metric]
+            raise FloatingPointError(f"{name} of agent {agent} is {values[metric, agent]} after {num_updates} updates")
+        return dict(zip(self.newest, values, strict=True))
 
 
 def check_agreement(objective: Objective, placement: Placement, num_updates: int) -> None:
