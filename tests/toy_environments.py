@@ -158,5 +158,9 @@ class Signalling(Counting):
         return super().step(action)
 
 
-for kind in (Echo, Showing, Counting, Approach, Breaking, Signalling):
+class Spaceless(gym.Env):
+    """Somebody's first environment, which has forgotten its spaces."""
+
+
+for kind in (Spaceless, Echo, Showing, Counting, Approach, Breaking, Signalling):
     gym.register(f"{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")

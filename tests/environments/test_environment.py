@@ -161,6 +161,18 @@ def test_a_module_is_imported_for_its_id(tmp_path: Path, monkeypatch: pytest.Mon
             "its actions are unbounded, Box([  0. -inf], 1.0, (2,), float64); valid is a bounded Box",
         ),
         (
+            lambda: make("Showing-v0", action_space=spaces.Box(-3e38, 3e38, (1,))),
+            "its actions are unbounded, Box(-3e+38, 3e+38, (1,), float32); valid is a bounded Box",
+        ),
+        (
+            lambda: make("Spaceless-v0"),
+            "environment Spaceless-v0: AttributeError: 'Spaceless' object has no attribute 'action_space'; valid is one with both",
+        ),
+        (
+            lambda: Environment(EnvironmentSpec("Pendulum-v1", action_high={"a": 1})),
+            "action_low and action_high must be numbers, or lists of the shape (1,)",
+        ),
+        (
             lambda: make("Showing-v0", action_space=spaces.Box(np.array([0, 1]), np.array([1, 1]), dtype=np.float64)),
             "low is not below high in its actions, Box([0. 1.], 1.0, (2,), float64)",
         ),

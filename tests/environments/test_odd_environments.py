@@ -122,7 +122,11 @@ def test_a_constructor_that_fails_names_the_place(name: str, message: str) -> No
         ("GlobalRandom", False, "the same seed and actions gave other observations the second time"),
         ("Beyond", False, "its observation has the number 100"),
         ("Endless", False, None),
-        ("Endless", True, "has no time limit, so evaluations end its episodes after 10,000 env steps; {id: Endless-v0, max_epi"),
+        (
+            "Endless",
+            True,
+            "declares no time limit, so evaluations end its episodes after 10,000 env steps; {id: Endless-v0, max_epi",
+        ),
     ],
 )
 def test_a_look_before_the_run_warns(name: str, is_evaluated: bool, message: str | None) -> None:

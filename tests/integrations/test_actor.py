@@ -136,7 +136,7 @@ def test_a_warning_names_the_line_that_calls_actor_loss(recwarn: pytest.Warnings
     assert [warning.filename for warning in recwarn if "actions reach 3" in str(warning.message)] == [__file__]
 
 
-def test_an_objective_is_found_by_name_file_or_itself(tmp_path: Path) -> None:
+def test_an_objective_is_found_by_name_file_folder_or_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     light = find_objective("light")
     assert isinstance(light, ParametricObjective) and meta_trained_with(light) == (16, 10, 1.0)
     light.save(path := tmp_path / "mine.safetensors")
@@ -148,6 +148,14 @@ def test_an_objective_is_found_by_name_file_or_itself(tmp_path: Path) -> None:
         find_objective("Light")
     with pytest.raises(ValueError, match=r"^nowhere.safetensors: no such file"):
         find_objective("nowhere.safetensors")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="/run: is a folder; valid is an objective.safetensors of a meta-training run"):
+        find_objective(str(tmp_path / "run"))
+    light.save(tmp_path / "run" / "objective.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in ("run", "./run", "~/run", "~/mine.safetensors", tmp_path / "run"):
+        assert find_objective(place).state_dict().keys() == light.state_dict().keys()
 
 
 def test_padding_reaches_neither_policy_nor_critics() -> None:

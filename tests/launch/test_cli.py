@@ -1,6 +1,7 @@
 """The command `metagenrl`."""
 
 import re
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -47,6 +48,7 @@ def test_list_prints_the_pretrained_objectives(monkeypatch: pytest.MonkeyPatch, 
     ("arguments", "message"),
     [
         (["list", "x"], "list takes no argument, got x\n"),
+        (["test", "env.train=[Pendulum-v1]"], "test needs an objective; valid is a name as in metagenrl list, "),
         (["test", "light", "mixture"], "test takes one objective, got light, mixture\n"),
         (["tain"], "there is no command 'tain'; valid: train, test, report, film, check, list"),
     ],
@@ -73,7 +75,7 @@ def test_check_tries_environments(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert call(monkeypatch, "check", *sets) == 0
     printed = capsys.readouterr().out
     assert re.search(r"Pendulum-v1 +│ 3 +│ 1 +│ 200 +│ [\d,]+ ", printed)
-    assert "warning: environment Counting-v0[ends_after=7]: has no time limit" in printed
+    assert "warning: environment Counting-v0[ends_after=7]: declares no time limit" in printed
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,14 @@ def test_a_missing_extra_is_one_line_with_the_command(
     monkeypatch.setattr(cli, "is_installed", lambda: True)
     assert call(monkeypatch, "report", "runs") == 2
     assert capsys.readouterr().err == f"error: {module} is not installed; pip install 'metagenrl-pl[{extra}]'\n"
+
+
+@pytest.mark.parametrize("command", ["report", "film", "list"])
+def test_ctrl_c_ends_every_command_in_one_line(command: str) -> None:
+    code = f"import os, sys; from metagenrl_pl.launch import cli; sys.argv = ['metagenrl', '{command}']; "
+    code += "cli._run = lambda *_: os.kill(os.getpid(), 2); cli.main()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "Stopped\n")
 
 
 def test_modules_without_an_extra_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,11 @@ def run(conf: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]
         (["experimnt=large"], "unknown key 'experimnt'; did you mean 'experiment'?"),
         (["seed"], "cannot read the override 'seed': missing EQUAL at '<EOF>'"),
         (["seed=[1"], "cannot read the override 'seed=[1': no viable alternative at input '[1'"),
+        (
+            ["run_dir=a=0-b=1.ckpt"],
+            "cannot read the override 'run_dir=a=0-b=1.ckpt': mismatched input '=' expecting <EOF>; valid for a text with = in it is "
+            """'run_dir='"'"'a=0-b=1.ckpt'"'"''""",
+        ),
         (["env.train.x.y=3"], "cannot compose the config: Index 'x' (str) is not an int"),
         (["hydra.mode=x"], "Error merging override hydra.mode=x: Invalid value 'x', expected one of [RUN, MULTIRUN]"),
         (["--config-name", "no"], "Cannot find primary config 'no'. Check that it's in your config search path."),

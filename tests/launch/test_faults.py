@@ -342,7 +342,7 @@ def test_an_endless_environment_is_evaluated(tmp_path: Path) -> None:
     ]
     arguments += ["callbacks.evaluation.num_episodes=1", "callbacks.evaluation.every_env_steps=40", "callbacks.meta_test=null"]
     ended = run(tmp_path, *arguments)
-    assert ended.code == 0 and "Endless-v0: has no time limit" in ended.errors, ended
+    assert ended.code == 0 and "Endless-v0: declares no time limit" in ended.errors, ended
 
 
 def test_a_full_disk_costs_a_save_and_not_the_run(straight: Straight, tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def test_a_walking_body_is_followed() -> None:
         (["--agents", "3"], r"--agents 3: valid are 0 to 2"),
         (["--height", "0"], r"--height 0: valid is a positive number"),
         (["--seconds", "-1"], r"--seconds -1.0: valid is a positive number"),
+        (["--out", __file__], rf"--out {__file__}: cannot be written; valid is a folder"),
         (["--seed", "-1"], r"--seed -1: valid is 0 or more"),
         (["--format", "mp4"], r"mp4 needs imageio-ffmpeg: pip install 'metagenrl-pl\[video\]'; valid without it: gif"),
     ],

@@ -253,6 +253,10 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit):
             main([str(tmp_path), "--out", out])
         assert capsys.readouterr().err.startswith(f"error: --out {out or '.'}: cannot be written; valid is a file in a folder")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--out", str(tmp_path / "file")])
+    assert "/file: is there already, and no page; valid is a new file, or" in capsys.readouterr().err
+    assert (tmp_path / "file").read_bytes() == b""
 
 
 def test_what_cannot_be_normalised_is_told(tmp_path: Path) -> None:

@@ -453,6 +453,16 @@ def test_names_are_short_and_each_run_counts_once(tmp_path: Path) -> None:
     assert notes == ["crashed is left out: it has a config.yaml and no meta_test.csv."]
 
 
+def test_a_named_run_that_was_not_tested_is_left_out_beside_others(tmp_path: Path) -> None:
+    _folder(tmp_path / "tested", BASELINES)
+    OmegaConf.save({"seed": 0}, _made(tmp_path / "begun") / "config.yaml")
+    with pytest.warns(match=r"^begun is left out: it has a config.yaml and no meta_test.csv"):
+        runs, notes = find_runs([tmp_path / "begun", tmp_path / "tested"])
+    assert [run.name for run in runs] == ["tested"] and len(notes) == 1
+    with pytest.raises(ValueError, match="^.*/empty: no meta_test.csv in this folder or below"):
+        find_runs([tmp_path / "tested", _made(tmp_path / "empty")])
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
@@ -481,6 +491,10 @@ HEADER = "environment,method,seed,env_steps,return,meta_training_env_steps\n"
         ({"meta_test.csv": f"{HEADER}A,learned,0,100,1.0,9\n"}, ": no file says how its learned objective was meta-trained"),
         (
             {"meta_test.csv": f"{HEADER}A,learned,0,100,1.0,9\n", "config.yaml": "seed: 3\n"},
+            "/config.yaml is no config of a run",
+        ),
+        (
+            {"meta_test.csv": f"{HEADER}A,learned,0,100,1.0,9\n", "config.yaml": "meta: 5\n"},
             "/config.yaml is no config of a run",
         ),
     ],

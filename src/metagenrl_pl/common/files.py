@@ -33,6 +33,23 @@ def path_argument(text: str) -> Path:
         raise ValueError(str(error)) from error
 
 
+def check_can_write(path: Path, option: str, is_folder: bool = False) -> None:
+    """Refuse a place for results before the work, not after it.
+
+    Args:
+        path: of a file, or of a folder, which need not exist.
+        option: of the command line, for the message.
+        is_folder: which of both.
+
+    Raises:
+        ValueError: if it is the other of both, or its folder cannot be written.
+    """
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    folder = existing.parent if existing == path.absolute() and not is_folder else existing
+    if (path.is_dir() and not is_folder) or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ValueError(f"{option} {path}: cannot be written; valid is a {'folder' if is_folder else 'file in a folder'}")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Replace a local file as a whole: afterwards `path` has either its old content or all of the new one.

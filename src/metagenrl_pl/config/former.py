@@ -87,7 +87,7 @@ def update_config(config: Mapping[str, Any]) -> dict[str, Any]:
     without them stay distinguishable. `meta.advantage_share` becomes the judge by returns.
     """
     updated = {str(name): _update(value) for name, value in config.items()}
-    if updated.get("meta") is not None and "judge" not in updated:
+    if isinstance(updated.get("meta"), Mapping) and "judge" not in updated:
         meta = dict(updated["meta"])
         share = meta.pop("advantage_share", 0.0)
         updated |= {"meta": meta, "judge": dict(_CRITIC_JUDGE)}

@@ -19,6 +19,10 @@ from metagenrl_pl.environments.spec import EnvironmentSets, EnvironmentSpec, spl
 __all__ = ["Environment", "EnvironmentSets", "EnvironmentSpec"]
 
 
+UNBOUNDED = 1e30
+"""Bounds of actions from here on count as infinite. Some environments declare the largest float instead of infinity."""
+
+
 class Environment:
     """One environment.
 
@@ -36,7 +40,10 @@ class Environment:
     def __init__(self, spec: EnvironmentSpec) -> None:
         self.spec = spec
         self._env = _make(spec)
-        action_space, observation_space = self._env.action_space, self._env.observation_space
+        try:
+            action_space, observation_space = self._env.action_space, self._env.observation_space
+        except Exception as error:  # one that it does not set
+            raise ValueError(f"environment {spec.name}: {describe_error(error)}; valid is one with both spaces") from error
         if not isinstance(action_space, spaces.Box) or not np.issubdtype(action_space.dtype, np.floating):
             raise ValueError(f"environment {spec.name}: its actions are {action_space}; valid is a continuous Box")
         action_space = _bounded(action_space, spec)
@@ -204,7 +211,7 @@ def _wrap(environment: gym.Env, wrapper: str | Mapping[str, Any]) -> gym.Env:
 
 def _bounded(space: spaces.Box, spec: EnvironmentSpec) -> spaces.Box:
     """The space of actions with the bounds of the spec, which must lie in those of the environment."""
-    is_finite = np.isfinite(space.low).all() and np.isfinite(space.high).all()
+    is_finite = (abs(space.low) < UNBOUNDED).all() and (abs(space.high) < UNBOUNDED).all()
     if is_finite and spec.action_low is None and spec.action_high is None:
         return space
     try:
@@ -212,14 +219,14 @@ def _bounded(space: spaces.Box, spec: EnvironmentSpec) -> spaces.Box:
             np.broadcast_to(own if given is None else np.asarray(given, np.float64), space.shape)
             for own, given in ((space.low, spec.action_low), (space.high, spec.action_high))
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"environment {spec.name}: action_low and action_high must be numbers, or lists of the shape {space.shape}"
         ) from error
     given = [value for value in (spec.action_low, spec.action_high) if value is not None]
-    if not all(np.isfinite(np.asarray(value, np.float64)).all() for value in given):
+    if not all((abs(np.asarray(value, np.float64)) < UNBOUNDED).all() for value in given):  # false for NaN, too
         raise ValueError(f"environment {spec.name}: action_low and action_high must be finite numbers")
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    if not ((abs(low) < UNBOUNDED).all() and (abs(high) < UNBOUNDED).all()):
         raise ValueError(
             f"environment {spec.name}: its actions are unbounded, {space}; valid is a bounded Box, or action_low, action_high"
         )

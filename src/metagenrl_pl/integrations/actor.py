@@ -166,7 +166,7 @@ def meta_trained_with(objective: Objective) -> MetaTrainedWith:
 
 
 def find_objective(objective: Objective | Path | str) -> Objective:
-    """An objective itself, one from a file, or a pretrained one by its name.
+    """An objective itself, one from a file or from the folder of its run, or a pretrained one by its name.
 
     Raises:
         ValueError: if there is no such file and no such name, the file cannot be read, or it is something else.
@@ -174,7 +174,11 @@ def find_objective(objective: Objective | Path | str) -> Objective:
     if isinstance(objective, Objective):
         return objective
     if not isinstance(objective, str | Path):
-        raise ValueError(f"objective={objective!r}: valid is the name of a pretrained one, a .safetensors file, or an objective")
-    if isinstance(objective, Path) or objective.endswith(".safetensors"):
-        return ParametricObjective.load(objective)
-    return ParametricObjective.pretrained(objective)
+        raise ValueError(
+            f"objective={objective!r}: valid is the name of a pretrained one, a .safetensors file, a run folder, or an objective"
+        )
+    path = Path(objective).expanduser()
+    if (own := path / "objective.safetensors").is_file():
+        path = own
+    is_name = isinstance(objective, str) and len(path.parts) == 1 and path.suffix != ".safetensors"
+    return ParametricObjective.pretrained(str(objective)) if is_name else ParametricObjective.load(path)

@@ -9,6 +9,7 @@ from typing import NoReturn
 import metagenrl_pl
 from metagenrl_pl.common.exit_codes import MISTAKE
 from metagenrl_pl.common.messages import format_warning
+from metagenrl_pl.common.signals import stoppable_command
 
 COMMANDS = {
     "train": "meta-train an objective and test it; metagenrl train --help lists all settings",
@@ -58,7 +59,8 @@ def run(command: str, arguments: Sequence[str], folder: Path | None = None) -> N
     """
     warnings.formatwarning = format_warning
     try:
-        _run(command, arguments, folder)
+        with stoppable_command():
+            _run(command, arguments, folder)
     except ModuleNotFoundError as error:
         extra = next((extra for extra, modules in EXTRAS.items() if (error.name or "").partition(".")[0] in modules), None)
         if extra is None:
@@ -116,6 +118,9 @@ def with_objective(arguments: Sequence[str]) -> list[str]:
     overrides = [argument for argument in arguments if argument not in objectives]
     if len(objectives) > 1:
         _end(f"test takes one objective, got {', '.join(objectives)}")
+    names_one = ("-", "objective", "experiment=", "ckpt_path=")
+    if not objectives and not any(argument.startswith(names_one) for argument in arguments):
+        _end("test needs an objective; valid is a name as in metagenrl list, a .safetensors file or the folder of a run")
     for objective in objectives:
         path = Path(objective) / "objective.safetensors" if Path(objective).is_dir() else Path(objective)
         is_file = path.suffix == ".safetensors"

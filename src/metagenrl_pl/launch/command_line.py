@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from metagenrl_pl.common.commands import override as quote_override
 from metagenrl_pl.common.exit_codes import MISTAKE
 from metagenrl_pl.common.messages import choice_message, key_message, one_line, printable
 from metagenrl_pl.common.signals import stoppable_command
@@ -219,7 +220,9 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
                 return choice_message(group, choice, _choices(config_path, group))
     if isinstance(error, OverrideParseException):
         reason = one_line(error).removeprefix(f"Error parsing override '{error.override}' ")
-        return f"cannot read the override '{error.override}': {reason}"
+        key, _, value = error.override.partition("=")
+        quoted = f"; valid for a text with = in it is {quote_override(key, value)}" if "=" in value else ""
+        return f"cannot read the override '{error.override}': {reason}{quoted}"
     cause = error.__cause__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
         full_key, key = str(cause.full_key), str(cause.key)

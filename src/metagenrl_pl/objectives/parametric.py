@@ -106,7 +106,9 @@ class ParametricObjective(Objective):
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; valid is an objective.safetensors of a meta-training run")
+            raise ValueError(
+                f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; valid is an objective.safetensors of a meta-training run"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 card = json.loads((file.metadata() or {}).get("card", "{}"))

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.agents.population import AgentSettings, Population, PopulationSettings
 from metagenrl_pl.common.exit_codes import MISTAKE
-from metagenrl_pl.common.files import atomic_write, path_argument
+from metagenrl_pl.common.files import atomic_write, check_can_write, path_argument
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.config.former import update_config
 from metagenrl_pl.config.schema import build, load_config
@@ -116,7 +116,8 @@ def save_film(path: Path, frames: np.ndarray, per_second: float) -> None:
             iio.imwrite(file, frames, extension=".gif", duration=1000 / per_second, loop=0)
             return
         try:
-            file.write(iio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=per_second))
+            even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]  # as the codec needs it
+            file.write(iio.imwrite("<bytes>", even, extension=".mp4", plugin="FFMPEG", fps=per_second, macro_block_size=2))
         except ImportError as error:
             raise ValueError("mp4 needs imageio-ffmpeg: pip install 'metagenrl-pl[video]'; valid without it: gif") from error
 
@@ -144,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise ValueError(f"--{name} {value}: valid is a positive number")
         if options.seed < 0:
             raise ValueError(f"--seed {options.seed}: valid is 0 or more")
+        check_can_write(options.out, "--out", is_folder=True)
         is_run = options.checkpoint.is_dir() and options.agents is None
         tested = load_fresh_agents(options.checkpoint, options.trust) if is_run else {}
         if tested:

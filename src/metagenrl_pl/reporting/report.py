@@ -4,7 +4,6 @@ The page stands alone: charts, style and script are inside, nothing is loaded fr
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from metagenrl_pl.common.exit_codes import MISTAKE
-from metagenrl_pl.common.files import path_argument
+from metagenrl_pl.common.files import check_can_write, path_argument
 from metagenrl_pl.common.messages import one_line
 
 
@@ -29,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     try:
-        existing = next(parent for parent in given.out.absolute().parents if parent.exists())
-        if given.out.is_dir() or not (existing.is_dir() and os.access(existing, os.W_OK)):  # now, not after the work
-            raise ValueError(f"--out {given.out}: cannot be written; valid is a file in a folder")
+        check_can_write(given.out, "--out")
+        if given.out.exists() and given.out.suffix not in (".html", ".htm"):
+            raise ValueError(f"--out {given.out}: is there already, and no page; valid is a new file, or one that ends in .html")
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("Starting", total=None)
 

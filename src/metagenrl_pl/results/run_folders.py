@@ -57,7 +57,7 @@ def depends_on_meta_training(row: MetaTestRow) -> bool:
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """The runs in folders and below them, each once, and a note for each that has not been meta-tested or cannot be read.
 
-    A warning names those that cannot be read.
+    A warning names those that cannot be read, and those of a path that has no others.
 
     Args:
         paths: run folders, or folders that hold run folders at any depth.
@@ -67,14 +67,17 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """
     folders: dict[Path, None] = {}
     untested: dict[Path, None] = {}
+    empty: dict[Path, list[Path]] = {}  # the runs of each path without a meta-test
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder; valid is a run folder or one that holds run folders")
-        found = sorted(file.parent for file in path.rglob("meta_test.csv"))
-        if not found:
-            raise ValueError(f"{path}: no meta_test.csv in this folder or below; has the run been meta-tested?")
-        folders |= dict.fromkeys(folder.resolve() for folder in found)
-        untested |= dict.fromkeys(file.parent.resolve() for file in path.rglob("config.yaml"))
+        found = sorted(file.parent.resolve() for file in path.rglob("meta_test.csv"))
+        folders |= dict.fromkeys(found)
+        begun = sorted({file.parent.resolve() for file in path.rglob("config.yaml")} - set(found))
+        untested |= dict.fromkeys(begun)
+        empty |= {} if found else {path: begun}
+    if empty and not (folders and all(empty.values())):
+        raise ValueError(f"{next(iter(empty))}: no meta_test.csv in this folder or below; has the run been meta-tested?")
     names = _short_names([*folders, *untested])
     runs: list[Run] = []
     refused: dict[Path, ValueError] = {}
@@ -85,13 +88,11 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             refused[folder] = error
     if refused and not runs:
         raise next(iter(refused.values()))
-    notes = [f"{names[folder]} is left out: {why}" for folder, why in refused.items()]
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
-    notes += [
-        f"{names[folder]} is left out: it has a config.yaml and no meta_test.csv." for folder in untested if folder not in folders
-    ]
-    return runs, notes
+    why_not = {**refused, **dict.fromkeys(untested, "it has a config.yaml and no meta_test.csv.")}
+    notes = {folder: f"{names[folder]} is left out: {why}" for folder, why in why_not.items()}
+    for folder in (*refused, *(folder for begun in empty.values() for folder in begun)):
+        warnings.warn(notes[folder], stacklevel=2)
+    return runs, list(notes.values())
 
 
 def read_run(folder: Path, name: str | None = None) -> Run:
