@@ -37,7 +37,7 @@ def estimated_seconds_per_cycle(agent: AgentSettings, num_agents: int, is_meta_t
 
     A model that was fitted to measurements (`benchmarks/throughput.py`): a fixed cost per cycle, and a cost per sample that grows
     with the networks. It is accurate to a factor of two with two hidden layers, one inner step and the default objective;
-    others are not modelled. It must not depend on the machine: it decides about compiling, and
+    others are not modelled. It must not depend on the machine, since it decides about compiling, and
     compiled updates round differently.
     """
     num_samples = num_agents * agent.num_windows * agent.window_length
@@ -69,8 +69,8 @@ def choose_compile(wanted: bool | None, eager_seconds: float) -> tuple[bool, str
 def keep_compiled_in(folder: Path) -> None:
     """Set the cache folder of compiled code, so that later runs with the same sizes start in seconds. Call it before compiling.
 
-    The environment variable TORCHINDUCTOR_CACHE_DIR takes precedence. PyTorch's compiler sets it to its default
-    when it is imported.
+    If the user has set the environment variable TORCHINDUCTOR_CACHE_DIR, it takes precedence over `folder`. (PyTorch's compiler sets
+    the variable to a default when it is imported; the default does not count.)
     """
     if (before := os.environ.get(_CACHE_DIR)) is not None:
         from torch._inductor.runtime.cache_dir_utils import default_cache_dir
@@ -131,7 +131,7 @@ def _options(device: torch.device) -> dict[str, Any]:
 
 
 def _has_cpp_compiler() -> bool:
-    """Whether there is one; on a GPU Triton needs it as well."""
+    """Whether there is a C++ compiler. On a GPU, Triton needs it, too."""
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
 

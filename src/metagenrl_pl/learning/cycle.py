@@ -35,7 +35,7 @@ class Resources:
         make_group: makes the environments; in this process by default.
         compile: whether updates are compiled by `torch.compile`.
         rank, world_size: of this process, among the processes that share the agents.
-        num_processes: how many of them are on this machine, and share its memory.
+        num_processes: processes on this machine, which share its memory.
         notify: called with a message when something is compiled.
     """
 
@@ -70,7 +70,7 @@ class Agents:
         meta: how the objective is meta-learned; None keeps it frozen.
         lifetimes: when agents are replaced by fresh ones, for all agents; never by default.
         resources: devices, memory and processes.
-        env_steps: of each agent, if that is known. The replay is no larger than that needs.
+        env_steps: of each agent, if known. The replay is no larger than these need.
 
     Raises:
         ValueError: if an environment is not usable, or the replay does not fit into memory.
@@ -145,10 +145,7 @@ class Agents:
             self.learn(draw)
 
     def steps(self, num_steps: int) -> Iterator[Draw]:
-        """Take env steps with every agent.
-
-        Yields once during each step, so that the caller can update: `draw` gives windows for it.
-        """
+        """Take env steps with every agent. Yields once during each step the function that draws windows, so that the caller can update."""
         evolution = self.learner.evolution
         for _ in range(num_steps):
             self.collector.begin_step()

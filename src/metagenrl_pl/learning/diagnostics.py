@@ -1,4 +1,4 @@
-"""What the losses do not tell: whether the objective agrees with the critic, policies are saturated, and meta-gradients are noise."""
+"""Diagnostics: whether the objective agrees with the critic, policies are saturated, and meta-gradients are noise."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -86,10 +86,10 @@ class MetaGradients(NamedTuple):
 
 
 def diagnose(learner: Learner, draw: Draw, num_windows: int, num_batches: int) -> tuple[dict[str, Tensor], MetaGradients | None]:
-    """Everything above for a learner. Every process has to call it, after the first update.
+    """Agreement, saturation and meta-gradients of a learner. Every process has to call it, after the first update.
 
     Args:
-        learner: whose agents, objective and meta-gradients.
+        learner: with the agents and the objective.
         draw: draws new windows.
         num_windows: for agreement and saturation.
         num_batches: of windows, for the signal-to-noise ratio of the meta-gradient; at least 2.

@@ -44,7 +44,7 @@ class Evolution:
 
     The agents of a generation are born and replaced at the same time. Within an environment they form pairs: both agents of a
     pair have the same noise with opposite signs (antithetic sampling). The noise follows from the seed, the generation and the
-    pair alone. So every process can compute that of all agents, and nothing has to be saved.
+    pair alone. So every process can compute the noise of all agents, and nothing has to be saved.
 
     Args:
         settings: noise and learning rate.
@@ -122,7 +122,7 @@ class Evolution:
         return shaped
 
     def _noise_of(self, objective: Objective, generation: int, agent: int) -> dict[str, Tensor]:
-        """Of standard deviation 1, on the CPU."""
+        """Noise for an agent's parameters, of standard deviation 1, on the CPU."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "evolution", generation, self.pairs[agent]))
         sign = self._sign[agent]
         return {name: sign * torch.randn(p.shape, generator=generator) for name, p in objective.named_parameters()}

@@ -57,7 +57,10 @@ class InnerStep(ABC):
     def step_and_pull_back(
         self, policy: Parameters, gradient: Parameters, num_valid: Tensor, moments: AdamMoments | None
     ) -> tuple[Parameters, Callable[[Parameters], Parameters]]:
-        """The policy after one step, and what turns a gradient in it into one in `gradient`; by autograd, unless written out."""
+        """The policy after one step, and the function that maps a derivative with respect to it to one with respect to `gradient`.
+
+        By autograd, unless a subclass writes it by hand.
+        """
         stepped, pull_back = torch.func.vjp(  # type: ignore[misc]
             lambda gradient: self(policy, gradient, num_valid, moments), gradient
         )
@@ -94,8 +97,8 @@ class SGD(InnerStep):
 class NormalisedSGD(InnerStep):
     """phi' = phi - step_size * gradient / its norm, agent by agent. Not in the paper.
 
-    The step's length does not depend on the size of the gradient, and neither does that of the policy's own optimizer, Adam. So the
-    objective is judged by the direction of its gradient alone: larger gradients do not count as better ones.
+    The step's length does not depend on the size of the gradient, as with the policy's own optimizer, Adam. So the objective is judged
+    by the direction of its gradient alone.
 
     Args:
         step_size: length of the step, over all parameters of a policy.

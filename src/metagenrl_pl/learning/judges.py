@@ -30,7 +30,7 @@ class Judge(ABC):
     def loss_and_gradient(
         self, networks: Networks, action: Tensor, policy: Parameters, critics: Parameters, windows: Windows
     ) -> tuple[Tensor, Tensor]:
-        """`loss`, [P], and its gradient with respect to `action`, [P, B, T, A]; by autograd, unless a subclass writes it out."""
+        """`loss`, [P], and its gradient with respect to `action`, [P, B, T, A]; by autograd, unless a subclass writes it by hand."""
 
         def total(action: Tensor) -> tuple[Tensor, Tensor]:
             loss = self.loss(networks, action, policy, critics, windows)

@@ -70,7 +70,7 @@ class Learner:
         self.policy_optimizer = _adam(population.rows["policy"], settings.policy_learning_rate)
         self.objective_optimizer = _adam(objective.parameters(), learning.settings.learning_rate) if learning else None
         self._generation = 0
-        self._copies: Parameters | None = None  # made at first use, [P, ...]; None again when what they are copies of changes
+        self._copies: Parameters | None = None  # made at first use, [P, ...]; None again when the objective changes
 
     @property
     def is_meta_training(self) -> bool:
@@ -81,8 +81,8 @@ class Learner:
     def alpha(self) -> Parameters:
         """The objective's parameters of each agent, [P, ...].
 
-        While gradients meta-train the objective, all agents share it. Otherwise they have copies: perturbed ones in evolution, those of
-        `give_objectives`, or equal ones of a frozen objective.
+        While gradients meta-train the objective, all agents share it. Otherwise they have copies: perturbed ones in evolution, those
+        given by `give_objectives`, or equal ones of a frozen objective.
         """
         if self.meta is not None:
             return self.objective.stacked_parameters(self.population.num_agents)
@@ -204,8 +204,8 @@ class Learner:
     def _objective_share(self, env_steps: int) -> Tensor | None:
         """The objective's share p during annealing (paper section 3.3), a scalar.
 
-        None outside meta-training. Once it is 1, None as well, unless dQ/da is among the objective's inputs: there a share of 1 costs
-        nothing, and None would have the policy update compiled a second time.
+        None outside meta-training. Once the share is 1, None as well, unless dQ/da is among the objective's inputs: then a share of 1
+        costs nothing, and None would make torch compile the policy update a second time.
         """
         if self.meta is None or not (length := self.meta.settings.annealing_env_steps):
             return None

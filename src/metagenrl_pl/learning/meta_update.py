@@ -117,8 +117,8 @@ def combine_meta_gradients(
 
     Args:
         gradients: of P agents, [P, ...].
-        rule: what is done to each.
-        gather: makes rows of all agents of the rows of these, where others are computed elsewhere.
+        rule: whether each is clipped or normalised.
+        gather: from the rows of these agents, makes the rows of all agents of all processes.
     """
     flat = {
         "": torch.cat([g.reshape(len(g), -1) for g in gradients.values()], 1)

@@ -42,7 +42,7 @@ class AgentMetrics:
         newest, num_broken = torch.stack([*self.newest.values()]).float(), self._num_broken
         num_broken = torch.cat([num_broken.to(newest.device), newest.new_zeros(len(newest) - len(num_broken), newest.shape[1])])
         values, counts = np.split(self._placement.gather(torch.cat([newest, num_broken]).T).cpu().numpy().T, 2)
-        broken = np.where(np.isfinite(values), 0, 1 + counts)  # at the same time: the metric that is computed first
+        broken = np.where(np.isfinite(values), 0, 1 + counts)  # of metrics that break at the same time, the first is named
         if broken.any():
             metric, agent = np.unravel_index(broken.argmax(), broken.shape)
             name = list(self.newest)[metric]

@@ -17,7 +17,7 @@ _MIN_SIDE, _MIN_MULTIPLICATIONS = 32, 2**24
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this processor is one of these."""
+    """Whether this is an AMD processor with AVX-512."""
     processor = Path("/proc/cpuinfo")
     is_amd = processor.exists() and "AuthenticAMD" in processor.read_text()
     return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()

@@ -26,8 +26,8 @@ class ObjectiveInputs(NamedTuple):
     """All inputs of an objective. Only `policy_action` carries a gradient; the other tensors are constants.
 
     `value[..., t]` is V(s_t) = Q1(s_t, pi(s_t)). Entry `length` of a window belongs to the state after its last valid step; later
-    entries are 0. It is None unless the objective sets `needs_value`. `critic_gradient` is dQ/da at the policy's action, of the
-    critics that the objective names in `critic_gradient_of`. It is None unless the objective sets `needs_critic_gradient`.
+    entries are 0. `critic_gradient` is dQ/da at the policy's action, of the critics that the objective names in `critic_gradient_of`.
+    Both are None unless the objective sets `needs_value` or `needs_critic_gradient`, respectively.
     """
 
     policy_action: Tensor  # [P, B, T, A]
@@ -53,7 +53,7 @@ class Objective(nn.Module, ABC):
     #: Whether `ObjectiveInputs.critic_gradient` has to be computed for this objective.
     needs_critic_gradient: bool = False
 
-    #: The critics whose dQ/da that is.
+    #: The critics whose dQ/da is `ObjectiveInputs.critic_gradient`.
     critic_gradient_of: CriticChoice = "first"
 
     #: How it was made, if it was read from a file.
@@ -168,7 +168,7 @@ class Objective(nn.Module, ABC):
         )
 
     def constant_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """`action_gradient` as a constant, [P, B, T, A]: all that the update of policies needs. By autograd, unless written out."""
+        """`action_gradient` as a constant, [P, B, T, A], for the policy update. By autograd, unless a subclass writes it by hand."""
         with torch.no_grad():
             return self.action_gradient(parameters, inputs)
 
@@ -178,7 +178,7 @@ class Objective(nn.Module, ABC):
             return self.loss(parameters, inputs), self.action_gradient(parameters, inputs)
 
     def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
-        """g = dL/da, and how <g, c> depends on the parameters for a constant c. By autograd, unless a subclass writes it out."""
+        """g = dL/da, and how <g, c> depends on the parameters for a constant c. By autograd, unless a subclass writes it by hand."""
         gradient, pull_back = torch.func.vjp(  # type: ignore[misc]
             lambda parameters: self.action_gradient(parameters, inputs), parameters
         )

@@ -20,7 +20,7 @@ from metagenrl_pl.objectives.parametric import ParametricObjective
 from metagenrl_pl.objectives.traced import SQUASH, ObjectiveNetworks, TracedObjective
 
 _NORMALISATION_EPS = 1e-8
-_WRITTEN_OUT = ("loss", "action_gradient", "read", "_of_each_action", "_context")  # methods whose derivatives are
+_WRITTEN_OUT = ("loss", "action_gradient", "read", "_of_each_action", "_context")  # methods whose derivatives are written by hand
 
 TerminalRule = Literal["after", "before", "input"]
 """How a learned objective reads V(s') of a terminal state, see `LearnedObjective`."""
@@ -44,8 +44,8 @@ class LearnedObjective(ParametricObjective):
             `input`: V(s') becomes 0 after normalising and is left out of mean and variance, and `terminated` is an input of its own.
         use_lstm: whether the loss of a step depends on later steps of the window; otherwise it depends on this step only.
         bounded_head: whether the output e becomes tanh(1e-3 e) / 1e-3.
-        use_critic_gradient: whether the critic's own action gradient dQ1/da, a constant scaled to root mean square 1, is a third input for
-            each action dimension; with it the family of objectives contains DDPG/TD3 as well as REINFORCE. Not in the paper.
+        use_critic_gradient: whether the critic's action gradient dQ1/da, a constant scaled to root mean square 1, is a third input for
+            each action dimension. Then the family of objectives contains DDPG/TD3 as well as REINFORCE. Not in the paper.
         critic_gradient_of: which gradient that is: `first` for the first critic, `both` for the mean of the twins.
         layer_norm_eps: added to the variance of the layer norms.
         seed: of the initial weights.
@@ -149,7 +149,7 @@ class LearnedObjective(ParametricObjective):
 
     @property
     def _is_written_out(self) -> bool:
-        """Whether derivatives are written out by hand: not those of a subclass with another loss or network, which autograd takes."""
+        """Whether derivatives are written by hand. In a subclass with another loss or network, autograd computes them."""
         has_methods = all(getattr(type(self), name) is getattr(LearnedObjective, name) for name in _WRITTEN_OUT)
         return has_methods and self._networks == self._written_out
 
@@ -198,7 +198,7 @@ class LearnedObjective(ParametricObjective):
     def _values(self, value: Tensor, inputs: ObjectiveInputs) -> list[Tensor]:
         """Normalised V(s') and V(s), [P, B, T] each, with terminal states as `terminal` says."""
         states, alive = valid_states(inputs.valid), 1 - inputs.terminated
-        if self.terminal != "after":  # what the critic says of terminal states, which it is never trained on, does not count
+        if self.terminal != "after":  # leave out the critic's value of terminal states, on which it is never trained
             after = nn.functional.pad(alive, (1, 0), value=1.0)
             value, states = value * after, states * after
         value = normalise(value, states)

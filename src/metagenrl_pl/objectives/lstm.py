@@ -61,7 +61,7 @@ def _tangent_loop(tz: Tensor, weight: Tensor, k: Tensor, a: Tensor, forget_gate:
 def _backward_loop(
     dhidden: Tensor, weight: Tensor, k: Tensor, a: Tensor, forget_gate: Tensor, more_dcell: Tensor, more_dz: Tensor
 ) -> list[Tensor]:
-    """The gradients in z and c.
+    """The gradients with respect to z and c.
 
     Args:
         dhidden: dh from outside, [T, P, B, U].
@@ -147,7 +147,7 @@ class BackwardLSTM(Layer):
     Args:
         weight: W, [P, U, 4 U].
         valid: [P, B, T].
-        as_operators: whether a compiled update calls the loops as operators. Autograd sees nothing of what an operator does, so this is
+        as_operators: whether a compiled update calls the loops as operators. Autograd cannot differentiate operators, so this is
             for callers that need no autograd.
     """
 
@@ -225,5 +225,5 @@ class BackwardLSTM(Layer):
         return functional.pad(steps, (0, 0, 0, self._num_missing)) if self._num_missing else steps
 
     def _by_row(self, x: Tensor) -> Tensor:
-        """The other way round."""
+        """The inverse of `_by_step`."""
         return torch.stack(x.unbind()[::-1], 2)[:, : self._valid.shape[1]].flatten(1, 2)

@@ -54,14 +54,14 @@ class MeanOverActions(Layer):
 
 
 class TracedObjective:
-    """One run of the network: `loss` gives L, `action_gradient` g = dL/da, after it `pull_back` tells how <g, c> depends on alpha.
+    """One run of the network: `loss` gives L, `action_gradient` g = dL/da, and `pull_back`, called after it, d <g, c> / d alpha.
 
     Args:
         networks: that are run.
         parameters: alpha, [P, ...]. With "lstm.bias" and its like, an LSTM runs before the head.
         inputs: of P agents.
-        of_each_action: what is read of each action dimension, the replayed action and the policy's first, [P, B * T * A, 2 or 3].
-        context: what else is read of each step, [P, B, T, 1 to 5].
+        of_each_action: inputs for each action dimension, first the replayed action, then the policy's, [P, B * T * A, 2 or 3].
+        context: other inputs of each step, [P, B, T, 1 to 5].
         bounded_head: whether the output e becomes tanh(SQUASH e) / SQUASH.
     """
 
@@ -111,9 +111,9 @@ class TracedObjective:
     def pull_back(self, direction: Tensor) -> Parameters:
         """d <g, c> / d alpha, [P, ...], of a constant c, [P, B, T, A]: how dL / d alpha changes as actions move along c.
 
-        1. Actions move along c; everything else that the network reads, so the context too, stays.
-        2. e moves by e', so dL/de by L'' e', where L'' = -2 SQUASH tanh(SQUASH e) (1 - tanh(SQUASH e)^2).
-        3. From there the changes of all gradients follow, back to alpha. The context's layers have not moved: theirs is a plain gradient.
+        1. Actions move along c; all other inputs of the network stay.
+        2. e changes by e', so dL/de changes by L'' e', where L'' = -2 SQUASH tanh(SQUASH e) (1 - tanh(SQUASH e)^2).
+        3. The changes of all gradients follow by backpropagation. The context's layers do not change, so they need a plain gradient only.
         """
         moving = functional.pad(direction.flatten(1).unsqueeze(-1), (_POLICY_ACTION, self._num_others))
         terror = self._reader.tangent(functional.pad(self._actions.tangent(moving), (0, self._num_context)))

@@ -52,7 +52,7 @@ def check_loss(objective: Objective) -> None:
 
 
 def _check_derivatives(objective: Objective, parameters: Parameters, inputs: ObjectiveInputs, direction: Tensor) -> None:
-    """Compare those that the updates use with those of the loss that autograd gives."""
+    """Compare the derivatives that the updates use with autograd's derivatives of the loss."""
     gradient, pull_back = objective.action_gradient_and_pull_back(parameters, inputs)
     expected = Objective.action_gradient(objective, parameters, inputs)
     for found in (gradient, objective.constant_action_gradient(parameters, inputs)):
