@@ -152,6 +152,8 @@ PLANTED = {"_target_": "os.system", "command": "true"}
             "sqlite:////tmp/x.db",
             "logger.mlflow.tracking_uri=sqlite:////tmp/x.db would write outside",
         ),
+        ("logger.mlflow.tracking_uri", "else", "logger.mlflow.tracking_uri=else would write outside"),
+        ("logger.mlflow.tracking_uri", " file:/else", "logger.mlflow.tracking_uri= file:/else would write outside"),
         ("trainer.default_root_dir", "/", "trainer.default_root_dir=/ would write outside of the run folder"),
         ("logger.mlflow.tracking_uri", "file:/home/else", "logger.mlflow.tracking_uri=file:/home/else would write outside"),
         ("logger.mlflow.tracking_uri", "FILE:else", "logger.mlflow.tracking_uri=FILE:else would write outside"),

@@ -71,7 +71,7 @@ def test_its_gradient_is_that_of_the_learners_policy_update(make: Callable[[], O
 
 
 def test_autocast_reaches_policy_and_critics_but_not_the_objective() -> None:
-    """Here policy and critic compute nothing that autocast would round."""
+    """What policy and critics compute is cast back. Here autocast would round nothing of it."""
     torch.set_default_dtype(torch.float32)  # autocast leaves float64 alone
     objective, windows = small(use_critic_gradient=True), random_windows(6, sizes=SIZES, seeds=SEEDS)
     batch = WindowBatch(*(x[0] for x in windows))
@@ -88,6 +88,10 @@ def test_autocast_reaches_policy_and_critics_but_not_the_objective() -> None:
         return torch.autograd.grad(loss, weight)[0]
 
     torch.testing.assert_close(gradient(autocast=True), gradient(autocast=False), rtol=0, atol=0)
+    policy, critic = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh()), torch.nn.Linear(5, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = actor_loss(objective, policy, [lambda states, action: critic(torch.cat([states, action], -1))], batch)
+    assert loss.isfinite() and torch.autograd.grad(loss, policy[0].weight)[0].dtype == torch.float32
 
 
 def test_the_mean_is_over_valid_steps() -> None:
@@ -154,6 +158,8 @@ def test_an_objective_is_found_by_name_file_folder_or_itself(tmp_path: Path, mon
     light.save(tmp_path / "run" / "objective.safetensors")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    light.save(tmp_path / "mixture" / "objective.safetensors")
+    assert type(find_objective("mixture")) is not type(light)  # a folder does not hide a name of the package
     for place in ("run", "./run", "~/run", "~/mine.safetensors", tmp_path / "run"):
         assert find_objective(place).state_dict().keys() == light.state_dict().keys()
 
@@ -206,7 +212,6 @@ def test_padding_reaches_neither_policy_nor_critics() -> None:
             "critics: their values do not depend on the action",
         ),
         ({"windows": (1, 2)}, "windows=tuple: valid is a WindowBatch, as WindowBuffer.sample gives"),
-        ({"policy": lambda states: states[:, :1].float()}, "policy_action is torch.float32; valid is torch.float64"),
     ],
 )
 def test_mistakes_are_one_line(changes: dict[str, object], message: str) -> None:

@@ -838,6 +838,20 @@ def test_the_command_line_confirms_a_place_outside_of_the_run_folder(
     assert code == 0 and list((tmp_path / "elsewhere").rglob("metrics.csv")), errors
 
 
+def test_the_command_line_confirms_no_other_key_of_the_same_text(
+    debug: tuple[Path, str], in_process: Train, tmp_path: Path
+) -> None:
+    """A key of the command line leaves out what it replaces. A name with a dot in it is not what it replaces."""
+    shutil.copytree(debug[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "checkpoints" / "env_steps_000000400.ckpt"
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    planted = {"_target_": "shutil.copy", "src": "copy/config.yaml", "dst": "copied"}
+    content["metagenrl"]["config"]["callbacks"]["throughput.every_env_steps"] = planted
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    code, _, errors = in_process(f"ckpt_path={path}", "env_steps=410", "callbacks.throughput.every_env_steps=50")
+    assert code == 2 and "of the package shutil, which is not trusted" in errors and not Path("copied").exists()
+
+
 def test_a_run_goes_on_from_its_newest_intact_checkpoint(
     debug: tuple[Path, str], in_process: Train, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -53,15 +53,15 @@ def test_the_agent_that_broke_first_is_named(metrics: AgentMetrics, message: str
 
 def test_the_metric_that_broke_first_is_named() -> None:
     """The objective breaks, with it the policies, and at last the critics, which are updated before all of them in a cycle."""
-    ok, broken = torch.ones(3), torch.tensor([1, INF, 1])
-    metrics = AgentMetrics(Placement(3))
-    for critic, policy, meta in [(ok, ok, ok), (ok, ok, broken), (ok, broken, broken), (broken, broken, broken)]:
-        metrics.record("critic_loss", critic)
-        metrics.count_broken()
-        metrics.record("policy_gradient_norm", policy)
-        metrics.record("meta_gradient_norm", meta)
-    with pytest.raises(FloatingPointError, match="^meta_gradient_norm of agent 1 is inf after 7 updates$"):
-        metrics.gather(7)
+    broken = torch.tensor([1, INF, 1])
+    for first in ("meta_gradient_norm", "policy_gradient_norm"):
+        metrics = AgentMetrics(Placement(3))
+        for all_broken in ((), (first,), ("critic_loss", "policy_gradient_norm", "meta_gradient_norm")):
+            for name in ("critic_loss", "policy_gradient_norm", "meta_gradient_norm"):
+                metrics.record(name, broken if name in all_broken else torch.ones(3))
+            metrics.count_broken()
+        with pytest.raises(FloatingPointError, match=f"^{first} of agent 1 is inf after 7 updates$"):
+            metrics.gather(7)
 
 
 class TwoProcesses(Placement):

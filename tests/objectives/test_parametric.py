@@ -41,6 +41,12 @@ def test_alone_an_objective_asks_for_the_critic_gradient_that_it_looks_at() -> N
     assert objective(*batch, critic_gradient=torch.ones(2, 3, 1)).shape == (2, 3)
 
 
+def test_an_objective_and_its_inputs_are_of_one_dtype() -> None:
+    batch = [torch.zeros(2, 3, 1), torch.ones(2, 3, 1), torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 3)]
+    with pytest.raises(ValueError, match="policy_action is torch.float32; valid is torch.float64, as the objective's weights"):
+        small()(*(x.float() for x in batch))
+
+
 def test_forward_is_the_stacked_loss_of_one_agent() -> None:
     objective, stacked = small(), random_inputs()
     gradient = action_gradient_of(objective, stacked)[0]

@@ -164,7 +164,7 @@ def _stays_in(folder: Path, key: str, text: str) -> bool:
 
 def _is_path(key: str, text: str) -> bool:
     return (
-        key.endswith(("dir", "path", "folder", "root"))
+        key.endswith(("dir", "path", "folder", "root", "uri", "location"))
         or text.startswith(("/", "~", "sqlite:///"))
         or bool(_ADDRESS.match(text))
         or ".." in Path(text).parts

@@ -225,7 +225,7 @@ def _bounded(space: spaces.Box, spec: EnvironmentSpec) -> spaces.Box:
         ) from error
     given = [value for value in (spec.action_low, spec.action_high) if value is not None]
     if not all((abs(np.asarray(value, np.float64)) < UNBOUNDED).all() for value in given):  # false for NaN, too
-        raise ValueError(f"environment {spec.name}: action_low and action_high must be finite numbers")
+        raise ValueError(f"environment {spec.name}: action_low and action_high must be numbers below {UNBOUNDED:g}")
     if not ((abs(low) < UNBOUNDED).all() and (abs(high) < UNBOUNDED).all()):
         raise ValueError(
             f"environment {spec.name}: its actions are unbounded, {space}; valid is a bounded Box, or action_low, action_high"

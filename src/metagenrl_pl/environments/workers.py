@@ -36,6 +36,9 @@ SECONDS_TO_CLOSE = 5.0
 START_SECONDS = 60.0
 """How long a new worker may take at least until its environments are made. On a busy machine its imports take seconds."""
 
+REPEAT_SECONDS = 3600.0
+"""How long a worker may take at most to repeat an open episode, if `timeout` is not longer."""
+
 MAX_RESTARTS = 3
 """How often in a row a worker is replaced that hangs in a step, before the environment counts as broken."""
 
@@ -285,9 +288,9 @@ class _Worker:
             os.write(self._requests.fileno(), STEP)
 
     def allow_steps(self, num_steps: int) -> None:
-        """Let the next answer take as long as so many steps."""
+        """Let the next answer take as long as so many steps, within `REPEAT_SECONDS`."""
         if self._patience is not None and self._timeout is not None:
-            self._patience = max(self._patience, num_steps * self._timeout)
+            self._patience = max(self._patience, min(num_steps * self._timeout, REPEAT_SECONDS))
 
     def receive(self) -> Any:
         """Wait for the answer. It is a Failure if an environment raised an exception, or the process died or hangs."""

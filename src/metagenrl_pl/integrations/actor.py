@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from metagenrl_pl.agents.windows import valid_states
+from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.common.streams import to_device
 from metagenrl_pl.integrations.windows import WindowBatch
 from metagenrl_pl.objectives import Objective, ParametricObjective
 from metagenrl_pl.objectives.contract import ObjectiveInputs
+from metagenrl_pl.objectives.pretrained import pretrained_names
 
 Policy = Callable[[Tensor], Tensor]
 """From observations, [N, ...], to actions, [N, A]."""
@@ -49,7 +51,7 @@ def actor_loss(
     is_real = valid_states(windows.valid) > 0  # [B, T + 1], with the state after the last step, which has a value, too
     real = is_real.nonzero(as_tuple=True)  # once, since a GPU's host waits for it
     states = windows.states[real]  # padding would spoil the statistics of batch normalisation
-    action = policy(states)
+    action = policy(states).to(windows.reward.dtype)  # that of the objective, also under autocast
     middle, half = _middle_and_half_range(action_low, action_high, action)
     value, slope = _value_and_slope(critics if objective.critic_gradient_of == "both" else critics[:1], states, action, objective)
 
@@ -141,7 +143,7 @@ def _values_of(critic: Critic, states: Tensor, action: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != len(states):
         found = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"critics: a critic gives {found} for {len(states)} states; valid is a tensor of [N] or [N, 1]")
-    return value.flatten()
+    return value.flatten().to(action.dtype)
 
 
 class MetaTrainedWith(NamedTuple):
@@ -177,8 +179,8 @@ def find_objective(objective: Objective | Path | str) -> Objective:
         raise ValueError(
             f"objective={objective!r}: valid is the name of a pretrained one, a .safetensors file, a run folder, or an objective"
         )
-    path = Path(objective).expanduser()
-    if (own := path / "objective.safetensors").is_file():
+    path = path_argument(str(objective))
+    if (own := path / "objective.safetensors").is_file() and objective not in pretrained_names():
         path = own
     is_name = isinstance(objective, str) and len(path.parts) == 1 and path.suffix != ".safetensors"
     return ParametricObjective.pretrained(str(objective)) if is_name else ParametricObjective.load(path)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import metagenrl_pl
-from metagenrl_pl.common.exit_codes import MISTAKE
+from metagenrl_pl.common.exit_codes import INTERRUPTED, MISTAKE
 from metagenrl_pl.common.messages import format_warning
-from metagenrl_pl.common.signals import stoppable_command
 
 COMMANDS = {
     "train": "meta-train an objective and test it; metagenrl train --help lists all settings",
@@ -59,8 +58,10 @@ def run(command: str, arguments: Sequence[str], folder: Path | None = None) -> N
     """
     warnings.formatwarning = format_warning
     try:
-        with stoppable_command():
-            _run(command, arguments, folder)
+        _run(command, arguments, folder)
+    except KeyboardInterrupt:
+        print("Stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except ModuleNotFoundError as error:
         extra = next((extra for extra, modules in EXTRAS.items() if (error.name or "").partition(".")[0] in modules), None)
         if extra is None:

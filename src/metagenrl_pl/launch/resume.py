@@ -31,6 +31,7 @@ OVERRIDABLE = (
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.accelerator",
+    "trainer.default_root_dir",
     "num_threads",
     "env_workers",
     "env_timeout_seconds",
@@ -193,8 +194,11 @@ def _without(value: Any, keys: Sequence[str]) -> Any:
     """A configuration without what lies at these dotted keys."""
     if not isinstance(value, dict):
         return value
-    below = {name: [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")] for name in value}
-    return {name: _without(item, below[name]) for name, item in value.items() if name not in keys}
+    parts = [key.partition(".") for key in keys]  # so no key means a name with a dot in it
+    gone = {name for name, dot, _ in parts if not dot}
+    return {
+        name: _without(item, [rest for own, _, rest in parts if own == name]) for name, item in value.items() if name not in gone
+    }
 
 
 def objective_config(config: DictConfig) -> DictConfig:

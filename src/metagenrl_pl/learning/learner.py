@@ -122,6 +122,7 @@ class Learner:
             self.population.move_targets(self.settings.target_rate)
             if self.meta is not None:
                 self.update_objective(draw((self.meta.inner.num_steps + 1) * num_windows))
+        self.metrics.count_broken()
         self.num_updates += 1
 
     def update_critics(self, windows: Windows, step: Callable[[], Any] | None = None) -> None:
@@ -139,7 +140,6 @@ class Learner:
             settings.discount,
         )
         self.metrics.record("critic_loss", loss.clone())  # clone: a CUDA graph writes the next loss to the same memory
-        self.metrics.count_broken()
         _set_gradients(population.rows["critics"], population.critics_layout.flatten(gradients))
         (step or self.critic_optimizer.step)()
 

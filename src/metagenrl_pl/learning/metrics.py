@@ -25,10 +25,15 @@ class AgentMetrics:
         self.newest[name] = values
 
     def count_broken(self) -> None:
-        """Count for each metric and agent the cycles in which it was not finite. Call it once per update cycle."""
-        before, newest = self._num_broken, torch.stack([*self.newest.values()])
-        self._num_broken = (~newest.isfinite()).float()
-        self._num_broken[: len(before)] += before.to(newest.device)  # others are new
+        """Count for each metric and agent the cycles in which it was not finite. Call it at the end of each update cycle."""
+        newest = torch.stack([*self.newest.values()])
+        self._num_broken = self._counts(newest) + ~newest.isfinite()
+
+    def _counts(self, newest: Tensor) -> Tensor:
+        """`_num_broken` with zeros for metrics that are new."""
+        if num_new := len(newest) - len(self._num_broken):
+            return torch.cat([self._num_broken.to(newest.device), newest.new_zeros(num_new, newest.shape[1])])
+        return self._num_broken
 
     def gather(self, num_updates: int) -> dict[str, np.ndarray]:
         """The metrics of all agents of all processes, [P] each, on the CPU. Every process has to call it.
@@ -39,9 +44,8 @@ class AgentMetrics:
         """
         if not self.newest:
             return {}
-        newest, num_broken = torch.stack([*self.newest.values()]).float(), self._num_broken
-        num_broken = torch.cat([num_broken.to(newest.device), newest.new_zeros(len(newest) - len(num_broken), newest.shape[1])])
-        values, counts = np.split(self._placement.gather(torch.cat([newest, num_broken]).T).cpu().numpy().T, 2)
+        newest = torch.stack([*self.newest.values()]).float()
+        values, counts = np.split(self._placement.gather(torch.cat([newest, self._counts(newest)]).T).cpu().numpy().T, 2)
         broken = np.where(np.isfinite(values), 0, 1 + counts)  # of metrics that break at the same time, the first is named
         if broken.any():
             metric, agent = np.unravel_index(broken.argmax(), broken.shape)

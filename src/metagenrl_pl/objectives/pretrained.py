@@ -43,14 +43,18 @@ def list_pretrained() -> list[Pretrained]:
     return [_read_card(path) for path in sorted(_FOLDER.glob("*.json"))]
 
 
+def pretrained_names() -> list[str]:
+    """The names of the objectives that come with this package."""
+    return sorted(file.stem for file in _FOLDER.glob("*.safetensors"))
+
+
 def pretrained_path(name: str) -> Path:
     """The file of an objective that comes with this package. Its card lies in the same folder.
 
     Raises:
         ValueError: if there is no file with this name.
     """
-    names = sorted(file.stem for file in _FOLDER.glob("*.safetensors"))
-    if name not in names:
+    if name not in (names := pretrained_names()):
         near = difflib.get_close_matches(str(name), names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"there is no pretrained objective {name!r}; {hint}valid: {', '.join(names)}")

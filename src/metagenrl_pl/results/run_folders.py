@@ -77,7 +77,8 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         untested |= dict.fromkeys(begun)
         empty |= {} if found else {path: begun}
     if empty and not (folders and all(empty.values())):
-        raise ValueError(f"{next(iter(empty))}: no meta_test.csv in this folder or below; has the run been meta-tested?")
+        without_run = next((path for path, begun in empty.items() if not begun), next(iter(empty)))
+        raise ValueError(f"{without_run}: no meta_test.csv in this folder or below; has the run been meta-tested?")
     names = _short_names([*folders, *untested])
     runs: list[Run] = []
     refused: dict[Path, ValueError] = {}
