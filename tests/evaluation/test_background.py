@@ -84,7 +84,7 @@ def _fail() -> None:
 @pytest.mark.parametrize("reason", ["written", "read"])
 def test_an_objective_that_the_other_process_cannot_have(reason: str, started: Any) -> None:
     tests = started({"odd": Unloadable(reason), "critic": CriticObjective()}, plan(), Resources())
-    assert tests.is_done("odd", seconds=60)
+    assert tests.is_done("odd", seconds=180)
     tests.check()  # this process can make the test
     with pytest.raises(CannotTestThere, match="^a lambda$"):
         tests.result("odd")
@@ -103,7 +103,7 @@ def test_it_ends_before_its_tests_do_when_it_is_closed(started: Any) -> None:
 def test_what_fails_there_is_raised_here(started: Any) -> None:
     """It is not taken for waiting: `TimeoutError` is also what a slow disk raises."""
     tests = started({"failing": Failing()}, plan(), Resources())
-    assert tests.is_done("failing", seconds=60) and tests.finished() == {}
+    assert tests.is_done("failing", seconds=180) and tests.finished() == {}
     for ask in (tests.check, lambda: tests.result("failing")):
         with pytest.raises(TimeoutError, match="^the disk did not answer$"):
             ask()
@@ -112,7 +112,7 @@ def test_what_fails_there_is_raised_here(started: Any) -> None:
 def test_an_environment_that_the_other_process_lacks(started: Any) -> None:
     """This process may have registered it."""
     tests = started({"critic": CriticObjective()}, plan(specs=[EnvironmentSpec("Nowhere-v0")]), Resources())
-    assert tests.is_done("critic", seconds=60)
+    assert tests.is_done("critic", seconds=180)
     tests.check()
     with pytest.raises(CannotTestThere, match="^environment Nowhere-v0: "):
         tests.result("critic")
@@ -181,7 +181,7 @@ class Waiting(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         (tests,) = (callback._background for callback in trainer.callbacks if isinstance(callback, MetaTest))
-        assert tests.is_done(self.method, seconds=60)
+        assert tests.is_done(self.method, seconds=180)
         self.num_batches += 1
         trainer.should_stop = self.stops
 
