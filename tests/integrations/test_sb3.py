@@ -175,7 +175,10 @@ def test_callbacks_and_episodic_updates_work(tmp_path: Path) -> None:
         ({"num_windows": 0}, "num_windows=0: valid is a positive whole number"),
         ({"num_windows": 2.5}, "num_windows=2.5: valid is a positive whole number"),
         ({"window_length": "4"}, "window_length='4': valid is a positive whole number"),
-        ({"objective": 1e-3}, "objective=0.001: valid is the name of a pretrained one, a .safetensors file, a run folder, or an objective"),
+        (
+            {"objective": 1e-3},
+            "objective=0.001: valid is the name of a pretrained one, a .safetensors file, a run folder, or an objective",
+        ),
         ({"objective": CriticObjective}, "objective=<class"),
         ({"replay_buffer_class": ReplayBuffer}, "replay_buffer_class=ReplayBuffer: valid is WindowReplayBuffer"),
         ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0: valid is a positive number"),

@@ -820,16 +820,22 @@ def test_a_foreign_checkpoint_runs_nothing_and_is_named(
     assert errors.splitlines()[-1].startswith(f"error: ckpt_path={path}: ") and told in errors and "Traceback" not in errors
 
 
+def with_object(run_dir: Path, folder: Path, group: str, name: str, node: dict[str, Any]) -> Path:
+    """A copy of a run's checkpoint, whose configuration has one object more."""
+    shutil.copytree(run_dir, folder / "copy")
+    path = folder / "copy" / "checkpoints" / "env_steps_000000400.ckpt"
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    content["metagenrl"]["config"][group][name] = node
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    return path
+
+
 def test_the_command_line_confirms_a_place_outside_of_the_run_folder(
     debug: tuple[Path, str], in_process: Train, tmp_path: Path
 ) -> None:
     """Or replaces the object that writes there."""
-    shutil.copytree(debug[0], tmp_path / "copy")
-    path = tmp_path / "copy" / "checkpoints" / "env_steps_000000400.ckpt"
-    content = AtomicCheckpointIO().load_checkpoint(path)
     other = {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": str(tmp_path / "elsewhere")}
-    content["metagenrl"]["config"]["logger"]["other"] = other
-    AtomicCheckpointIO().save_checkpoint(content, path)
+    path = with_object(debug[0], tmp_path, "logger", "other", other)
     resume = (f"ckpt_path={path}", "env_steps=410", "callbacks.meta_test=null")
     code, _, errors = in_process(*resume)
     assert code == 2 and errors.endswith("valid is a path in it, or logger.other.save_dir=... on the command line\n")
@@ -842,12 +848,8 @@ def test_the_command_line_confirms_no_other_key_of_the_same_text(
     debug: tuple[Path, str], in_process: Train, tmp_path: Path
 ) -> None:
     """A key of the command line leaves out what it replaces. A name with a dot in it is not what it replaces."""
-    shutil.copytree(debug[0], tmp_path / "copy")
-    path = tmp_path / "copy" / "checkpoints" / "env_steps_000000400.ckpt"
-    content = AtomicCheckpointIO().load_checkpoint(path)
     planted = {"_target_": "shutil.copy", "src": "copy/config.yaml", "dst": "copied"}
-    content["metagenrl"]["config"]["callbacks"]["throughput.every_env_steps"] = planted
-    AtomicCheckpointIO().save_checkpoint(content, path)
+    path = with_object(debug[0], tmp_path, "callbacks", "throughput.every_env_steps", planted)
     code, _, errors = in_process(f"ckpt_path={path}", "env_steps=410", "callbacks.throughput.every_env_steps=50")
     assert code == 2 and "of the package shutil, which is not trusted" in errors and not Path("copied").exists()
 
