@@ -154,6 +154,19 @@ def test_mistakes_are_answered_in_one_line(
     assert re.match(f"error: {message}\n$", capsys.readouterr().err)
 
 
+def test_an_mp4_has_the_even_sizes_that_its_codec_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the codec, which only an extra brings: what it is given."""
+    shapes = []
+
+    def encode(_: str, frames: np.ndarray, **options: object) -> bytes:
+        shapes.append(frames.shape)
+        return b"film"
+
+    monkeypatch.setattr(film.iio, "imwrite", encode)
+    film.save_film(tmp_path / "odd.mp4", np.zeros((2, 31, 45, 3), np.uint8), 30)
+    assert shapes == [(2, 30, 44, 3)] and (tmp_path / "odd.mp4").read_bytes() == b"film"
+
+
 def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     older = checkpoint.with_name("env_steps_000000060.ckpt")
     older.write_bytes(b"not the newest")

@@ -63,7 +63,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         paths: run folders, or folders that hold run folders at any depth.
 
     Raises:
-        ValueError: no such folder, no `meta_test.csv` in it or below, or `read_run` refuses all of them.
+        ValueError: no such folder, one without a run, no `meta_test.csv` in any of them, or `read_run` refuses all.
     """
     folders: dict[Path, None] = {}
     untested: dict[Path, None] = {}
