@@ -19,6 +19,7 @@ import pytest
 import toy_environments  # noqa: F401  (registers them)
 
 from metagenrl_pl.common import machine
+from metagenrl_pl.environments import worker_process
 from metagenrl_pl.environments import workers as env_workers
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
@@ -310,7 +311,7 @@ def test_a_worker_may_take_longer_to_start_than_to_step(opened: Callable[..., Wo
 
 
 def test_a_hang_at_the_start_is_named(doing: Callable[..., EnvironmentSpec], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(env_workers, "START_SECONDS", 0.5)
+    monkeypatch.setattr(worker_process, "START_SECONDS", 0.5)
     with pytest.raises(
         EnvironmentFailure, match=r"has not answered for 0\.5 s, with the environments doing_environments:Doing-v0"
     ):
@@ -489,7 +490,7 @@ def test_an_interrupted_step_is_not_taken_for_the_next(
     group.reset(0, 0)
     group.begin_step(np.zeros((1, 1)))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(env_workers._Worker, "receive", interrupted)
+        patch.setattr(worker_process.WorkerProcess, "receive", interrupted)
         group.end_step()
     with pytest.raises(AssertionError, match="the previous step has not ended"):
         group.reset(0, 0)
