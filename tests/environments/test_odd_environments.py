@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy_environments  # noqa: F401  (registers them)
 from odd_environments import Endless, Nested, OneArray, ScaledPictures
 
 from metagenrl_pl.common.machine import seed_global_generators
@@ -125,7 +126,7 @@ def test_a_constructor_that_fails_names_the_place(name: str, message: str) -> No
         (
             "Endless",
             True,
-            "declares no time limit, so evaluations end its episodes after 10,000 env steps; {id: Endless-v0, max_epi",
+            "declares no time limit, so evaluations end its episodes after 10,000 env steps if it does not end them earlier; {id",
         ),
     ],
 )

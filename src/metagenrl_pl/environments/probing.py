@@ -58,8 +58,8 @@ def probe(spec: EnvironmentSpec, is_evaluated: bool) -> list[str]:
         )
     if is_evaluated and limit is None:
         warnings.append(
-            f"environment {spec.name}: declares no time limit, so evaluations end its episodes after {MAX_EPISODE_STEPS:,} env steps; "
-            f"{{id: {spec.id}, max_episode_steps: 1000}} in env.train or env.test gives it one"
+            f"environment {spec.name}: declares no time limit, so evaluations end its episodes after {MAX_EPISODE_STEPS:,} env steps "
+            f"if it does not end them earlier; {{id: {spec.id}, max_episode_steps: 1000}} in env.train or env.test gives it one"
         )
     return warnings
 
