@@ -24,6 +24,7 @@ from callbacks.schedule import (
     module_of,
     stage_of,
 )
+from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.common.streams import derive_seed
 from metagenrl_pl.config.schema import ConfigError
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
@@ -154,7 +155,7 @@ class MetaTest(pl.Callback):
         local, window_length = resources.placement(len(seeds)).local(specs), agents_of(trainer).settings.window_length
         needed = replay_bytes(local, self._env_steps, window_length, resources.replay_capacity)
         device = agents_of(trainer).replay.device
-        if device.type == "cpu":  # compared with physical memory, so add the training's replay; a GPU reports its free memory
+        if device.type == "cpu":  # where the training's replay takes its memory as it fills; a GPU's has taken it already
             num_tests = 2 if can_run_in_background(resources, self._num_comparison_steps(trainer)) else 1  # at a time
             needed = resources.num_processes * (num_tests * needed + agents_of(trainer).replay.num_bytes)
         try:
@@ -240,13 +241,19 @@ class MetaTest(pl.Callback):
             self._progress.show(rows)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._keep_finished()
-        self._close()
+        try:
+            self._keep_finished()
+        finally:
+            self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """End the other process here too, since Lightning does not call `teardown` after an error or a signal in the last test."""
-        self._keep_finished()
-        self._close()
+        try:
+            self._keep_finished()
+        except (OSError, ValueError) as error:  # such as a full disk; `exception` is what the run ends with
+            rank_zero_warn(f"Finished meta-tests are not written to {self._path}: {one_line(error)}")
+        finally:
+            self._close()
 
     def _keep_finished(self) -> None:
         """Write the results of the other process that no one has taken, of a run that was stopped: they hold after a resume as well."""

@@ -77,9 +77,6 @@ class PolicyEvaluation(pl.Callback):
         log_metrics(
             trainer, {f"evaluation_return/{name}": float(r) for name, r in zip(agent_names(trainer), returns, strict=True)}
         )
-        if self._method is not None and is_last(trainer):
-            numbers = [number for _, number in self._agents(trainer)]
-            save_policies(self._path.parent / "fresh_agents", self._method, population, agents.specs, numbers, placement)
         if trainer.is_global_zero and self._method is not None:
             rows = [
                 MetaTestRow(spec.name, self._method, number, env_steps_of(trainer), float(value), stage_of(trainer))
@@ -87,6 +84,9 @@ class PolicyEvaluation(pl.Callback):
             ]
             append_rows(self._path, rows)
             progress_of(trainer).show_returns(self._method, env_steps_of(trainer), mean_returns(rows))
+        if self._method is not None and is_last(trainer):
+            numbers = [number for _, number in self._agents(trainer)]
+            save_policies(self._path.parent / "fresh_agents", self._method, population, agents.specs, numbers, placement)
 
     @staticmethod
     def _agents(trainer: pl.Trainer) -> list[tuple[EnvironmentSpec, int]]:

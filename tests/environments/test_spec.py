@@ -108,6 +108,15 @@ def test_environments_that_differ_have_different_names() -> None:
         EnvironmentSets([same], [{**same, "kwargs": {"g": 3}}])
 
 
+@pytest.mark.parametrize("entry", [{"kwargs": {"task": object()}}, {"wrappers": [{"wrapper": "x.Y", "kwargs": {"f": [len]}}]}])
+def test_objects_are_refused_in_a_configuration(entry: dict[str, Any]) -> None:
+    """A resumed run could not tell that they are the same, and policies of fresh agents could not be stored."""
+    with pytest.raises(
+        ValueError, match=r"^environment Pendulum-v1: its kwargs hold an object \(.* not JSON serializable\); valid"
+    ):
+        EnvironmentSets(["Pendulum-v1"], [{"id": "Pendulum-v1", **entry}])
+
+
 def test_the_wrappers_that_are_recommended_exist() -> None:
     """Those of Gymnasium, in messages and in the documentation."""
     files = [ROOT / "docs" / "extending.md", *(ROOT / "src").rglob("*.py")]

@@ -392,18 +392,19 @@ import numpy as np
 from metagenrl_pl.environments.workers import WorkerGroup
 from metagenrl_pl.environments.environment import EnvironmentSpec
 
-group = WorkerGroup([EnvironmentSpec("toy_environments:Counting-v0")] * 2, 2)
+first = "odd_environments:Hangs-v0" if sys.argv[1] == "kill while one hangs" else "toy_environments:Counting-v0"
+group = WorkerGroup([EnvironmentSpec(first), EnvironmentSpec("toy_environments:Counting-v0")], 2)
 for index in range(2):
     group.reset(index, 0)
 print(*[worker.process.pid for worker in group._workers], flush=True)
-while sys.argv[1] == "kill":
+while sys.argv[1].startswith("kill"):
     group.begin_step(np.zeros((2, 1)))
     group.end_step()
 """
 
 
-@pytest.mark.parametrize("end", ["kill", "exit"])
-def test_workers_end_with_their_parent(end: str) -> None:
+@pytest.mark.parametrize("end", ["kill", "kill while one hangs", "exit"])
+def test_workers_end_with_their_parent(end: str, tmp_path: Path) -> None:
     def is_alive(process: int) -> bool:
         try:
             return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -415,6 +416,7 @@ def test_workers_end_with_their_parent(end: str) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-X", "dev", "-c", PARENT, end],  # which tells what is not closed
         env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -423,15 +425,17 @@ def test_workers_end_with_their_parent(end: str) -> None:
         assert parent.stdout is not None
         workers = [int(process) for process in parent.stdout.readline().split()]
         assert len(workers) == 2
-        if end == "kill":
+        while end == "kill while one hangs" and not (tmp_path / "hangs_once").exists():
+            time.sleep(0.01)
+        if end.startswith("kill"):
             assert all(map(is_alive, workers))
             parent.kill()
         _, errors = parent.communicate(timeout=30)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while any(map(is_alive, workers)) and time.monotonic() < until:
         time.sleep(0.01)
     assert not any(map(is_alive, workers))
-    assert (errors, parent.returncode) == ("", -signal.SIGKILL if end == "kill" else 0)
+    assert (errors, parent.returncode) == ("", 0 if end == "exit" else -signal.SIGKILL)
     assert os.listdir("/dev/shm") == shared
 
 

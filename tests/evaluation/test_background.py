@@ -205,6 +205,22 @@ def test_a_run_takes_what_is_done_before_its_end(fails: bool, tmp_path: Path, mo
     assert waiting.num_batches == 1
 
 
+def test_what_is_done_may_have_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends with an error does not wait for the other process, and keeps its own error."""
+    monkeypatch.setattr(background, "MIN_ENV_STEPS", 0)
+    monkeypatch.setattr(background, "num_cores", lambda: 2)
+    environments, baselines = [{"id": "toy_environments:Approach-v0"}], {"critic": CriticObjective(), "reinforce": Failing()}
+    test = MetaTest(str(tmp_path), environments, [0], 20, 10, 1, untrained=False, random=False, baselines=baselines)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("callbacks.meta_testing.append_rows", full)
+    with pytest.raises(TimeoutError, match="the disk did not answer"), pytest.warns(match="are not written to .*No space left"):
+        tiny_run(callbacks=[test, Waiting("reinforce", stops=False)], run_dir=tmp_path)
+    assert test._background is None
+
+
 @pytest.mark.slow
 def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"

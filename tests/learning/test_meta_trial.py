@@ -16,11 +16,19 @@ from metagenrl_pl.learning.meta_trial import check_inner_step, check_judge
 class OwnJudge(Judge):
     """Whose loss is what it was given to compute it from actions."""
 
-    def __init__(self, loss: Callable[[Tensor], Any]) -> None:
-        self._loss = loss
+    def __init__(self, loss: Callable[[Tensor], Any], of_all_steps: bool = False) -> None:
+        self._loss, self._of_all_steps = loss, of_all_steps
 
     def loss(self, networks: Any, action: Tensor, policy: Any, critics: Any, windows: Any) -> Tensor:
-        loss: Tensor = self._loss(action)
+        loss: Tensor = self._loss(action if self._of_all_steps else action * windows.valid[..., None])
+        return loss
+
+
+class OfAllAgents(Judge):
+    """Whose loss has the mean reward of all agents."""
+
+    def loss(self, networks: Any, action: Tensor, policy: Any, critics: Any, windows: Any) -> Tensor:
+        loss: Tensor = (action * windows.valid[..., None]).sum((1, 2, 3)) * windows.reward.mean()
         return loss
 
 
@@ -49,6 +57,8 @@ class Reversed(CriticJudge):
             r"its loss raises IndexError: .* \(test_meta_trial.py, line \d+\); valid is a loss of each",
         ),
         (OwnJudge(lambda action: torch.ones(2)), "its loss does not depend on the actions, so the objective would learn nothing"),
+        (OwnJudge(lambda action: action.sum((1, 2, 3)), of_all_steps=True), "its loss depends on the actions of padded steps"),
+        (OfAllAgents(), "the loss of an agent depends on other agents"),
         (Reversed(), "its gradient differs from what autograd gives by 2 of its length; valid is to leave it to autograd"),
     ],
 )

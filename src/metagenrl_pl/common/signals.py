@@ -125,18 +125,20 @@ def stoppable_command() -> Iterator[None]:
         _is_command = False
 
 
-def end_with(parent: int) -> None:
+def end_with(parent: int, grace_seconds: float = 0.0) -> None:
     """From now on, end this process within a second after its parent, in whatever way that one has ended.
 
     Does nothing on Windows, where an interpreter of a virtual environment runs in a child of the process that was started.
 
     Args:
         parent: its process ID. If it has ended already, so does this process.
+        grace_seconds: that this process has to end by itself first.
     """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        time.sleep(grace_seconds)
         end_process(INTERRUPTED)
 
     if os.name == "posix":

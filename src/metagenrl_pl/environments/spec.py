@@ -1,5 +1,6 @@
 """Which environments a run uses, as its configuration describes them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -104,7 +105,8 @@ class EnvironmentSets:
         test: environments in which the frozen objective trains fresh agents.
 
     Raises:
-        ValueError: if `train` is empty, an entry does not describe an environment, or two that differ have the same name.
+        ValueError: if `train` is empty, an entry does not describe an environment or holds an object, or two that differ have the same
+            name.
     """
 
     train: Sequence[str | Mapping[str, Any]]
@@ -119,6 +121,13 @@ class EnvironmentSets:
                 raise ValueError(
                     f"environment {spec.name}: two environments that differ have this name; valid are different names"
                 )
+            try:
+                json.dumps([spec.kwargs, spec.evaluation_kwargs, [split_wrapper(wrapper) for wrapper in spec.wrappers]])
+            except (TypeError, ValueError) as error:  # a name with an address in it would be another one in a resumed run
+                raise ValueError(
+                    f"environment {spec.id}: its kwargs hold an object ({error}); valid are numbers, text, lists and mappings, and a "
+                    "class of your own, of an environment or wrapper, that makes the object from them"
+                ) from error
 
     @property
     def train_specs(self) -> list[EnvironmentSpec]:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metagenrl_pl.common.machine import seed_global_generators
+from metagenrl_pl.common.signals import end_with
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.environments.group import RepeatedEpisode, Steps, repeat_episode, step_into
 
@@ -66,16 +67,22 @@ class Failure(NamedTuple):
     error: Exception
 
 
-def work(request_file: int, answer_file: int, memory_file: int, seed: int, *shape: int) -> None:
+SECONDS_TO_CLOSE = 5.0
+"""How long a worker may take to close its environments before it is killed."""
+
+
+def work(parent: int, request_file: int, answer_file: int, memory_file: int, seed: int, *shape: int) -> None:
     """Answer requests until the parent closes its end of the request pipe. The system closes it too if the parent dies.
 
     Args:
+        parent: process ID. If the parent has died, so does this process, even in an environment that hangs.
         request_file: file descriptor that requests are read from.
         answer_file: file descriptor that answers are written to.
         memory_file: file descriptor of the table's shared memory.
         seed: of the process's global generators.
         shape: of the table: E, O, A.
     """
+    end_with(parent, SECONDS_TO_CLOSE)
     seed_global_generators(seed)
     for file in (request_file, answer_file):
         os.set_inheritable(file, False)  # so that programs that an environment starts do not keep the pipes open

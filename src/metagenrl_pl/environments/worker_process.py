@@ -13,10 +13,7 @@ import numpy as np
 from metagenrl_pl.common.machine import draw_seed
 from metagenrl_pl.common.signals import describe_signal
 from metagenrl_pl.environments.failures import EnvironmentFailure
-from metagenrl_pl.environments.worker import DONE, PICKLE, STEP, Failure
-
-SECONDS_TO_CLOSE = 5.0
-"""How long a worker may take to finish before it is killed."""
+from metagenrl_pl.environments.worker import DONE, PICKLE, SECONDS_TO_CLOSE, STEP, Failure
 
 START_SECONDS = 60.0
 """How long a new worker may take at least until its environments are made. On a busy machine its imports take seconds."""
@@ -65,7 +62,7 @@ class WorkerProcess:
         self._has_answer = select.poll()
         self._has_answer.register(self._answers.fileno(), select.POLLIN)
         files = worker_requests.fileno(), worker_answers.fileno(), memory_file
-        numbers = (*files, draw_seed(), *shape)
+        numbers = (os.getpid(), *files, draw_seed(), *shape)
         warning_options = [f"-W{option}" for option in sys.warnoptions]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         with worker_requests, worker_answers:  # close the parent's copies, or reading would wait forever if the worker dies

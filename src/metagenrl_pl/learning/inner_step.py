@@ -122,6 +122,8 @@ class NormalisedSGD(InnerStep):
 class Adam(InnerStep):
     """The step of the policy's own optimizer: gradient of the mean loss, clipped, then Adam with the agent's moments.
 
+    The gradient is the objective's alone. The policy's own step also descends the saturation penalty and, while annealing, -Q.
+
     The stored moments are constants and do not change. The meta-gradient flows through the gradient's contribution to the new
     moments. With several inner steps, each starts from the same stored moments.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metagenrl_pl.agents.population import AgentSettings, Population
 from metagenrl_pl.agents.stacked_networks import Parameters
-from metagenrl_pl.agents.windows import Windows
+from metagenrl_pl.agents.windows import Windows, valid_states
 from metagenrl_pl.common.attempt import attempt, compare
 from metagenrl_pl.learning.inner_step import AdamMoments, InnerStep
 from metagenrl_pl.learning.judges import Judge
@@ -21,8 +21,8 @@ def check_judge(judge: Judge) -> None:
     """Compare a judge's loss with what the meta update needs of it.
 
     Raises:
-        ValueError: if it raises an exception, its loss has another shape than [P] or is not finite, does not depend on the actions, or
-            has another gradient than `loss_and_gradient` gives.
+        ValueError: if it raises an exception, its loss has another shape than [P] or is not finite, does not depend on the actions,
+            depends on padded steps or on other agents, or has another gradient than `loss_and_gradient` gives.
     """
     population, windows = _agents_and_windows()
     policy, critics = population.policy, population.critics
@@ -36,6 +36,11 @@ def check_judge(judge: Judge) -> None:
     _check_shape("gradient", gradient, action.shape)
     if not gradient.any():
         raise ValueError("its loss does not depend on the actions, so the objective would learn nothing")
+    if gradient[windows.valid == 0].any():
+        raise ValueError("its loss depends on the actions of padded steps; valid is a loss of steps where windows.valid is 1")
+    others = Windows(*(torch.cat([x[:1], x[1:] / 2]) for x in windows))._replace(valid=windows.valid)
+    if not torch.allclose(judge.loss(*arguments[:-1], others)[0], loss[0], rtol=1e-3, atol=1e-6):
+        raise ValueError("the loss of an agent depends on other agents; valid are sums and means over windows and steps only")
     if not torch.allclose(given, loss, rtol=1e-3):
         raise ValueError("its loss differs from that of its loss_and_gradient; valid is a loss alone")
     _, expected = Judge.loss_and_gradient(judge, *arguments)
@@ -90,12 +95,14 @@ def _agents_and_windows() -> tuple[Population, Windows]:
     noise = torch.Generator().manual_seed(0)
     random = partial(torch.rand, generator=noise)
     steps = (2, num_windows, num_steps)
+    valid = torch.ones(steps)
+    valid[:, -1, num_steps // 2 :] = 0  # the last window of each agent has ended
     return population, Windows(
-        states=random(2, num_windows, num_steps + 1, observation_size) - 0.5,
-        action=random(*steps, action_size) - 0.5,
-        reward=random(steps) - 0.5,
+        states=(random(2, num_windows, num_steps + 1, observation_size) - 0.5) * valid_states(valid)[..., None],
+        action=(random(*steps, action_size) - 0.5) * valid[..., None],
+        reward=(random(steps) - 0.5) * valid,
         terminated=torch.zeros(steps),
-        valid=torch.ones(steps),
+        valid=valid,
     )
 
 

@@ -99,8 +99,6 @@ class LearnedObjective(ParametricObjective):
         self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
         self._context_transform = StackedMLP(2, mixed, None, prefix="context_transform.")
         self._head = StackedMLP(2, mixed, layer_norm_eps, prefix="head.")
-        self._written_out = self._networks
-
         generator = torch.Generator().manual_seed(seed)
         num_context = 1 + use_time + 2 * use_value + (terminal == "input")
         num_features = hidden_units + context_units
@@ -113,6 +111,7 @@ class LearnedObjective(ParametricObjective):
         parameters |= self._head.init(hidden_units if use_lstm else num_features, hidden_units, self.num_outputs, generator)
         for name, value in parameters.items():
             _register(self, name, nn.Parameter(value.clone()))
+        self._written_out = self._networks, parameters.keys()
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """L_alpha of every step, [P, B, T], 0 where padded."""
@@ -123,14 +122,14 @@ class LearnedObjective(ParametricObjective):
 
     def constant_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """See `Objective`."""
-        if not self._is_written_out:
+        if not self._is_written_out(parameters):
             return super().constant_action_gradient(parameters, inputs)
         with torch.no_grad():
             return self._trace(parameters, inputs).action_gradient()
 
     def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        if not self._is_written_out:
+        if not self._is_written_out(parameters):
             return super().loss_and_action_gradient(parameters, inputs)
         with torch.no_grad():
             traced = self._trace(parameters, inputs)
@@ -138,7 +137,7 @@ class LearnedObjective(ParametricObjective):
 
     def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
         """See `Objective`."""
-        if not self._is_written_out:
+        if not self._is_written_out(parameters):
             return super().action_gradient_and_pull_back(parameters, inputs)
         traced = self._trace(parameters, inputs)
         return traced.action_gradient(), traced.pull_back
@@ -147,11 +146,10 @@ class LearnedObjective(ParametricObjective):
         read = self._of_each_action(inputs), self._context(inputs)
         return TracedObjective(self._networks, parameters, inputs, *read, self.bounded_head)
 
-    @property
-    def _is_written_out(self) -> bool:
-        """Whether derivatives are written by hand. In a subclass with another loss or network, autograd computes them."""
+    def _is_written_out(self, parameters: Parameters) -> bool:
+        """Whether derivatives are written by hand. In a subclass with another loss, network or parameter, autograd computes them."""
         has_methods = all(getattr(type(self), name) is getattr(LearnedObjective, name) for name in _WRITTEN_OUT)
-        return has_methods and self._networks == self._written_out
+        return has_methods and (self._networks, parameters.keys()) == self._written_out
 
     @property
     def _networks(self) -> ObjectiveNetworks:

@@ -15,7 +15,8 @@ def check_loss(objective: Objective) -> None:
 
     Raises:
         ValueError: if `critic_gradient_of` is not valid, or the loss raises an exception, has a shape other than [P, B, T], does
-            not depend on the policy's action, has a gradient that is not finite, or other derivatives than the updates use.
+            not depend on the policy's action, depends on padded steps or on other agents, has a gradient that is not finite, or other
+            derivatives than the updates use.
     """
     check_critics(objective.critic_gradient_of)
     num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different, so that a mix-up of axes shows
@@ -24,13 +25,15 @@ def check_loss(objective: Objective) -> None:
     def random(*shape: int) -> Tensor:
         return torch.rand(num_agents, num_windows, *shape, generator=noise) - 0.5
 
+    valid = torch.ones(num_agents, num_windows, num_steps)
+    valid[:, -1, num_steps // 2 :] = 0  # the last window of each agent has ended
     inputs = ObjectiveInputs(
         policy_action=random(num_steps, num_actions),
-        replay_action=random(num_steps, num_actions),
-        reward=random(num_steps),
+        replay_action=random(num_steps, num_actions) * valid[..., None],
+        reward=random(num_steps) * valid,
         value=random(num_steps + 1) if objective.needs_value else None,
         terminated=torch.zeros(num_agents, num_windows, num_steps),
-        valid=torch.ones(num_agents, num_windows, num_steps),
+        valid=valid,
         action_weight=torch.full((num_agents, num_actions), 1 / num_actions),
         critic_gradient=random(num_steps, num_actions) if objective.needs_critic_gradient else None,
     )
@@ -46,6 +49,12 @@ def check_loss(objective: Objective) -> None:
         raise ValueError("the gradient of its loss in the policy's action is not finite")
     if not gradient.any():
         raise ValueError("its loss does not depend on inputs.policy_action, so policies would learn nothing")
+    if gradient[valid == 0].any():
+        raise ValueError("its loss depends on the actions of padded steps; valid is a loss that is 0 where inputs.valid is 0")
+    first = ObjectiveInputs._make(None if tensor is None else tensor[:1] for tensor in inputs)
+    alone = objective.action_gradient({name: p[:1] for name, p in parameters.items()}, first)
+    if not torch.allclose(alone, gradient[:1], rtol=1e-3, atol=1e-6):
+        raise ValueError("the loss of an agent depends on other agents; valid are sums and means over windows and steps only")
     # Initial weights hide faults: biases are 0, and norms scale by 1. So the weights move, and only up, since some may have to be positive.
     parameters = {name: p + 0.1 * torch.rand(p.shape, generator=noise) for name, p in parameters.items()}
     _check_derivatives(objective, parameters, inputs, random(num_steps, num_actions))
