@@ -16,7 +16,6 @@ from hydra._internal.core_plugins import basic_launcher
 from hydra.core import utils as core
 from omegaconf import DictConfig
 
-from metagenrl_pl.config import former
 from metagenrl_pl.config.schema import build
 from metagenrl_pl.launch import entry
 from metagenrl_pl.launch.command_line import hydra_entry, overridden_keys
@@ -129,27 +128,6 @@ def test_a_mistake_is_one_line(
         run(*arguments)
     assert caught.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
-
-
-@pytest.mark.parametrize("argument", ["objective.half=2", "+objective.half=2", "++objective.half=2"])
-def test_a_removed_key_is_explained(
-    run: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argument: str
-) -> None:
-    monkeypatch.setattr(former, "REMOVED", {"Population": {"half": former.Removed((1,), why="for a test")}})
-    with pytest.raises(SystemExit) as caught:
-        run(argument)
-    assert caught.value.code == 2
-    message = "objective.half=2 was removed after version 0.1.0, for a test; valid is to leave it out"
-    assert capsys.readouterr().err == f"error: {message}\n"
-
-
-def test_a_removed_choice_is_explained(
-    run: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(former, "REMOVED_CHOICES", ("objective=gone",))
-    with pytest.raises(SystemExit):
-        run("objective=gone")
-    assert capsys.readouterr().err.startswith("error: objective=gone was removed after version 0.1.0, since it did not help")
 
 
 @pytest.mark.parametrize("argument", ["seed=1,2", "env=broken", "objective=3", "~zzz", "hydra.run.dir=${zzz}"])

@@ -84,9 +84,9 @@ def test_an_action_gradient_that_is_not_the_losss_is_refused(make: Callable[[], 
 class OneMore(LearnedObjective):
     """With a parameter that the hand-written derivatives of its class do not know."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_learned: bool) -> None:
         super().__init__(hidden_units=4)
-        self.gain = nn.Parameter(torch.ones(()))
+        self.gain = nn.Parameter(torch.ones(()), requires_grad=is_learned)
 
     def _values(self, value: Tensor, inputs: ObjectiveInputs) -> list[Tensor]:
         return [self.gain * one for one in super()._values(value, inputs)]
@@ -118,4 +118,11 @@ class Lacking(Halved):
 def test_a_pull_back_that_is_not_the_losss_is_refused(make: Callable[[], Objective], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_loss(make())
-    check_loss(OneMore())  # by autograd
+
+
+def test_a_parameter_that_would_never_be_learned_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="its loss does not depend on the parameter gain, which would never be learned; valid is a"
+    ):
+        check_loss(OneMore(is_learned=True))
+    check_loss(OneMore(is_learned=False))  # by autograd

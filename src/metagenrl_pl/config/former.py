@@ -1,16 +1,14 @@
-"""Compatibility with version 0.1.0: read its files, and explain settings that were removed.
+"""Read files of version 0.1.0.
 
 a run's config.yaml                               -> `update_config`
 the card of an objective                          -> `update_card`
 the constructor's arguments in an objective file  -> `update_options`
-a key, a choice or a class on the command line    -> `removed_key_message`, `removed_choice_message`, `removed_target_message`
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metagenrl_pl.common.messages import format_value
 from metagenrl_pl.config.dotted_keys import group_settings, ungroup_settings
 
 FORMER_TARGETS = {
@@ -25,8 +23,6 @@ FORMER_TARGETS = {
 }
 """The new names of classes that configurations of version 0.1.0 name. Classes that have not moved are left out."""
 
-_NO_USE = "since it did not help (docs/what-did-not-help.md)"
-
 
 @dataclass(frozen=True)
 class Removed:
@@ -35,18 +31,13 @@ class Removed:
     Args:
         neutral: values at which it had no effect. A file with such a value is read as if the setting were absent.
         needs: another setting, without which this one had no effect.
-        why: the reason for its removal.
-        valid: what to write instead. `{value}` stands for its value.
     """
 
     neutral: Collection[Any] = ()
     needs: str | None = None
-    why: str = _NO_USE
-    valid: str = "to leave it out"
 
 
 _SIGNED = Removed(("signed",))
-_OF_POLICIES = "since the inner step has those of the policies' optimizer"
 REMOVED: Mapping[str, Mapping[str, Removed]] = {
     "MetaSettings": {
         "critic": Removed(("first",)),
@@ -54,26 +45,23 @@ REMOVED: Mapping[str, Mapping[str, Removed]] = {
         "share_windows": Removed((False,)),
         "average_decay": Removed((None,)),
         "updates_per_cycle": Removed((1,)),
-        "advantage_share": Removed((0.0,), why="since a judge replaces it", valid="judge=returns judge.share={value}"),
+        "advantage_share": Removed((0.0,)),
         "advantage": Removed(("signed",), needs="advantage_share"),
     },
     "Adam": {
-        "beta1": Removed((0.9,), why=_OF_POLICIES),
-        "beta2": Removed((0.999,), why=_OF_POLICIES),
-        "eps": Removed((1e-8,), why=_OF_POLICIES),
+        "beta1": Removed((0.9,)),
+        "beta2": Removed((0.999,)),
+        "eps": Removed((1e-8,)),
     },
     "LearnedObjective": {
         "use_advantage": Removed((False,)),
-        "discount": Removed(needs="use_advantage", why="with use_advantage, without which it had no effect"),
-        "gae_lambda": Removed(needs="use_advantage", why="with use_advantage, without which it had no effect"),
+        "discount": Removed(needs="use_advantage"),
+        "gae_lambda": Removed(needs="use_advantage"),
     },
     "LearnedMixture": {"advantage": _SIGNED},
     "Reinforce": {"advantage": _SIGNED},
 }
 """The settings that were removed, by class and name."""
-
-REMOVED_CHOICES = ("objective=ensemble", "objective=learned_with_advantage", "meta=imitating")
-REMOVED_CLASSES = ("ObjectiveEnsemble",)
 
 _CRITIC_JUDGE = {"_target_": "metagenrl_pl.learning.judges.CriticJudge"}
 _RETURNS_JUDGE = {"_target_": "metagenrl_pl.learning.judges.ReturnsJudge"}
@@ -117,37 +105,6 @@ def update_options(owners: Collection[str], options: Mapping[str, Any], accepted
         for name, value in options.items()
         if name in accepted or not any(_is_neutral(owner, name, options) for owner in owners)
     }
-
-
-def removed_key_message(owners: Iterable[str], key: str, value: Any = ...) -> str | None:
-    """The error message for a removed key, or None if the key never existed.
-
-    Args:
-        owners: names of the class that has the settings, and of its bases.
-        key: dotted key.
-        value: the value that the user gave, if known.
-    """
-    name = key.rpartition(".")[2]
-    removed = next((REMOVED[owner][name] for owner in owners if name in REMOVED.get(owner, {})), None)
-    if removed is None:
-        return None
-    text = "..." if value is ... else format_value(value, "")
-    setting = key if value is ... else f"{key}={text}"
-    return f"{setting} was removed after version 0.1.0, {removed.why}; valid is {removed.valid.format(value=text)}"
-
-
-def removed_choice_message(group: str, choice: str) -> str | None:
-    """The error message for a removed choice of a config group, or None if the choice never existed."""
-    setting = f"{group}={choice}"
-    return f"{setting} was removed after version 0.1.0, {_NO_USE}" if setting in REMOVED_CHOICES else None
-
-
-def removed_target_message(target: str) -> str | None:
-    """The error message for a class that was removed or has moved, or None if it never existed."""
-    if target in FORMER_TARGETS:
-        return f"{target} has moved after version 0.1.0; valid is {FORMER_TARGETS[target]}"
-    is_removed = any(part in REMOVED_CLASSES for part in target.split("."))
-    return f"{target} was removed after version 0.1.0, {_NO_USE}" if is_removed else None
 
 
 def _update(value: Any) -> Any:

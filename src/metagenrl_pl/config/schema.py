@@ -29,7 +29,6 @@ from metagenrl_pl.common.messages import (
     key_message,
     one_line,
 )
-from metagenrl_pl.config.former import removed_key_message, removed_target_message
 
 _LISTS = (list, tuple, set, Sequence, Iterable, Collection)
 _MAPPINGS = (dict, Mapping, DictConfig)
@@ -162,9 +161,7 @@ def _arguments(target: Any, values: dict[Any, Any], key: str, complete: bool = T
         return {name: _check_nodes(value, join_key(key, name)) for name, value in values.items()}
     unknown = [name for name in values if name not in parameters]
     if unknown and "**" not in parameters:
-        name = unknown[0]
-        removed = removed_key_message(names_of(target), join_key(key, name), values[name])
-        raise ConfigError(removed or key_message(key, name, parameters))
+        raise ConfigError(key_message(key, unknown[0], parameters))
     for name, parameter in parameters.items():
         if complete and name != "**" and parameter.default is parameter.empty and name not in values:
             raise ConfigError(f"missing key '{join_key(key, name)}', which {getattr(target, '__name__', target)} requires")
@@ -308,13 +305,8 @@ def import_target(target: Any, key: str) -> Any:
     except pydoc.ErrorDuringImport as error:
         raise ConfigError(f"{key}._target_: cannot import {target}: {one_line(error)}") from error
     if not callable(imported):
-        raise ConfigError(f"{key}._target_: {removed_target_message(str(target)) or f'there is no class or function {target}'}")
+        raise ConfigError(f"{key}._target_: there is no class or function {target}")
     return imported
-
-
-def names_of(target: Any) -> list[str]:
-    """The names of a class and its bases; an empty list for a function."""
-    return [owner.__name__ for owner in inspect.getmro(target)] if isinstance(target, type) else []
 
 
 def _is_node(value: Any) -> bool:

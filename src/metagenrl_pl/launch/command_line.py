@@ -30,8 +30,7 @@ from metagenrl_pl.common.commands import override as quote_override
 from metagenrl_pl.common.exit_codes import MISTAKE
 from metagenrl_pl.common.messages import choice_message, key_message, one_line, printable
 from metagenrl_pl.common.signals import stoppable_command
-from metagenrl_pl.config.former import removed_choice_message, removed_key_message
-from metagenrl_pl.config.schema import ConfigError, explanation, import_target, names_of, parameters_of, validate
+from metagenrl_pl.config.schema import ConfigError, explanation, import_target, parameters_of, validate
 from metagenrl_pl.launch.output import surviving_closed_output
 
 log = logging.getLogger(__name__)
@@ -211,9 +210,7 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
     """The one-line message for an error that Hydra raised before the job started."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, choice = _group_and_choice(error.missing_cfg_file)
-        return removed_choice_message(group, choice) or choice_message(
-            group, choice, sorted({*error.options, *_choices(config_path, group)})
-        )
+        return choice_message(group, choice, sorted({*error.options, *_choices(config_path, group)}))
     if "Config group override must be" in str(error):
         for group, _, choice in (argument.lstrip("+").partition("=") for argument in sys.argv[1:]):
             if choice in ("null", "") and (config_path / group).is_dir():
@@ -227,14 +224,11 @@ def _composition_error(error: Exception, config_path: Path, schema: type) -> str
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
         full_key, key = str(cause.full_key), str(cause.key)
         parent = full_key.rpartition(".")[0]
-        target: Any = schema
         try:
-            target = schema if not parent else import_target(cause.parent_node.get("_target_"), parent)
+            target: Any = schema if not parent else import_target(cause.parent_node.get("_target_"), parent)
             settable = parameters_of(target) or {}
         except ConfigError:
             settable = {}
-        if key not in settable and (removed := removed_key_message(names_of(target), full_key, *_command_line_value(full_key))):
-            return removed
         if key in settable:
             return f"the config does not set '{full_key}'; to set it, write +{full_key}=..."
         if _command_line_value(parent) == ["null"]:

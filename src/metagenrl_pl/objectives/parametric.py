@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metagenrl_pl.common.files import atomic_write
 from metagenrl_pl.common.messages import one_line, read_count
-from metagenrl_pl.config.former import removed_key_message, removed_target_message, update_card, update_options
+from metagenrl_pl.config.former import update_card, update_options
 from metagenrl_pl.objectives.contract import Objective
 from metagenrl_pl.objectives.pretrained import describe_card, pretrained_path
 
@@ -122,8 +122,6 @@ class ParametricObjective(Objective):
             raise ValueError(f"{path}: not an objective of this project (its card does not name the format {_FORMAT!r})")
         name = str(card.pop("class", _DEFAULT_CLASS))
         kind = imported_class(name)
-        if kind is None and (message := removed_target_message(name)):
-            raise ValueError(f"{path}: {message}")
         if kind is None:
             is_name = all(map(str.isidentifier, name.split(".")))  # otherwise a file could have any text pasted into a shell
             hint = f", as by objective._target_={name}.load if you trust this class" if is_name else ""
@@ -182,17 +180,9 @@ def imported_class(name: str) -> type[ParametricObjective] | None:
 
 
 def _known_options(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in a file, without removed options of version 0.1.0 that had no effect.
-
-    Raises:
-        ValueError: if a removed option had an effect.
-    """
-    accepted, owners = inspect.signature(kind).parameters.keys(), [owner.__name__ for owner in kind.__mro__]
-    options = update_options(owners, options, accepted)
-    for name in options.keys() - accepted:
-        if message := removed_key_message(owners, f"objective.{name}", options[name]):
-            raise ValueError(message)
-    return options
+    """The options in a file, without removed options of version 0.1.0 that had no effect."""
+    owners = [owner.__name__ for owner in kind.__mro__]
+    return update_options(owners, options, accepted=inspect.signature(kind).parameters.keys())
 
 
 def _with_subclasses(kind: type[ParametricObjective]) -> Iterator[type[ParametricObjective]]:

@@ -15,8 +15,8 @@ def check_loss(objective: Objective) -> None:
 
     Raises:
         ValueError: if `critic_gradient_of` is not valid, or the loss raises an exception, has a shape other than [P, B, T], does
-            not depend on the policy's action, depends on padded steps or on other agents, has a gradient that is not finite, or other
-            derivatives than the updates use.
+            not depend on the policy's action or on a parameter, depends on padded steps or on other agents, has a gradient that is not
+            finite, or other derivatives than the updates use.
     """
     check_critics(objective.critic_gradient_of)
     num_agents, num_windows, num_steps, num_actions = 2, 3, 4, 5  # all different, so that a mix-up of axes shows
@@ -57,6 +57,12 @@ def check_loss(objective: Objective) -> None:
         raise ValueError("the loss of an agent depends on other agents; valid are sums and means over windows and steps only")
     # Initial weights hide faults: biases are 0, and norms scale by 1. So the weights move, and only up, since some may have to be positive.
     parameters = {name: p + 0.1 * torch.rand(p.shape, generator=noise) for name, p in parameters.items()}
+    changes = torch.func.grad(lambda parameters: objective.loss(parameters, inputs).sum())(parameters) if parameters else {}
+    if unread := [name for name, change in changes.items() if objective.get_parameter(name).requires_grad and not change.any()]:
+        raise ValueError(
+            f"its loss does not depend on the parameter {unread[0]}, which would never be learned; valid is a loss that reads it from "
+            "its argument `parameters`, not from the module"
+        )
     _check_derivatives(objective, parameters, inputs, random(num_steps, num_actions))
 
 
