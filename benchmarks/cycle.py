@@ -25,7 +25,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
 from arithmetic import Work, count_flop, total, work_of_agent, work_per_cycle
-from clock import CHECKPOINTS, CRITIC, ENVIRONMENTS, LIGHTNING, LOGGING, META, PARTS, POLICY, REST, SAMPLING
+from clock import CHECKPOINTS, CRITIC, ENVIRONMENTS, LIGHTNING, LOGGING, PARTS, REST, SAMPLING
 from measure import ROOT, Result, Turns, arguments, machine, prepare, ratio, report
 from metagenrl_pl.agents.population import AgentSettings
 from metagenrl_pl.common.commands import hydra_override
@@ -57,9 +57,6 @@ KEYS = {
 """Keys of the configuration by option."""
 
 SUMMED = (LIGHTNING, LOGGING, SAMPLING, ENVIRONMENTS)
-EXPECTED = {CRITIC: 4.65, POLICY: 2.4, META: 9.4}
-"""GFLOP of an update of one agent at the paper's sizes on HalfCheetah, estimated by hand before anything was written."""
-
 FIRST_STEPS = 200  # env steps of each agent before updates begin
 
 
@@ -170,21 +167,17 @@ class Cycle:
         rows = [[name, 1e3 * median(seconds), 100 * ratio(seconds, whole)] for name, seconds in sums.items()]
         return Result(f"What is not learning ({self.title})", ["", "ms per cycle", "% of the cycle"], rows)
 
-    def arithmetic(self, size: str) -> Result:
-        """One agent's arithmetic, needed and really done, beside what was expected at the paper's sizes."""
+    def arithmetic(self) -> Result:
+        """One agent's arithmetic, needed and really done."""
         settings, objective, agents = self.agents.settings, self.objective, self.agents
         works = work_of_agent(agents.replay.sizes[0], settings, objective)
         counts = count_flop(make_agents(agents.specs[:1], settings, 0, objective=objective))
         share = {part: 1.0 if part == CRITIC else 1 / settings.policy_delay for part in works}
-        is_paper = (
-            size == "paper" and (settings.hidden_units, *agents.replay.sizes[0]) == (350, 17, 6) and settings.num_windows == 100
+        rows: list[list[Any]] = [[part, 1e-9 * works[part].flop, 1e-9 * counts[part]] for part in works]
+        rows.append(["env step", *(sum(share[row[0]] * row[column] for row in rows) for column in (1, 2))])
+        return Result(
+            f"Arithmetic of an update ({agents.specs[0].name})", ["of one agent", "needed GFLOP", "counted GFLOP"], rows
         )
-        expected = EXPECTED if is_paper and settings.window_length == 20 else {}
-        rows: list[list[Any]] = [[part, 1e-9 * works[part].flop, 1e-9 * counts[part], expected.get(part)] for part in works]
-        sums = [sum(share[row[0]] * (row[column] or 0) for row in rows) for column in (1, 2, 3)]
-        rows.append(["env step", *sums[:2], sums[2] or None])
-        columns = ["of one agent", "needed GFLOP", "counted GFLOP", "estimated by hand"]
-        return Result(f"Arithmetic of an update ({agents.specs[0].name})", columns, rows)
 
     def profile(self) -> Result:
         """The operators that take longest in eager updates."""
@@ -212,7 +205,7 @@ def measurements(options: argparse.Namespace) -> Iterator[Any]:
     yield cycle.parts
     if options.size == "default":
         yield cycle.overhead
-    yield lambda: cycle.arithmetic(options.size)
+    yield lambda: cycle.arithmetic()
     if options.profile:
         yield cycle.profile
 

@@ -43,14 +43,11 @@ def test_throughput(tmp_path: Path) -> None:
     results = {result["title"].split(" (")[0]: result for result in report["results"]}
     assert list(results) == [
         "Update cycles by size of networks and population",
-        "Parts of a cycle",
         "A stacked population against one agent at a time",
         "Two exact paths to the meta-gradient",
         "Memory that tensors free",
     ]
 
-    *parts, whole, _ = (ms for _, ms, _ in results["Parts of a cycle"]["rows"])
-    assert abs(sum(parts) - whole) < 1e-9 * whole  # in a single turn the parts add up to the whole
     ((_, _, _, _, difference),) = results["Two exact paths to the meta-gradient"]["rows"]
     assert 0 <= difference < 1e-4  # NaN is not; float32 sums may be in another order
 
@@ -63,7 +60,7 @@ def test_cycle(tmp_path: Path) -> None:
     assert len(list(columns_of(parts, "floor / time, %"))) == 4  # critic, policy, meta and the whole
     assert all(0 < share <= 100 for share in columns_of(parts, "floor / time, %"))
 
-    for _, needed, counted, _ in arithmetic["rows"]:
+    for _, needed, counted in arithmetic["rows"]:
         # Little is done twice. Torch counts matrix products alone, padded inputs included; those with a single output are sums here.
         assert 0.8 * counted < needed < 1.15 * counted
 

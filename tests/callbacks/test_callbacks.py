@@ -83,7 +83,7 @@ def columns(run_dir: Path) -> list[str]:
 def test_an_interval_is_crossed_where_a_multiple_lies_in_the_batch(
     interval: int | None, env_steps: int, num_cycles: int, expected: bool
 ) -> None:
-    batch = MacroBatch(None, num_cycles)  # type: ignore[arg-type]  # its length is all that counts
+    batch = MacroBatch(lambda critic_step: None, num_cycles)
     assert is_due(interval, env_steps, batch) is expected
 
 
@@ -768,7 +768,7 @@ class Unlike(Reinforce):
 def test_a_baseline_that_teaches_nothing_is_refused_before_a_run_begins(baseline: Unlike, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^baselines\.mine=\w+\.Unlike: {message}"):
         meta_test(baselines={"critic": CriticObjective(), "mine": baseline})
-    meta_test(baselines={"mine": Unlike(lambda inputs: inputs.policy_action.sum(-1))})
+    meta_test(baselines={"mine": Unlike(lambda inputs: inputs.policy_action.sum(-1) * inputs.valid)})
 
 
 @pytest.mark.parametrize("method", ["learned", "untrained", "random"])

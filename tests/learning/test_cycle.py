@@ -20,6 +20,7 @@ from metagenrl_pl.experience.memory import memory_bytes
 from metagenrl_pl.learning.cycle import Agents, Resources
 from metagenrl_pl.learning.inner_step import SGD
 from metagenrl_pl.learning.judges import CriticJudge
+from metagenrl_pl.learning.learner import Draw
 from metagenrl_pl.learning.settings import MetaLearning, MetaSettings
 
 SEEDS = [11, 12, 13]
@@ -50,8 +51,7 @@ def test_updates_begin_after_the_warm_up() -> None:
         agents.learner.critic_optimizer.step()
 
     for n in range(1, WARMUP + 6):
-        for draw in agents.steps(1):
-            agents.learn(draw, step_critics)
+        agents.cycle(step_critics)
         assert (agents.env_steps, agents.learner.num_updates) == (n, max(0, n - WARMUP))
         has_learned = [not torch.equal(flat, first[kind]) for kind, flat in agents.population.flat.items()]
         assert all(has_learned) if n > WARMUP else not any(has_learned)
@@ -81,24 +81,33 @@ def test_the_objective_learns_where_meta_learning_is_given(meta: MetaLearning | 
     assert all(torch.equal(p, before.get_parameter(name)) == (meta is None) for name, p in agents.objective.named_parameters())
 
 
-def test_an_update_draws_what_was_stored_before_the_env_step() -> None:
-    agents, counts = run(agents_of(), 3), []
-    for draw in agents.steps(2):
+def test_an_update_draws_what_was_stored_before_the_env_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    agents, counts = run(agents_of(), WARMUP), []
+
+    def update(draw: Draw, *_: Any) -> None:
         counts.append(agents.replay.count.tolist())
         assert draw(5).reward.shape == (3, 5, tiny_settings().window_length)
-    assert counts == [[3, 3, 3], [4, 4, 4]]
-    assert agents.replay.count.tolist() == [5, 5, 5] and agents.learner.num_updates == 0
+
+    monkeypatch.setattr(agents.learner, "update", update)
+    run(agents, 2)
+    assert counts == [[WARMUP] * 3, [WARMUP + 1] * 3]
+    assert agents.replay.count.tolist() == [WARMUP + 2] * 3
 
 
-def test_after_its_warm_up_a_life_goes_on_with_fresh_networks() -> None:
+def test_after_its_warm_up_a_life_goes_on_with_fresh_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second agent's second life begins at 20 env steps, its networks take over at 30."""
-    agents = run(agents_of(lifetimes=Lifetimes(40, WARMUP, (0, 20, 0))), 30)
+    agents, counts = run(agents_of(lifetimes=Lifetimes(40, WARMUP, (0, 20, 0))), 30), []
     fresh = Population(sizes_of(TOYS), [SEEDS[0], derive_seed(SEEDS[1], "life", 1), SEEDS[2]], tiny_settings())
-    for _ in agents.steps(1):
+
+    def update(*_: Any) -> None:
         for name, p in agents.population.policy.items():
             assert torch.equal(p[1], fresh.policy[name][1])
             assert not torch.equal(p[0], fresh.policy[name][0])  # the others go on learning
-        assert (agents.replay.count - agents.replay.oldest).tolist() == [30, WARMUP, 30]
+        counts.append((agents.replay.count - agents.replay.oldest).tolist())
+
+    monkeypatch.setattr(agents.learner, "update", update)
+    agents.cycle()
+    assert counts == [[30, WARMUP, 30]]
 
 
 def test_a_process_has_its_own_agents_and_they_do_the_same() -> None:

@@ -1,6 +1,6 @@
 """Agents that act and learn. One cycle is an env step of every agent and an update from the replay."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from metagenrl_pl.experience.memory import slots_for
 from metagenrl_pl.experience.replay import Replay
 from metagenrl_pl.learning.compiling import Notify, ignore
 from metagenrl_pl.learning.evolution import Evolution
-from metagenrl_pl.learning.learner import Draw, Learner
+from metagenrl_pl.learning.learner import Learner
 from metagenrl_pl.learning.settings import MetaLearning
 from metagenrl_pl.objectives import Objective
 
@@ -139,25 +139,15 @@ class Agents:
         """Env steps that each agent has taken."""
         return self.collector.env_steps
 
-    def cycle(self) -> None:
-        """One env step of every agent and one update."""
-        for draw in self.steps(1):
-            self.learn(draw)
-
-    def steps(self, num_steps: int) -> Iterator[Draw]:
-        """Take env steps with every agent. Yields once during each step the function that draws windows, so that the caller can update."""
-        evolution = self.learner.evolution
-        for _ in range(num_steps):
-            self.collector.begin_step()
-            yield self.collector.draw
-            self.collector.end_step()
-            if evolution is not None and evolution.ends_at(self.env_steps):
-                self.learner.end_generation(self.collector.newest_returns())
-
-    def learn(self, draw: Draw, critic_step: Callable[[], Any] | None = None) -> None:
-        """One update, or nothing during the warm-up. `critic_step` as in `Learner.update`."""
+    def cycle(self, critic_step: Callable[[], Any] | None = None) -> None:
+        """One env step of every agent and one update, after the warm-up. `critic_step` as in `Learner.update`."""
+        learner, evolution = self.learner, self.learner.evolution
+        self.collector.begin_step()
         if self.collector.num_collected >= self.settings.warmup_env_steps:
-            self.learner.update(draw, self.env_steps, critic_step)
+            learner.update(self.collector.draw, self.env_steps, critic_step)
+        self.collector.end_step()
+        if evolution is not None and evolution.ends_at(self.env_steps):
+            learner.end_generation(self.collector.newest_returns())
 
     def close(self) -> None:
         """Close the environments of this process."""

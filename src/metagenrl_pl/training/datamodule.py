@@ -1,13 +1,11 @@
-"""The datamodule.
-
-It gives Lightning macro batches, which step the environments and draw from the replay while they are iterated.
-"""
+"""The datamodule: it streams update cycles to Lightning, and puts the agents' experience into checkpoints."""
 
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,24 @@ from safetensors.torch import load, save
 from metagenrl_pl.common.files import atomic_write, checksum
 from metagenrl_pl.common.messages import one_line, read_count
 from metagenrl_pl.learning.cycle import Agents
-from metagenrl_pl.learning.learner import Draw
 from metagenrl_pl.training.checkpoint_io import CheckpointError
+
+Cycle = Callable[[Callable[[], Any] | None], None]
 
 
 class MacroBatch:
-    """A number of update cycles that Lightning handles as one batch. The number affects Lightning's overhead, not the results.
+    """A number of cycles that Lightning handles as one batch. The number affects Lightning's overhead, not the results.
 
-    Iterating takes one env step with every agent per cycle, and yields the function that draws windows from the replay
-    (`Agents.steps`).
+    Iterating yields `cycle` as often. A batch holds no windows: each cycle draws its own from the replay, to which the cycles before
+    have added.
+
+    Args:
+        cycle: steps environments and updates from the replay once, see `Agents.cycle`.
+        num_cycles: of this batch.
     """
 
-    def __init__(self, agents: Agents, num_cycles: int) -> None:
-        self._agents, self._num_cycles = agents, num_cycles
+    def __init__(self, cycle: Cycle, num_cycles: int) -> None:
+        self._cycle, self._num_cycles = cycle, num_cycles
 
     def __len__(self) -> int:
         return self._num_cycles
@@ -40,8 +43,8 @@ class MacroBatch:
         """Make this batch empty. Its cycles belong to later batches then."""
         self._num_cycles = 0
 
-    def __iter__(self) -> Iterator[Draw]:
-        return self._agents.steps(self._num_cycles)
+    def __iter__(self) -> Iterator[Cycle]:
+        return repeat(self._cycle, self._num_cycles)
 
 
 class _MacroBatchLoader:
@@ -59,7 +62,7 @@ class _MacroBatchLoader:
         datamodule = self._datamodule
         while (left := datamodule.env_steps_left) > 0:
             datamodule.num_batches += 1
-            yield MacroBatch(datamodule.agents, min(datamodule.updates_per_batch, left))
+            yield MacroBatch(datamodule.agents.cycle, min(datamodule.updates_per_batch, left))
 
     def state_dict(self) -> dict[str, Any]:
         """Empty, since the datamodule restores the stream. The method shows Lightning that a run can resume within an epoch."""

@@ -55,8 +55,8 @@ class MetaGenRL(pl.LightningModule):
         """
         optimizers = self.optimizers()
         critic_step = (optimizers[0] if isinstance(optimizers, list) else optimizers).step
-        for draw in batch:
-            self.agents.learn(draw, critic_step)
+        for cycle in batch:
+            cycle(critic_step)
         self.metrics = self.learner.checked_metrics()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
