@@ -54,6 +54,9 @@ class Unkept(CriticObjective):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
+    def action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        return parameters["weight"].view(-1, 1, 1, 1) * super().action_gradient(parameters, inputs)
+
 
 class Unmakeable(LearnedObjective):
     """An objective that does not say all of its options."""
