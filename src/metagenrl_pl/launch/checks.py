@@ -30,31 +30,46 @@ _COPIES = 12  # of a network's weights: policy and two critics with their target
 def prepare_config(config: DictConfig, overridden: list[str]) -> DictConfig:
     """The run's configuration: the given one, or for a resume the stored one with changes (see `resume_config`).
 
+    Paths, settings of the agents that were left out, and keys without an effect are seen to.
+
     Raises:
         ConfigError: if `resume_config` does, `seed` is negative, or `env.test` is set in a run that does not use it.
     """
-    for key in ("run_dir", "ckpt_path", "objective.path"):
-        value = OmegaConf.select(
-            OmegaConf.create(OmegaConf.to_container(config, resolve=False)), key, throw_on_resolution_failure=False
-        )
-        if isinstance(value, str) and value.startswith("~"):
-            OmegaConf.update(config, key, str(Path(value).expanduser()))
+    _expand_home(config)
     if isinstance(seed := config.get("seed"), int | float) and seed < 0:
         raise ConfigError(f"seed={seed}: valid is a whole number from 0")
+    _check_test_environments(config, overridden)
+    config = _with_all_agent_settings(resume_config(config, overridden))
+    _warn_of_unused_inner_step(config, overridden)
+    return config
+
+
+def _expand_home(config: DictConfig) -> None:
+    """Write out `~` in paths: shells leave it as it is in `run_dir=~/run`."""
+    plain = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    for key in ("run_dir", "ckpt_path", "objective.path"):
+        value = OmegaConf.select(plain, key, throw_on_resolution_failure=False)
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(config, key, str(Path(value).expanduser()))
+
+
+def _check_test_environments(config: DictConfig, overridden: list[str]) -> None:
     is_tested = config.get("meta") is not None or OmegaConf.select(config, "callbacks.meta_test.seeds") is not None
     if "env.test" in overridden and "env.train" not in overridden and not is_tested:
         raise ConfigError(
             "env.test has no effect without meta-training (meta=frozen); valid is env.train=..., the environments of this run's "
             "agents"
         )
-    config = _with_all_agent_settings(resume_config(config, overridden))
+
+
+def _warn_of_unused_inner_step(config: DictConfig, overridden: list[str]) -> None:
+    """Warn of `inner` and `judge` in a run without gradients through an inner step."""
     meta = OmegaConf.select(config, "meta._target_")
     if meta is None or str(meta).endswith(f".{EvolutionSettings.__name__}"):
         how = "meta=frozen" if meta is None else "meta=evolution"
         for key in overridden:
             if key.partition(".")[0] in ("inner", "judge"):
                 rank_zero_only(warnings.warn)(f"{key} has no effect: {how} has no gradient through an inner step")
-    return config
 
 
 def _with_all_agent_settings(config: DictConfig) -> DictConfig:
