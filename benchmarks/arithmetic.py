@@ -119,7 +119,7 @@ class ObjectiveWork:
 
     def __init__(self, objective: LearnedObjective, rows: int, num_actions: int) -> None:
         hidden, context = objective.architecture["hidden_units"], objective.architecture["context_units"]
-        num_context = 1 + objective.use_time + 2 * objective.use_value + (objective.terminal == "input")
+        num_context = 1 + objective.use_time + 2 * objective.use_value + (objective.terminal == "input") + objective.use_td_error
         transform = mlp(rows * num_actions, [2 + objective.needs_critic_gradient, hidden, hidden, hidden], 1)
         context_transform = mlp(rows, [num_context, hidden, hidden, context], 0)
         features, head_inputs = hidden + context, hidden + context

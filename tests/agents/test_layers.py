@@ -245,7 +245,7 @@ def test_what_a_subclass_changes_is_not_taken_for_what_is_written_out(kind: type
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_lstm": False}, {"bounded_head": False}, {"use_critic_gradient": True}, {"use_value": False, "use_time": False}],
+    [{}, {"use_lstm": False}, {"bounded_head": False}, {"use_critic_gradient": True}, {"use_value": False, "use_td_error": True}],
     ids=str,
 )
 @pytest.mark.parametrize("kind", [LearnedObjective, Doubled, Deeper])

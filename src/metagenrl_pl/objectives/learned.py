@@ -17,6 +17,7 @@ from metagenrl_pl.agents.windows import valid_states
 from metagenrl_pl.objectives.contract import CriticChoice, ObjectiveInputs, PullBack, check_critics
 from metagenrl_pl.objectives.lstm import BackwardLSTM
 from metagenrl_pl.objectives.parametric import ParametricObjective
+from metagenrl_pl.objectives.reinforce import td_error
 from metagenrl_pl.objectives.traced import SQUASH, ObjectiveNetworks, TracedObjective
 
 _NORMALISATION_EPS = 1e-8
@@ -42,6 +43,9 @@ class LearnedObjective(ParametricObjective):
             `after`, as in the paper: V(s') becomes 0 after normalising, so a terminal state looks like a state of mean value.
             `before`: its value becomes 0, which is what it is worth, before normalising, and is left out of mean and variance.
             `input`: V(s') becomes 0 after normalising and is left out of mean and variance, and `terminated` is an input of its own.
+        use_td_error: whether the TD error r + discount V(s') - V(s) is an input, scaled to root mean square 1. The paper normalises
+            rewards and values separately, so an objective cannot tell from them whether an action was better than expected.
+        discount: of the TD error.
         use_lstm: whether the loss of a step depends on later steps of the window; otherwise it depends on this step only.
         bounded_head: whether the output e becomes tanh(1e-3 e) / 1e-3.
         use_critic_gradient: whether the critic's action gradient dQ1/da, a constant scaled to root mean square 1, is a third input for
@@ -65,6 +69,8 @@ class LearnedObjective(ParametricObjective):
         use_time: bool = True,
         use_value: bool = True,
         terminal: TerminalRule = "after",
+        use_td_error: bool = False,
+        discount: float = 0.99,
         use_lstm: bool = True,
         bounded_head: bool = True,
         use_critic_gradient: bool = False,
@@ -86,21 +92,24 @@ class LearnedObjective(ParametricObjective):
             use_time=use_time,
             use_value=use_value,
             terminal=terminal,
+            use_td_error=use_td_error,
+            discount=discount,
             use_lstm=use_lstm,
             bounded_head=bounded_head,
             use_critic_gradient=use_critic_gradient,
             critic_gradient_of=critic_gradient_of,
             layer_norm_eps=layer_norm_eps,
         )
-        self.needs_value = use_value
+        self.needs_value = use_value or use_td_error
         self.use_time, self.use_value, self.use_lstm, self.bounded_head = use_time, use_value, use_lstm, bounded_head
         self.needs_critic_gradient, self.critic_gradient_of = use_critic_gradient, critic_gradient_of
+        self.use_td_error, self.discount = use_td_error, discount
         self.terminal, self.hidden_units = terminal, hidden_units
         self._action_transform = StackedMLP(3, mixed, layer_norm_eps, has_out=False, prefix="action_transform.")
         self._context_transform = StackedMLP(2, mixed, None, prefix="context_transform.")
         self._head = StackedMLP(2, mixed, layer_norm_eps, prefix="head.")
         generator = torch.Generator().manual_seed(seed)
-        num_context = 1 + use_time + 2 * use_value + (terminal == "input")
+        num_context = 1 + use_time + 2 * use_value + (terminal == "input") + use_td_error
         num_features = hidden_units + context_units
         parameters = self._action_transform.init(2 + use_critic_gradient, hidden_units, 0, generator)
         parameters |= self._context_transform.init(num_context, hidden_units, context_units, generator)
@@ -191,7 +200,13 @@ class LearnedObjective(ParametricObjective):
             context += self._values(inputs.value, inputs)
         if self.terminal == "input":
             context.append(inputs.terminated)
+        if self.use_td_error:
+            context.append(self._td_error(inputs))
         return torch.stack(context, -1)
+
+    def _td_error(self, inputs: ObjectiveInputs) -> Tensor:
+        error = td_error(inputs, self.discount)
+        return scaled_to_one(error.unsqueeze(-1), torch.ones_like(error[:, :1, 0]), inputs.valid).squeeze(-1)
 
     def _values(self, value: Tensor, inputs: ObjectiveInputs) -> list[Tensor]:
         """Normalised V(s') and V(s), [P, B, T] each, with terminal states as `terminal` says."""

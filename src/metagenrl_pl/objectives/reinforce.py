@@ -7,18 +7,23 @@ from metagenrl_pl.agents.stacked_networks import Parameters
 from metagenrl_pl.objectives.contract import Objective, ObjectiveInputs
 
 
+def td_error(inputs: ObjectiveInputs, discount: float) -> Tensor:
+    """r + discount V(s') (1 - terminated) - V(s) of every step, [P, B, T], 0 where padded."""
+    assert inputs.value is not None  # guaranteed by needs_value
+    error = inputs.reward + discount * inputs.value[..., 1:] * (1 - inputs.terminated) - inputs.value[..., :-1]
+    return error * inputs.valid
+
+
 def generalised_advantage(inputs: ObjectiveInputs, discount: float, gae_lambda: float) -> Tensor:
     """GAE(lambda) of every step, [P, B, T]. It stops at terminal states and after the last valid step.
 
     Schulman et al. 2016, equation 16.
     """
-    assert inputs.value is not None  # guaranteed by needs_value
-    td_error = inputs.reward + discount * inputs.value[..., 1:] * (1 - inputs.terminated) - inputs.value[..., :-1]
-    td_error = td_error * inputs.valid
-    advantage = torch.zeros_like(td_error[..., 0])
+    error = td_error(inputs, discount)
+    advantage = torch.zeros_like(error[..., 0])
     advantages = []
-    for t in reversed(range(td_error.shape[-1])):
-        advantage = td_error[..., t] + discount * gae_lambda * (1 - inputs.terminated[..., t]) * advantage
+    for t in reversed(range(error.shape[-1])):
+        advantage = error[..., t] + discount * gae_lambda * (1 - inputs.terminated[..., t]) * advantage
         advantages.append(advantage)
     return torch.stack(advantages[::-1], -1)
 
