@@ -185,8 +185,8 @@ def test_options_that_did_nothing_are_left_out_of_objective_files(tmp_path: Path
 
 
 def test_options_that_a_class_has_given_a_meaning_stay() -> None:
-    options = {"use_advantage": False, "discount": 0.5, "gae_lambda": 0.9, "hidden_units": 4}
+    options = {"use_advantage": False, "gae_lambda": 0.9, "hidden_units": 4}
     assert update_options(["LearnedObjective"], options) == {"hidden_units": 4}
-    assert update_options(["Own", "LearnedObjective"], options, ["discount"]) == {"discount": 0.5, "hidden_units": 4}
+    assert update_options(["Own", "LearnedObjective"], options, ["gae_lambda"]) == {"gae_lambda": 0.9, "hidden_units": 4}
     assert update_options(["LearnedObjective"], {**options, "use_advantage": True}) == {**options, "use_advantage": True}
     assert update_options(["Blend"], options) == options

@@ -113,6 +113,19 @@ def test_use_value(use_value: bool) -> None:
         assert context[(inputs.terminated == 0) & (inputs.valid > 0)][:, 2].ne(0).all()
 
 
+def test_use_td_error() -> None:
+    """It follows from rewards and values together, and whether it is positive stays visible."""
+    objective, inputs = small(use_td_error=True, use_value=False, discount=0.9), random_inputs()
+    value, valid = inputs.value * (1 + torch.arange(NUM_AGENTS)).view(-1, 1, 1), inputs.valid
+    error = (inputs.reward + 0.9 * value[..., 1:] * (1 - inputs.terminated) - value[..., :-1]) * valid
+    expected = error / ((error**2).sum((1, 2), keepdim=True) / valid.sum((1, 2), keepdim=True)).sqrt()
+    context = objective._context(inputs._replace(value=value))
+    torch.testing.assert_close(context[..., -1], expected, rtol=1e-6, atol=1e-6)
+    assert objective.needs_value and objective.get_parameter("context_transform.hidden.0.weight").shape == (3, 4)
+    with pytest.raises(ValueError, match=r"^discount must be between 0 and 1, got 1.5$"):
+        small(use_td_error=True, discount=1.5)
+
+
 @pytest.mark.parametrize("step", [0, 2, 4])
 @pytest.mark.parametrize("use_lstm", [True, False])
 def test_use_lstm(step: int, use_lstm: bool) -> None:

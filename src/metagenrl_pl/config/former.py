@@ -55,7 +55,6 @@ REMOVED: Mapping[str, Mapping[str, Removed]] = {
     },
     "LearnedObjective": {
         "use_advantage": Removed((False,)),
-        "discount": Removed(needs="use_advantage"),
         "gae_lambda": Removed(needs="use_advantage"),
     },
     "LearnedMixture": {"advantage": _SIGNED},

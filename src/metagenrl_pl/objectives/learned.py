@@ -44,7 +44,7 @@ class LearnedObjective(ParametricObjective):
             `before`: its value becomes 0, which is what it is worth, before normalising, and is left out of mean and variance.
             `input`: V(s') becomes 0 after normalising and is left out of mean and variance, and `terminated` is an input of its own.
         use_td_error: whether the TD error r + discount V(s') - V(s) is an input, scaled to root mean square 1. The paper normalises
-            rewards and values separately, so an objective cannot tell from them whether an action was better than expected.
+            rewards and values separately, so its objective cannot compute whether an action was better than expected.
         discount: of the TD error.
         use_lstm: whether the loss of a step depends on later steps of the window; otherwise it depends on this step only.
         bounded_head: whether the output e becomes tanh(1e-3 e) / 1e-3.
@@ -55,8 +55,8 @@ class LearnedObjective(ParametricObjective):
         seed: of the initial weights.
 
     Raises:
-        ValueError: if `hidden_units` is odd, a width is not positive, `terminal` or `critic_gradient_of` is not valid, or
-            `critic_gradient_of` is `both` without `use_critic_gradient`.
+        ValueError: if `hidden_units` is odd, a width is not positive, `discount` is outside [0, 1], `terminal` or `critic_gradient_of`
+            is not valid, or `critic_gradient_of` is `both` without `use_critic_gradient`.
     """
 
     #: Outputs of the head for each step.
@@ -82,6 +82,8 @@ class LearnedObjective(ParametricObjective):
             raise ValueError(f"hidden_units must be even and at least 2, got {hidden_units}")
         if context_units < 1:
             raise ValueError(f"context_units must be at least 1, got {context_units}")
+        if not 0 <= discount <= 1:
+            raise ValueError(f"discount must be between 0 and 1, got {discount}")
         if terminal not in get_args(TerminalRule):
             raise ValueError(f"terminal must be {', '.join(get_args(TerminalRule))}, got {terminal!r}")
         if check_critics(critic_gradient_of) != "first" and not use_critic_gradient:
@@ -189,7 +191,7 @@ class LearnedObjective(ParametricObjective):
         return torch.stack(read, -1).flatten(1, 3)
 
     def _context(self, inputs: ObjectiveInputs) -> Tensor:
-        """Normalised reward, t / T, V(s') and V(s) of every step, and whether it terminated, [P, B, T, 1 to 5]."""
+        """Normalised reward, t / T, V(s') and V(s) of every step, whether it terminated and its TD error, [P, B, T, 1 to 6]."""
         num_steps = inputs.reward.shape[-1]
         context = [normalise(inputs.reward, inputs.valid)]
         if self.use_time:
@@ -201,12 +203,9 @@ class LearnedObjective(ParametricObjective):
         if self.terminal == "input":
             context.append(inputs.terminated)
         if self.use_td_error:
-            context.append(self._td_error(inputs))
+            error = td_error(inputs, self.discount).unsqueeze(-1)
+            context.append(scaled_to_one(error, torch.ones_like(error[:, 0, 0]), inputs.valid).squeeze(-1))
         return torch.stack(context, -1)
-
-    def _td_error(self, inputs: ObjectiveInputs) -> Tensor:
-        error = td_error(inputs, self.discount)
-        return scaled_to_one(error.unsqueeze(-1), torch.ones_like(error[:, :1, 0]), inputs.valid).squeeze(-1)
 
     def _values(self, value: Tensor, inputs: ObjectiveInputs) -> list[Tensor]:
         """Normalised V(s') and V(s), [P, B, T] each, with terminal states as `terminal` says."""

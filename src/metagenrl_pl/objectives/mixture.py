@@ -44,6 +44,7 @@ class LearnedMixture(DirectedObjective, LearnedObjective):
         seed: int = 0,
     ) -> None:
         super().__init__(
+            discount=discount,
             hidden_units=hidden_units,
             context_units=context_units,
             use_time=use_time,

@@ -61,7 +61,7 @@ class TracedObjective:
         parameters: alpha, [P, ...]. With "lstm.bias" and its like, an LSTM runs before the head.
         inputs: of P agents.
         of_each_action: inputs for each action dimension, first the replayed action, then the policy's, [P, B * T * A, 2 or 3].
-        context: other inputs of each step, [P, B, T, 1 to 5].
+        context: other inputs of each step, [P, B, T, 1 to 6].
         bounded_head: whether the output e becomes tanh(SQUASH e) / SQUASH.
     """
 
