@@ -155,7 +155,7 @@ class MetaTest(pl.Callback):
         local, window_length = resources.placement(len(seeds)).local(specs), agents_of(trainer).settings.window_length
         needed = replay_bytes(local, self._env_steps, window_length, resources.replay_capacity)
         device = agents_of(trainer).replay.device
-        if device.type == "cpu":  # where the training's replay takes its memory as it fills; a GPU's has taken it already
+        if device.type == "cpu":  # compared with physical memory, so add the training's replay; a GPU reports its free memory
             num_tests = 2 if can_run_in_background(resources, self._num_comparison_steps(trainer)) else 1  # at a time
             needed = resources.num_processes * (num_tests * needed + agents_of(trainer).replay.num_bytes)
         try:

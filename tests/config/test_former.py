@@ -16,7 +16,7 @@ from metagenrl_pl.config.former import (
     update_options,
 )
 from metagenrl_pl.config.schema import ConfigError, import_target, load_config
-from metagenrl_pl.objectives import ParametricObjective
+from metagenrl_pl.objectives import LearnedObjective, ParametricObjective
 from metagenrl_pl.objectives.pretrained import pretrained_path
 from metagenrl_pl.results.origin import meta_training_settings, origin_in_config
 from metagenrl_pl.results.run_folders import read_run
@@ -180,8 +180,17 @@ def test_options_that_did_nothing_are_left_out_of_objective_files(tmp_path: Path
     assert LearnedMixture.load(tmp_path / "a.safetensors").architecture == {"width": 3}
     objective.architecture["advantage"] = "indicator"
     objective.save(tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match=r"b\.safetensors: its weights do not fit its card \(.*'advantage'\)"):
+    with pytest.raises(ValueError, match=r"b\.safetensors: LearnedMixture has no option advantage=indicator; valid: width, seed"):
         LearnedMixture.load(tmp_path / "b.safetensors")
+
+
+def test_a_class_that_is_gone_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    LearnedObjective(hidden_units=4).save(path, {"class": "metagenrl_pl.objectives.ensemble.ObjectiveEnsemble"})
+    with pytest.raises(
+        ValueError, match=r"ensemble\.ObjectiveEnsemble, which this version does not have; valid is the version that"
+    ):
+        ParametricObjective.load(path)
 
 
 def test_options_that_a_class_has_given_a_meaning_stay() -> None:

@@ -1,5 +1,6 @@
 """What a configuration can say about an environment: wrappers, bounds of actions, a name, arguments of evaluations."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import toy_environments  # noqa: F401  (registers them)
 from gymnasium import spaces
+from omegaconf import OmegaConf
 
 from metagenrl_pl.environments.environment import Environment, EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
+from metagenrl_pl.environments.spec import to_plain
 from metagenrl_pl.evaluation.evaluator import Evaluator
 
 ROOT = Path(__file__).parents[2]
@@ -111,10 +114,12 @@ def test_environments_that_differ_have_different_names() -> None:
 @pytest.mark.parametrize("entry", [{"kwargs": {"task": object()}}, {"wrappers": [{"wrapper": "x.Y", "kwargs": {"f": [len]}}]}])
 def test_objects_are_refused_in_a_configuration(entry: dict[str, Any]) -> None:
     """A resumed run could not tell that they are the same, and policies of fresh agents could not be stored."""
-    with pytest.raises(
-        ValueError, match=r"^environment Pendulum-v1: its kwargs hold an object \(.* not JSON serializable\); valid"
-    ):
+    with pytest.raises(ValueError, match=r"^environment Pendulum-v1: its kwargs hold the \w+ <.*; valid are numbers"):
         EnvironmentSets(["Pendulum-v1"], [{"id": "Pendulum-v1", **entry}])
+    plain = {"a": np.float32(1), "b": np.zeros(2), "c": Path("x"), "d": (1, None), "e": OmegaConf.create({"f": [True]})}
+    EnvironmentSets(["Pendulum-v1"], [{"id": "Pendulum-v1", "kwargs": plain}])
+    as_read = json.loads(json.dumps(plain, default=to_plain))
+    assert as_read == {"a": 1.0, "b": [0.0, 0.0], "c": "x", "d": [1, None], "e": {"f": [True]}}
 
 
 def test_the_wrappers_that_are_recommended_exist() -> None:

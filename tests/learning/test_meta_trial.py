@@ -24,11 +24,14 @@ class OwnJudge(Judge):
         return loss
 
 
-class OfAllAgents(Judge):
-    """Whose loss has the mean reward of all agents."""
+class OfAll(Judge):
+    """Whose loss has a mean that includes other agents, or padding."""
+
+    def __init__(self, mean: Callable[[Tensor, Any], Tensor]) -> None:
+        self._mean = mean
 
     def loss(self, networks: Any, action: Tensor, policy: Any, critics: Any, windows: Any) -> Tensor:
-        loss: Tensor = (action * windows.valid[..., None]).sum((1, 2, 3)) * windows.reward.mean()
+        loss: Tensor = (action * windows.valid[..., None]).sum((1, 2, 3)) * self._mean(action.detach(), windows)
         return loss
 
 
@@ -58,7 +61,12 @@ class Reversed(CriticJudge):
         ),
         (OwnJudge(lambda action: torch.ones(2)), "its loss does not depend on the actions, so the objective would learn nothing"),
         (OwnJudge(lambda action: action.sum((1, 2, 3)), of_all_steps=True), "its loss depends on the actions of padded steps"),
-        (OfAllAgents(), "the loss of an agent depends on other agents"),
+        (OfAll(lambda action, windows: windows.reward.mean()), "the loss of an agent depends on other agents"),
+        (
+            OfAll(lambda action, windows: (action * windows.valid[..., None]).mean((0, 1, 2, 3))),
+            "the loss of an agent depends on other agents",
+        ),
+        (OfAll(lambda action, windows: action.mean((1, 2, 3))), "its loss depends on the actions of padded steps"),
         (Reversed(), "its gradient differs from what autograd gives by 2 of its length; valid is to leave it to autograd"),
     ],
 )

@@ -1,10 +1,12 @@
 """The contract that every objective keeps: padding, agents that do not mix, and the action gradient; and what is refused."""
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
-from objectives_inputs import LENGTH, NUM_STEPS, action_gradient_of, loss_of, random_inputs, small, small_mixture
+from objectives_inputs import LENGTH, NUM_AGENTS, NUM_STEPS, action_gradient_of, loss_of, random_inputs, small, small_mixture
 from torch import Tensor
 
 from metagenrl_pl.objectives import (
@@ -21,6 +23,18 @@ def small_with_critic_gradient() -> LearnedObjective:
 
 
 OBJECTIVES: list[Callable[[], Objective]] = [small, small_with_critic_gradient, small_mixture, Reinforce, CriticObjective]
+
+
+@pytest.mark.parametrize("make", OBJECTIVES)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda objective: pickle.loads(pickle.dumps(objective))])
+def test_an_objective_can_be_copied_and_sent_to_a_process(
+    make: Callable[[], Objective], copied: Callable[[Objective], Objective]
+) -> None:
+    objective, inputs = make(), random_inputs()
+    other = copied(objective)
+    parameters = objective.stacked_parameters(NUM_AGENTS)
+    assert torch.equal(other.loss(parameters, inputs), objective.loss(parameters, inputs))
+    assert torch.equal(other.constant_action_gradient(parameters, inputs), objective.constant_action_gradient(parameters, inputs))
 
 
 def with_garbage_where_padded(inputs: ObjectiveInputs) -> ObjectiveInputs:

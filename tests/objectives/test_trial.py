@@ -41,6 +41,10 @@ class Odd(Objective):
             lambda inputs: inputs.policy_action.sum(-1) * inputs.valid * inputs.reward.mean(),
             "the loss of an agent depends on other agents; valid are sums and means over windows and steps only",
         ),
+        (
+            lambda inputs: inputs.policy_action.sum(-1) * inputs.valid * inputs.value[..., 1:].mean((1, 2), keepdim=True),
+            "its loss at real steps depends on padded ones; valid are sums and means where inputs.valid is 1",
+        ),
     ],
 )
 def test_a_loss_that_cannot_serve_is_refused(loss: Callable[[ObjectiveInputs], Tensor], message: str) -> None:
@@ -120,9 +124,23 @@ def test_a_pull_back_that_is_not_the_losss_is_refused(make: Callable[[], Objecti
         check_loss(make())
 
 
+class Rare(ParametricObjective):
+    """With parameters that matter in some steps only: at terminals, above a threshold, and outside of a clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bonus, self.threshold, self.clip = (nn.Parameter(torch.tensor(x)) for x in (0.1, 2.0, 3.0))
+
+    def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
+        bonus, threshold, clip = (parameters[name].view(-1, 1, 1) for name in ("bonus", "threshold", "clip"))
+        reward = torch.minimum(torch.maximum(inputs.reward, -clip), clip) + bonus * inputs.terminated
+        return (reward + (inputs.reward > threshold)) * inputs.policy_action.sum(-1) * inputs.valid
+
+
 def test_a_parameter_that_would_never_be_learned_is_refused() -> None:
     with pytest.raises(
         ValueError, match="its loss does not depend on the parameter gain, which would never be learned; valid is a"
     ):
         check_loss(OneMore(is_learned=True))
     check_loss(OneMore(is_learned=False))  # by autograd
+    check_loss(Rare())

@@ -1,9 +1,12 @@
 """Which environments a run uses, as its configuration describes them."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,11 @@ class EnvironmentSets:
                     f"environment {spec.name}: two environments that differ have this name; valid are different names"
                 )
             try:
-                json.dumps([spec.kwargs, spec.evaluation_kwargs, [split_wrapper(wrapper) for wrapper in spec.wrappers]])
-            except (TypeError, ValueError) as error:  # a name with an address in it would be another one in a resumed run
+                json.dumps([spec.kwargs, spec.evaluation_kwargs, *map(split_wrapper, spec.wrappers)], default=to_plain)
+            except (TypeError, ValueError) as error:  # a file could not hold it, and its text may differ in a resumed run
                 raise ValueError(
-                    f"environment {spec.id}: its kwargs hold an object ({error}); valid are numbers, text, lists and mappings, and a "
-                    "class of your own, of an environment or wrapper, that makes the object from them"
+                    f"environment {spec.id}: its kwargs hold {error}; valid are numbers, text, lists and mappings, and a class of your "
+                    "own, of an environment or wrapper, that makes the object from them"
                 ) from error
 
     @property
@@ -143,3 +146,20 @@ class EnvironmentSets:
 def split_wrapper(wrapper: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The class and the arguments of an entry of `EnvironmentSpec.wrappers`."""
     return (wrapper, {}) if isinstance(wrapper, str) else (str(wrapper["wrapper"]), wrapper.get("kwargs") or {})
+
+
+def to_plain(value: object) -> Any:
+    """What JSON can hold of a value that it does not know: of NumPy's numbers and arrays, of paths and of other mappings and lists.
+
+    Raises:
+        TypeError: of anything else; the message shows it.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"the {type(value).__name__} {value!r}")

@@ -17,6 +17,7 @@ from metagenrl_pl.common.placement import Placement
 from metagenrl_pl.config.trust import check_foreign
 from metagenrl_pl.environments.environment import EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.group import sizes_of
+from metagenrl_pl.environments.spec import to_plain
 
 
 class FreshAgents(NamedTuple):
@@ -56,7 +57,7 @@ def save_policies(
         policies = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         agents = [{**dataclasses.asdict(spec), "number": number} for spec, number in zip(specs, numbers, strict=True)]
         with atomic_write(folder / f"{method.replace('/', '_')}.safetensors") as file:
-            file.write(save(policies, {"method": method, "agents": json.dumps(agents)}))
+            file.write(save(policies, {"method": method, "agents": json.dumps(agents, default=to_plain)}))
 
 
 def load_policies(path: Path, settings: AgentSettings, trusted: Collection[str] = ()) -> tuple[str, FreshAgents]:

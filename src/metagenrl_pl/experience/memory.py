@@ -1,8 +1,8 @@
 """How much memory a replay takes, and whether there is enough."""
 
+import os
 from collections.abc import Sequence
 
-import psutil
 import torch
 
 from metagenrl_pl.environments.environment import EnvironmentSpec
@@ -44,16 +44,19 @@ def replay_bytes(specs: Sequence[EnvironmentSpec], env_steps: int, window_length
 
 
 def available_bytes(device: torch.device) -> int:
-    """Available memory in bytes: free memory of a GPU, or what programs on this machine can still get, within the container's limit."""
+    """Free memory of a GPU, or physical memory (limited by the container) of a CPU, in bytes.
+
+    On a CPU, what programs have taken is not subtracted: this process would be among them, with memory that it can use again.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    available = psutil.virtual_memory().available
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/sys/fs/cgroup/memory.max") as file:
-            available = min(available, int(file.read()))
+            total = min(total, int(file.read()))
     except (OSError, ValueError):  # no container, or no limit
         pass
-    return available
+    return total
 
 
 def check_memory(needed: int, device: torch.device) -> None:

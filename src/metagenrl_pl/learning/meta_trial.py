@@ -38,8 +38,13 @@ def check_judge(judge: Judge) -> None:
         raise ValueError("its loss does not depend on the actions, so the objective would learn nothing")
     if gradient[windows.valid == 0].any():
         raise ValueError("its loss depends on the actions of padded steps; valid is a loss of steps where windows.valid is 1")
-    others = Windows(*(torch.cat([x[:1], x[1:] / 2]) for x in windows))._replace(valid=windows.valid)
-    if not torch.allclose(judge.loss(*arguments[:-1], others)[0], loss[0], rtol=1e-3, atol=1e-6):
+    padded = attempt(
+        "loss", valid, lambda: judge.loss(arguments[0], action + 0.1 * (1 - windows.valid[..., None]), *arguments[2:])
+    )
+    if not torch.allclose(padded, loss, rtol=1e-3, atol=1e-6):
+        raise ValueError("its loss depends on the actions of padded steps; valid is a loss of steps where windows.valid is 1")
+    mixed = attempt("loss", valid, lambda: judge.loss(arguments[0], *_with_another_second_agent(*arguments[1:])))
+    if not torch.allclose(mixed[0], loss[0], rtol=1e-3, atol=1e-6):
         raise ValueError("the loss of an agent depends on other agents; valid are sums and means over windows and steps only")
     if not torch.allclose(given, loss, rtol=1e-3):
         raise ValueError("its loss differs from that of its loss_and_gradient; valid is a loss alone")
@@ -86,6 +91,18 @@ def check_inner_step(inner: InnerStep) -> None:
     for name, one, other in (("step", again, stepped), ("pull-back", found, expected)):
         flat, flat_expected = (torch.cat([parts[key].flatten() for key in policy]) for parts in (one, other))
         compare(name, flat, flat_expected, _VALID)
+
+
+def _with_another_second_agent(
+    action: Tensor, policy: Parameters, critics: Parameters, windows: Windows
+) -> tuple[Tensor, Parameters, Parameters, Windows]:
+    """The arguments of a judge, of which those of the first agent stay as they are."""
+
+    def halved(x: Tensor) -> Tensor:
+        return torch.cat([x[:1], x[1:] / 2])
+
+    networks = [{name: halved(p) for name, p in parameters.items()} for parameters in (policy, critics)]
+    return halved(action), networks[0], networks[1], Windows(*map(halved, windows))._replace(valid=windows.valid)
 
 
 def _agents_and_windows() -> tuple[Population, Windows]:

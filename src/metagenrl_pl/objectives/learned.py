@@ -122,7 +122,7 @@ class LearnedObjective(ParametricObjective):
         parameters |= self._head.init(hidden_units if use_lstm else num_features, hidden_units, self.num_outputs, generator)
         for name, value in parameters.items():
             _register(self, name, nn.Parameter(value.clone()))
-        self._written_out = self._networks, parameters.keys()
+        self._written_out = self._networks, frozenset(parameters)  # no view, which could not be copied
 
     def loss(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
         """L_alpha of every step, [P, B, T], 0 where padded."""
@@ -160,7 +160,7 @@ class LearnedObjective(ParametricObjective):
     def _is_written_out(self, parameters: Parameters) -> bool:
         """Whether derivatives are written by hand. In a subclass with another loss, network or parameter, autograd computes them."""
         has_methods = all(getattr(type(self), name) is getattr(LearnedObjective, name) for name in _WRITTEN_OUT)
-        return has_methods and (self._networks, parameters.keys()) == self._written_out
+        return has_methods and (self._networks, frozenset(parameters)) == self._written_out
 
     @property
     def _networks(self) -> ObjectiveNetworks:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from metagenrl_pl.common.files import atomic_write
-from metagenrl_pl.common.messages import one_line, read_count
+from metagenrl_pl.common.messages import format_value, one_line, read_count
 from metagenrl_pl.config.former import update_card, update_options
 from metagenrl_pl.objectives.contract import Objective
 from metagenrl_pl.objectives.pretrained import describe_card, pretrained_path
@@ -122,6 +122,10 @@ class ParametricObjective(Objective):
             raise ValueError(f"{path}: not an objective of this project (its card does not name the format {_FORMAT!r})")
         name = str(card.pop("class", _DEFAULT_CLASS))
         kind = imported_class(name)
+        if kind is None and name.startswith(f"{__package__}."):
+            raise ValueError(
+                f"{path}: is of the class {name}, which this version does not have; valid is the version that made it"
+            )
         if kind is None:
             is_name = all(map(str.isidentifier, name.split(".")))  # otherwise a file could have any text pasted into a shell
             hint = f", as by objective._target_={name}.load if you trust this class" if is_name else ""
@@ -180,9 +184,19 @@ def imported_class(name: str) -> type[ParametricObjective] | None:
 
 
 def _known_options(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in a file, without removed options of version 0.1.0 that had no effect."""
-    owners = [owner.__name__ for owner in kind.__mro__]
-    return update_options(owners, options, accepted=inspect.signature(kind).parameters.keys())
+    """The options in a file, without removed options of version 0.1.0 that had no effect.
+
+    Raises:
+        ValueError: if the class does not have an option.
+    """
+    parameters, owners = inspect.signature(kind).parameters, [owner.__name__ for owner in kind.__mro__]
+    options = update_options(owners, options, accepted=parameters.keys())
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in options.keys() - parameters.keys():
+            raise ValueError(
+                f"{kind.__name__} has no option {name}={format_value(options[name], '')}; valid: {', '.join(parameters)}"
+            )
+    return options
 
 
 def _with_subclasses(kind: type[ParametricObjective]) -> Iterator[type[ParametricObjective]]:
