@@ -52,53 +52,49 @@ def check_loss(objective: Objective) -> None:
         raise ValueError("the gradient of its loss in the policy's action is not finite")
     if not gradient.any():
         raise ValueError("its loss does not depend on inputs.policy_action, so policies would learn nothing")
-    if gradient[valid == 0].any():
-        raise ValueError("its loss depends on the actions of padded steps; valid is a loss that is 0 where inputs.valid is 0")
-    first = ObjectiveInputs._make(None if tensor is None else tensor[:1] for tensor in inputs)
-    alone = attempt(
-        "loss of one agent",
-        "a loss of [1, B, T]",
-        lambda: objective.action_gradient({name: p[:1] for name, p in parameters.items()}, first),
-    )
-    if not _are_close(alone, gradient[:1]):
-        raise ValueError("the loss of an agent depends on other agents; valid are sums and means over windows and steps only")
-    padded = objective.action_gradient(parameters, _with_other_padding(inputs))
-    if not _are_close(padded * valid[..., None], gradient):
-        raise ValueError("its loss at real steps depends on padded ones; valid are sums and means where inputs.valid is 1")
+    _check_agents_and_padding(objective, parameters, inputs, gradient)
     # Initial weights hide faults: biases are 0, and norms scale by 1. So the weights move, and only up, since some may have to be positive.
     parameters = {name: p + 0.1 * torch.rand(p.shape, generator=noise) for name, p in parameters.items()}
-    if unread := [
-        name for name, p in objective.named_parameters() if p.requires_grad and not _reads(objective, name, parameters, inputs)
-    ]:
-        raise ValueError(
-            f"its loss does not depend on the parameter {unread[0]}, which would never be learned; valid is a loss that reads it from "
-            "its argument `parameters`, not from the module"
-        )
+    _check_parameters(objective, parameters, inputs)
     _check_derivatives(objective, parameters, inputs, random(num_steps, num_actions))
 
 
-def _are_close(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found, expected, rtol=1e-3, atol=1e-6)
-
-
-def _with_other_padding(inputs: ObjectiveInputs) -> ObjectiveInputs:
-    """The same windows with other numbers where networks are run on padding: of policy and critics."""
+def _check_agents_and_padding(objective: Objective, parameters: Parameters, inputs: ObjectiveInputs, gradient: Tensor) -> None:
+    """Compare the action gradient of an agent's real steps with that beside other padding, and with that of the agent alone."""
+    if gradient[inputs.valid == 0].any():
+        raise ValueError("its loss depends on the actions of padded steps; valid is a loss that is 0 where inputs.valid is 0")
     is_padded, is_after = 1 - inputs.valid[..., None], 1 - valid_states(inputs.valid)
-    return inputs._replace(
+    with_other_padding = inputs._replace(  # which is not 0 where policy and critics have run on it
         policy_action=inputs.policy_action + 0.1 * is_padded,
         value=None if inputs.value is None else inputs.value + is_after,
         critic_gradient=None if inputs.critic_gradient is None else inputs.critic_gradient + is_padded,
     )
+    if not _are_close(objective.action_gradient(parameters, with_other_padding), gradient):
+        raise ValueError("its loss at real steps depends on padded ones; valid are sums and means where inputs.valid is 1")
+    first = ObjectiveInputs._make(None if tensor is None else tensor[:1] for tensor in inputs)
+    of_first = {name: p[:1] for name, p in parameters.items()}
+    alone = attempt("loss of one agent", "a loss of [1, B, T]", lambda: objective.action_gradient(of_first, first))
+    if not _are_close(alone, gradient[:1]):
+        raise ValueError("the loss of an agent depends on other agents; valid are sums and means over windows and steps only")
 
 
-def _reads(objective: Objective, name: str, parameters: Parameters, inputs: ObjectiveInputs) -> bool:
-    """Whether a loss reads a parameter: whether NaN, a large or a small number in its place changes the loss.
+def _are_close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).norm() <= 1e-3 * expected.norm())
+
+
+def _check_parameters(objective: Objective, parameters: Parameters, inputs: ObjectiveInputs) -> None:
+    """Refuse a learned parameter that the loss does not read: neither NaN, nor a large or a small number in its place changes the loss.
 
     Its gradient does not tell: it may be 0 for these inputs, as that of a threshold.
     """
     loss = objective.loss(parameters, inputs)
-    others = [{**parameters, name: torch.full_like(parameters[name], number)} for number in (math.nan, 1e3, -1e3)]
-    return not all(torch.equal(objective.loss(other, inputs), loss) for other in others)
+    for name in (name for name, p in objective.named_parameters() if p.requires_grad):
+        others = [{**parameters, name: torch.full_like(parameters[name], number)} for number in (math.nan, 1e3, -1e3)]
+        if all(torch.equal(objective.loss(other, inputs), loss) for other in others):
+            raise ValueError(
+                f"its loss does not depend on the parameter {name}, which would never be learned; valid is a loss that reads it from "
+                "its argument `parameters`, not from the module"
+            )
 
 
 def _check_derivatives(objective: Objective, parameters: Parameters, inputs: ObjectiveInputs, direction: Tensor) -> None:
