@@ -85,10 +85,14 @@ def _are_close(found: Tensor, expected: Tensor) -> bool:
 def _check_parameters(objective: Objective, parameters: Parameters, inputs: ObjectiveInputs) -> None:
     """Refuse a learned parameter that the loss does not read: neither NaN, nor a large or a small number in its place changes the loss.
 
-    Its gradient does not tell: it may be 0 for these inputs, as that of a threshold.
+    The gradient alone does not tell: it may be 0 for these inputs, as that of a threshold.
     """
+    learned = {name: parameters[name] for name, p in objective.named_parameters() if p.requires_grad}
+    if not learned:
+        return
+    gradients = torch.func.grad(lambda learned: objective.loss({**parameters, **learned}, inputs).sum())(learned)
     loss = objective.loss(parameters, inputs)
-    for name in (name for name, p in objective.named_parameters() if p.requires_grad):
+    for name in (name for name, gradient in gradients.items() if not gradient.any()):
         others = [{**parameters, name: torch.full_like(parameters[name], number)} for number in (math.nan, 1e3, -1e3)]
         if all(torch.equal(objective.loss(other, inputs), loss) for other in others):
             raise ValueError(
