@@ -205,7 +205,7 @@ def measurements(options: argparse.Namespace) -> Iterator[Any]:
     yield cycle.parts
     if options.size == "default":
         yield cycle.overhead
-    yield lambda: cycle.arithmetic()
+    yield cycle.arithmetic
     if options.profile:
         yield cycle.profile
 

@@ -249,6 +249,16 @@ def test_returns_are_means_over_as_many_episodes_as_asked_for(tmp_path: Path) ->
     assert [row for row in rows if row.method == "random"] == fresh_agents.random_returns(approach, [0, 1], 3)
 
 
+def test_returns_are_written_where_policies_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("callbacks.policy_evaluation.save_policies", full)
+    with pytest.raises(OSError, match="No space left"):
+        tiny_run(callbacks=[PolicyEvaluation(str(tmp_path), 10, 1, method="mine")], env_steps=20, frozen=True)
+    assert {row.env_steps for row in read_rows(tmp_path / "meta_test.csv")} == {10, 20}
+
+
 def test_a_replay_that_has_no_place_is_refused_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fresh agents' stands beside the training's; both follow replay.capacity."""
     asked: list[int] = []
