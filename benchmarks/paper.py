@@ -6,9 +6,10 @@ Trains what is missing: repeat the command until all is done. A run that has end
 from its newest checkpoint. Then it writes the table (`table1.md`, ours beside the paper's numbers, with intervals and numbers of agents)
 or the figure (`figure3.png`, ...) below `--out`, from what has ended.
 
-`light` differs from the paper: 64 units, 32 windows of 20, 8 agents, 18,000 env steps of meta-training in lives of 9,000, tests of 12,000
-env steps, and three changes that docs/paper-inputs.md explains: terminal states count as worth 0 before values are
-normalised, saturated policies are penalised, and the inner step has a fixed length.
+`light` differs from the paper: 64 units, 32 windows of 20, 8 agents, 18,000 env steps of meta-training in lives of 9,000, and tests of
+12,000 env steps. Meta-gradients are normalised, not clipped, and annealing takes 3,000 env steps. Three more changes are explained in
+docs/paper-inputs.md: terminal states count as worth 0 before values are normalised, saturated policies are penalised, and the inner step
+has a fixed length.
 """
 
 import argparse

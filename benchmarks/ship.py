@@ -1,7 +1,7 @@
 """Put a meta-trained objective into the package, with a card that names its origin and its scores.
 
-    python benchmarks/ship.py results/protocol/light results/protocol/more_agents/light results/validation/protocol \\
-        --baselines results/protocol/baselines results/validation/baselines --name light
+    python benchmarks/ship.py results/protocol/light results/protocol/more_agents/light results/light_training results/light_validation \\
+        results/validation/protocol --baselines results/protocol/baselines results/validation/baselines --name light
 
 The runs in and below the folders meta-trained objectives that differ in their seed alone, or tested them. The objective that did best on
 the validation environments is taken, so nothing is chosen by the scores on unseen ones. One that fails in an environment that it was

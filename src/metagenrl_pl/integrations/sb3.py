@@ -93,7 +93,7 @@ class LearnedTD3(TD3):
     Args:
         policy: as in TD3, but without Dict observations.
         env: as in TD3.
-        objective: the name of a pretrained one (`list_pretrained`), a `.safetensors` file, or an objective.
+        objective: the name of a pretrained one (`list_pretrained`), a `.safetensors` file, a run folder, or an objective.
         num_windows, window_length: windows of an actor update; by default those of the objective's meta-training.
         max_grad_norm: largest norm of the actor's gradient; by default that of the objective's meta-training.
         td3_kwargs: arguments of TD3.
