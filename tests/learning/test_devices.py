@@ -72,3 +72,27 @@ def test_updates_and_diagnostics_mix_no_devices(
             gradients, _ = learner.gradients_of_objective(draw(3 * (inner.num_steps + 1)))
             found += [signal_to_noise([gradient, gradient]) for gradient in gradients.values()]
     assert {x.device for x in (*found, *learner.metrics.newest.values(), *objective.parameters())} == {DEVICE}
+
+
+def test_agents_descend_objectives_of_their_own_that_are_made_elsewhere(mode: FakeTensorMode) -> None:
+    """As a meta-test of untrained objectives, one for each seed, of which only the first has been moved."""
+    settings = small_settings(window_length=2)
+    with mode:
+        with DEVICE:
+            population, first = small_population(settings=settings), small()
+        learner = Learner(population, first, settings, SEEDS)
+        learner.give_objectives([first, *(small(seed=seed) for seed in SEEDS[1:])])
+        learner.update(draw_from_a_replay(), env_steps=5)
+    assert {p.device for p in learner.alpha.values()} == {DEVICE}
+
+
+@pytest.mark.parametrize("meta", [None, MetaLearning(SGD(), CriticJudge(), MetaSettings())])
+def test_a_frozen_objective_stays_where_its_owner_has_it(monkeypatch: pytest.MonkeyPatch, meta: MetaLearning | None) -> None:
+    settings, objective = small_settings(window_length=2), small()
+    learner = Learner(small_population(settings=settings), objective, settings, SEEDS, meta)
+    monkeypatch.setattr(learner.population, "to", lambda device: None)  # real tensors cannot become fake ones in place
+    learner.to(torch.device("cpu"))
+    assert learner.objective is objective
+    learner.to(DEVICE)
+    assert {p.device for p in learner.objective.parameters()} == {DEVICE}
+    assert {p.device for p in objective.parameters()} == {torch.device("cpu") if meta is None else DEVICE}

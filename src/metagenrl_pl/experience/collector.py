@@ -103,7 +103,7 @@ class Collector:
         if action.is_cuda:
             # Waiting here would delay the update, which can start on the GPU meanwhile. `end_step` waits.
             self._action_copied = torch.cuda.Event()
-            self._action_copied.record()
+            self._action_copied.record(torch.cuda.current_stream(action.device))
         else:
             self.environments.begin_step(self._action.numpy())
 

@@ -1,5 +1,6 @@
 """The update cycle of a population and its objective in plain PyTorch, for meta-training and meta-testing."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -102,8 +103,8 @@ class Learner:
     def give_objectives(self, objectives: Sequence[Objective]) -> None:
         """Let every agent of this process descend an objective of its own, frozen. All are of the kind of `objective`."""
         of_agents = [dict(objective.named_parameters()) for objective in objectives]
-        device = self.population.device
-        self._copies = {name: torch.stack([p[name].detach() for p in of_agents]).to(device) for name in of_agents[0]}
+        device = self.population.device  # objectives may be on others
+        self._copies = {name: torch.stack([p[name].detach().to(device) for p in of_agents]) for name in of_agents[0]}
 
     def update(self, draw: Draw, env_steps: int, critic_step: Callable[[], Any] | None = None) -> None:
         """One update cycle.
@@ -248,8 +249,14 @@ class Learner:
         return metrics
 
     def to(self, device: torch.device) -> None:
-        """Move population and objective to a device. Call it before any update, since optimizer states are not moved."""
+        """Move population and objective to a device. Call it before any update, since optimizer states are not moved.
+
+        A frozen objective is copied there, since its owner may use it elsewhere.
+        """
         self.population.to(device)
+        is_there = all(tensor.device == device for tensor in (*self.objective.parameters(), *self.objective.buffers()))
+        if not is_there and not self.is_meta_training:
+            self.objective = copy.deepcopy(self.objective)
         self.objective.to(device)
         self._choose_functions()
 
