@@ -34,7 +34,8 @@ def test_an_objective_can_be_copied_and_sent_to_a_process(
     other = copied(objective)
     parameters = objective.stacked_parameters(NUM_AGENTS)
     assert torch.equal(other.loss(parameters, inputs), objective.loss(parameters, inputs))
-    assert torch.equal(other.constant_action_gradient(parameters, inputs), objective.constant_action_gradient(parameters, inputs))
+    for one, another in zip(*(x.loss_and_action_gradient(parameters, inputs) for x in (objective, other)), strict=True):
+        assert torch.equal(one, another)
 
 
 def with_garbage_where_padded(inputs: ObjectiveInputs) -> ObjectiveInputs:

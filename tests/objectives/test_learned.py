@@ -80,7 +80,8 @@ def test_use_time(use_time: bool) -> None:
 def test_time_is_the_step_over_the_window_length() -> None:
     inputs = random_inputs()
     context = small()._context(inputs)
-    torch.testing.assert_close(context[..., 1], (torch.arange(NUM_STEPS) / NUM_STEPS).expand_as(inputs.reward))
+    expected = (torch.arange(NUM_STEPS) / NUM_STEPS) * inputs.valid
+    torch.testing.assert_close(context[..., 1], expected)
 
 
 def test_use_critic_gradient() -> None:
@@ -246,6 +247,20 @@ def test_a_terminal_state_of_mean_value(terminal: str) -> None:
     without = inputs._replace(terminated=torch.zeros_like(inputs.terminated))
     same = torch.allclose(loss_of(objective, inputs), loss_of(objective, without), atol=1e-9)
     assert same == (terminal == "after")
+
+
+@pytest.mark.parametrize("options", [{}, {"terminal": "before"}, {"terminal": "input"}, {"use_critic_gradient": True}])
+def test_rewards_and_values_may_not_vary(options: dict[str, Any]) -> None:
+    """Then padded zeros and terminal states are far from the mean. Without an LSTM nothing else bounds them."""
+    objective, inputs = LearnedObjective(use_lstm=False, **options).float(), random_inputs()
+    critic_gradient = torch.where(inputs.valid[..., None] > 0, 1e-6 * inputs.critic_gradient, 100.0)
+    reward, value = 100 * inputs.valid, 100 * valid_states(inputs.valid)
+    inputs = inputs._replace(reward=reward, value=value, critic_gradient=critic_gradient)
+    inputs = ObjectiveInputs(*(tensor.float() for tensor in inputs))
+    parameters = objective.stacked_parameters(NUM_AGENTS)
+    gradient, pull_back = objective.action_gradient_and_pull_back(parameters, inputs)
+    for found in (*objective.loss_and_action_gradient(parameters, inputs), gradient, *pull_back(gradient).values()):
+        assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("terminal", ["before", "input"])

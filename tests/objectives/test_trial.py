@@ -24,6 +24,13 @@ class Odd(Objective):
         return self._loss(inputs)
 
 
+def spread(inputs: ObjectiveInputs) -> Tensor:
+    """The standard deviation of each agent's rewards, [P, 1, 1]."""
+    count = inputs.valid.sum((1, 2), keepdim=True)
+    deviation = (inputs.reward - inputs.reward.sum((1, 2), keepdim=True) / count) * inputs.valid
+    return ((deviation**2).sum((1, 2), keepdim=True) / count).sqrt()
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
@@ -33,6 +40,10 @@ class Odd(Objective):
         ),
         (lambda inputs: inputs.policy_action.detach().sum(-1), "its loss does not depend on inputs.policy_action"),
         (lambda inputs: inputs.policy_action.sum(-1) / 0, "the gradient of its loss in the policy's action is not finite"),
+        (
+            lambda inputs: inputs.policy_action.sum(-1) * inputs.valid / spread(inputs),
+            "the gradient of its loss in the policy's action is not finite where all rewards are 1, as in many environments",
+        ),
         (
             lambda inputs: inputs.policy_action.sum(-1),
             "its loss depends on the actions of padded steps; valid is a loss that is 0",

@@ -83,7 +83,7 @@ def policy_gradients(
     """
     traced = TracedPolicy(networks, policy, windows.observation)
     inputs = objective_inputs(networks, objective, policy, critics, windows, traced.action)
-    gradient = objective.constant_action_gradient(alpha, inputs)  # [P, B, T, A]
+    _, gradient = objective.loss_and_action_gradient(alpha, inputs)  # [P, B, T, A]
     if objective_share is not None:
         slope = first_slope(networks, objective, critics, windows, traced.action, inputs)
         share = objective_share.view(-1, 1, 1, 1)

@@ -167,13 +167,8 @@ class Objective(nn.Module, ABC):
             inputs.policy_action
         )
 
-    def constant_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """`action_gradient` as a constant, [P, B, T, A], for the policy update. By autograd, unless a subclass writes it by hand."""
-        with torch.no_grad():
-            return self.action_gradient(parameters, inputs)
-
     def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
-        """`loss`, [P, B, T], and `action_gradient`, [P, B, T, A], as constants."""
+        """`loss`, [P, B, T], and g, [P, B, T, A], as constants, for the policy update. A subclass may compute them together."""
         with torch.no_grad():
             return self.loss(parameters, inputs), self.action_gradient(parameters, inputs)
 
@@ -208,6 +203,12 @@ class DirectedObjective(Objective):
         """<g, a> of every step, [P, B, T], with g held constant. Its derivative with respect to the policy's action is g."""
         constants = inputs._replace(policy_action=inputs.policy_action.detach())  # no gradient flows through g itself
         return (self.action_gradient(parameters, constants) * inputs.policy_action).sum(-1)
+
+    def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        with torch.no_grad():
+            gradient = self.action_gradient(parameters, inputs)
+            return (gradient * inputs.policy_action).sum(-1), gradient
 
 
 def warn_of(objective: Objective, policy_action: Tensor, replay_action: Tensor, valid: Tensor) -> None:

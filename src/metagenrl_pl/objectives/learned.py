@@ -131,13 +131,6 @@ class LearnedObjective(ParametricObjective):
             error = torch.tanh(SQUASH * error) / SQUASH
         return error * inputs.valid
 
-    def constant_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> Tensor:
-        """See `Objective`."""
-        if not self._is_written_out(parameters):
-            return super().constant_action_gradient(parameters, inputs)
-        with torch.no_grad():
-            return self._trace(parameters, inputs).action_gradient()
-
     def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
         if not self._is_written_out(parameters):
@@ -205,7 +198,8 @@ class LearnedObjective(ParametricObjective):
         if self.use_td_error:
             error = td_error(inputs, self.discount).unsqueeze(-1)
             context.append(scaled_to_one(error, torch.ones_like(error[:, 0, 0]), inputs.valid).squeeze(-1))
-        return torch.stack(context, -1)
+        # A padded reward of 0 may be far from a mean that hardly varies. Squared twice it would be infinite, and infinity times 0 is NaN.
+        return torch.stack(context, -1) * inputs.valid.unsqueeze(-1)
 
     def _values(self, value: Tensor, inputs: ObjectiveInputs) -> list[Tensor]:
         """Normalised V(s') and V(s), [P, B, T] each, with terminal states as `terminal` says."""
@@ -215,6 +209,9 @@ class LearnedObjective(ParametricObjective):
             value, states = value * after, states * after
         value = normalise(value, states)
         of_next = value[..., 1:]
+        if self.terminal == "before":  # 0 may be far from values that hardly vary; no other entry is further away than this
+            furthest = states.sum((1, 2), keepdim=True).sqrt()
+            of_next = of_next.clamp(-furthest, furthest)
         return [of_next if self.terminal == "before" else of_next * alive, value[..., :-1]]
 
 
@@ -227,8 +224,8 @@ def normalise(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def scaled_to_one(x: Tensor, action_weight: Tensor, valid: Tensor) -> Tensor:
-    """[P, B, T, A] over its root mean square over each agent's valid steps and action dimensions."""
-    return x * inverse_root_mean_square(x, action_weight, valid)[:, None, None, None]
+    """[P, B, T, A] over its root mean square over each agent's valid steps and action dimensions; 0 where padded."""
+    return x * (inverse_root_mean_square(x, action_weight, valid)[:, None, None] * valid).unsqueeze(-1)
 
 
 def _register(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -50,6 +50,11 @@ def check_loss(objective: Objective) -> None:
     gradient = objective.action_gradient(parameters, inputs)
     if not gradient.isfinite().all():
         raise ValueError("the gradient of its loss in the policy's action is not finite")
+    if not objective.action_gradient(parameters, inputs._replace(reward=valid)).isfinite().all():
+        raise ValueError(
+            "the gradient of its loss in the policy's action is not finite where all rewards are 1, as in many environments until an "
+            "episode ends; valid is a division by a standard deviation to which a small number is added"
+        )
     if not gradient.any():
         raise ValueError("its loss does not depend on inputs.policy_action, so policies would learn nothing")
     _check_agents_and_padding(objective, parameters, inputs, gradient)
@@ -105,7 +110,7 @@ def _check_derivatives(objective: Objective, parameters: Parameters, inputs: Obj
     """Compare the derivatives that the updates use with autograd's derivatives of the loss."""
     gradient, pull_back = objective.action_gradient_and_pull_back(parameters, inputs)
     expected = Objective.action_gradient(objective, parameters, inputs)
-    for found in (gradient, objective.constant_action_gradient(parameters, inputs)):
+    for found in (gradient, objective.loss_and_action_gradient(parameters, inputs)[1]):
         compare("action gradient", found, expected, _VALID)
     if parameters and type(objective).action_gradient_and_pull_back is not Objective.action_gradient_and_pull_back:
         changes = attempt("pull-back", "a gradient for each parameter", lambda: pull_back(direction))
