@@ -74,6 +74,29 @@ def test_mistakes_are_one_line() -> None:
         filled(5, 5).sample(2, 0)
     with pytest.raises(ValueError, match="capacity=0, num_envs=1: valid are positive"):
         WindowBuffer(0, (3,), (1,))
+    with pytest.raises(ValueError, match=r"action_shape=\(\): valid is the shape of a vector"):
+        WindowBuffer(5, (3,), ())
+
+
+def test_no_window_spans_a_reset_in_the_middle_of_an_episode() -> None:
+    """Of one environment of two, at the step that overwrites the oldest one."""
+    buffer, zeros, no = WindowBuffer(4, (1,), (1,), num_envs=2, seed=0), np.zeros((2, 1)), np.zeros(2, bool)
+    state = np.array([[0.0], [100.0]])
+    for step in range(6):
+        if step == 4:
+            state = np.array([[50.0], state[1]])
+            with pytest.warns(UserWarning, match="an episode that was reset counts as truncated"):
+                buffer.add(state, zeros, no, state + 1, no, no)
+        else:
+            buffer.add(state, zeros, no, state + 1, no, no)
+        state = state + 1
+    windows = buffer.sample(100, 4)
+    found = {
+        tuple(states[: int(valid.sum()) + 1].flatten().tolist())
+        for states, valid in zip(windows.states, windows.valid, strict=True)
+    }
+    assert found == {(2, 3, 4), (50, 51, 52), (102, 103, 104, 105, 106)}
+    assert not windows.terminated.any()
 
 
 @pytest.mark.parametrize(

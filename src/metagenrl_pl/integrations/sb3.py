@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.integrations.actor import actor_loss, find_objective, meta_trained_with
-from metagenrl_pl.integrations.windows import WindowBatch, draw_windows, gather_windows
+from metagenrl_pl.integrations.windows import WindowBatch, draw_windows, gather_windows, goes_on
 from metagenrl_pl.objectives import Objective
 
 try:
@@ -54,10 +54,7 @@ class WindowReplayBuffer(ReplayBuffer):
     ) -> None:
         """Add one step of every environment."""
         if self.size():  # a new call of `learn` resets environments in the middle of an episode
-            previous = self.next_observations[self.pos - 1]
-            current = np.asarray(obs, previous.dtype)  # as it is stored: not every vector environment casts to the space's dtype
-            goes_on = (previous == current.reshape(previous.shape)).reshape(self.n_envs, -1).all(1)
-            self.ends[self.pos - 1] |= ~goes_on
+            self.ends[self.pos - 1] |= ~goes_on(self.next_observations[self.pos - 1], obs)
         self.ends[self.pos] = done
         super().add(obs, next_obs, action, reward, done, infos)
 

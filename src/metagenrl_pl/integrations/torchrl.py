@@ -26,7 +26,7 @@ class LearnedTD3Loss(TD3Loss):
 
     Args:
         actor_network, qvalue_network: as in TD3Loss. The actor reads one key.
-        objective: the name of a pretrained one (`list_pretrained`), a `.safetensors` file, or an objective.
+        objective: the name of a pretrained one (`list_pretrained`), a `.safetensors` file, a run folder, or an objective.
         td3_kwargs: arguments of TD3Loss. `reduction` has to be "mean".
 
     Raises:
@@ -42,6 +42,8 @@ class LearnedTD3Loss(TD3Loss):
         if len(actor_network.in_keys) != 1:
             raise ValueError(f"the actor reads {list(actor_network.in_keys)}; valid is one key")
         self.objective = copy.deepcopy(find_objective(objective)).requires_grad_(False)
+        # On the CPU, where `actor_loss` looks at them: it would wait for a GPU at each call.
+        self._bounds = [torch.as_tensor(bound, device="cpu") for bound in (self.min_action, self.max_action)]
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's loss of the policy's actions in these windows, a scalar, and the values that TD3Loss reports.
@@ -51,7 +53,7 @@ class LearnedTD3Loss(TD3Loss):
         """
         windows = self._windows(tensordict)
         critics = [self._critic(index) for index in range(self.num_qvalue_nets)]
-        loss = actor_loss(self.objective, self._policy, critics, windows, self.min_action, self.max_action)
+        loss = actor_loss(self.objective, self._policy, critics, windows, *self._bounds)
         with torch.no_grad():
             states = windows.states[:, :-1].flatten(0, 1)
             values = torch.stack([critic(states, self._policy(states)) for critic in critics])

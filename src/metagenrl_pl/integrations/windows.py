@@ -1,5 +1,6 @@
 """A replay of steps from one or several environments, which draws windows of consecutive steps."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -112,8 +113,16 @@ def gather_windows(
     return WindowBatch(torch.as_tensor(states, device=device), *steps, torch.as_tensor(index.valid, device=device).float())
 
 
+def goes_on(next_observation: np.ndarray, observation: np.ndarray) -> np.ndarray:
+    """Whether an observation, [N, ...], is the one after the step before, [N]. If not, the environment was reset in between."""
+    same = next_observation == np.asarray(observation, next_observation.dtype).reshape(next_observation.shape)
+    return same.reshape(len(same), -1).all(1)
+
+
 class WindowBuffer:
     """Ring buffers of N environments that step together.
+
+    If an observation is not the `next_observation` of the step before, that step ended its episode. So no window spans a reset.
 
     Args:
         capacity: steps of each environment.
@@ -124,7 +133,7 @@ class WindowBuffer:
         seed: of the drawn windows.
 
     Raises:
-        ValueError: if `capacity` or `num_envs` is not positive.
+        ValueError: if `capacity` or `num_envs` is not positive, or actions are no vectors.
     """
 
     def __init__(
@@ -138,6 +147,8 @@ class WindowBuffer:
     ) -> None:
         if capacity < 1 or num_envs < 1:
             raise ValueError(f"capacity={capacity}, num_envs={num_envs}: valid are positive numbers")
+        if len(action_shape) != 1:
+            raise ValueError(f"action_shape={action_shape}: valid is the shape of a vector, such as (1,)")
         self.capacity, self.num_envs, self.device = capacity, num_envs, device
         self._observations = np.zeros((capacity, num_envs, *observation_shape), np.float32)
         self._next_observations = np.zeros_like(self._observations)
@@ -185,6 +196,15 @@ class WindowBuffer:
         ]
         checked = [(array, _checked(name, value, array.shape[1:])) for name, array, value in steps]
         slot = self._num_added % self.capacity
+        if self._num_added:
+            is_reset = ~self._ends[slot - 1] & ~goes_on(self._next_observations[slot - 1], checked[0][1])
+            if is_reset.any():
+                warnings.warn(
+                    "observation is not the next_observation of the step before, which ended no episode: an episode that was reset counts "
+                    "as truncated",
+                    stacklevel=2,
+                )
+            self._ends[slot - 1] |= is_reset
         for array, value in checked:
             array[slot] = value
         self._ends[slot] |= self._terminated[slot] > 0  # the end of an episode either way
