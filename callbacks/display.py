@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import pytorch_lightning as pl
+from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,6 +19,8 @@ from rich.text import Text
 from callbacks.schedule import agents_of, datamodule_of, env_steps_of, gather_from_agents, is_last, module_of, seconds_per_cycle
 from callbacks.timeline import Stage, Timeline
 from metagenrl_pl.common.commands import override, train_command
+from metagenrl_pl.common.messages import format_value
+from metagenrl_pl.launch.cli import default_folder
 from metagenrl_pl.objectives.parametric import class_name
 from metagenrl_pl.reporting.final_table import final_tables, returns_so_far
 from metagenrl_pl.reporting.plots import draw_learning_curves
@@ -200,22 +203,34 @@ class FinalReport(pl.Callback):
         for table in final_tables(rows, console.width) if rows else []:
             console.print(table)
         lines = [f"Learning curves: {picture}"] if picture is not None else []
-        if rows and is_last(trainer):
-            lines += self._next_lines(type(agents_of(trainer).objective))
+        if is_last(trainer):
+            lines += self._next_lines(trainer, has_results=bool(rows))
         for line in lines:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
-    def _next_lines(self, kind: type) -> list[str]:
-        """Where the objective of this class is, and the next two commands."""
-        objective = self._run_dir / "objective.safetensors"
+    def _next_lines(self, trainer: pl.Trainer, has_results: bool) -> list[str]:
+        """Where the objective is, and the next commands: to test it, and to look at results of meta-tests if there are any."""
+        objective, kind = self._run_dir / "objective.safetensors", type(agents_of(trainer).objective)
         run = shlex.quote(str(self._run_dir))
-        report = f"  metagenrl report {run}"
+        report = [f"  metagenrl report {run}"] if has_results else []
         if not objective.exists():
-            return ["Next:", report, f"  metagenrl film {run}"]
+            return ["Next:", *report, f"  metagenrl film {run}"] if has_results else []
         overrides = ["experiment=meta_test", override("objective.path", str(objective)), "env.train=[Hopper-v5]"]
         if kind.__module__.partition(".")[0] != "metagenrl_pl":  # a file imports no class of somebody else by itself
             overrides.insert(1, f"objective._target_={class_name(kind)}.load")
-        return [f"Objective: {objective}", "Next:", f"  {train_command()} {' '.join(overrides)}", report]
+        overrides += _agent_overrides(module_of(trainer).run_config.get("agent", {}))
+        return [f"Objective: {objective}", "Next:", f"  {train_command()} {' '.join(overrides)}", *report]
+
+
+def _agent_overrides(agent: Mapping[str, Any]) -> list[str]:
+    """What gives a test agents with these settings: the choice of `agent` with the fewest other settings, and those."""
+    folder = default_folder() / "conf" / "agent"
+    paper, small = (dict(OmegaConf.load(folder / f"{name}.yaml").items()) for name in ("paper", "small"))
+    choices = {"small": {**paper, **small}, "paper": paper}  # small.yaml says what it changes
+    other = {name: [key for key, value in agent.items() if choice.get(key) != value] for name, choice in choices.items()}
+    name = min(other, key=lambda name: len(other[name]))
+    chosen = [] if name == "small" else [f"agent={name}"]
+    return [*chosen, *(shlex.quote(f"agent.{key}={format_value(agent[key], '')}") for key in other[name])]
 
 
 class _Silent:

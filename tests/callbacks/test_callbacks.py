@@ -46,6 +46,7 @@ from metagenrl_pl.results.rows import MetaTestRow, read_rows
 from metagenrl_pl.training.datamodule import MacroBatch
 from metagenrl_pl.training.module import MetaGenRL
 
+ROOT = Path(__file__).parents[2]
 NAMES = [f"{spec.name}/agent_{agent}" for agent, spec in enumerate(TOYS)]
 TIMED = [EnvironmentSpec("Counting-v0", {}, 8), EnvironmentSpec("Counting-v0", {}, 5), EnvironmentSpec("Counting-v0", {}, 8)]
 EIGHT, FIVE = "Counting-v0[max_episode_steps=8]", "Counting-v0[max_episode_steps=5]"  # return 36 and 15
@@ -655,6 +656,27 @@ def test_the_next_command_names_the_class_of_ones_own_objective(tmp_path: Path, 
     tiny_run(callbacks=final, run_dir=tmp_path, objective=Blend())
     test_command = no_terminal.getvalue().splitlines()[-2]
     assert " objective._target_=examples.own_objective.Blend.load objective.path=" in test_command
+
+
+def test_without_a_meta_test_the_next_command_makes_one(tmp_path: Path, no_terminal: io.StringIO) -> None:
+    """A report would have nothing to tell."""
+    tiny_run(callbacks=[ObjectiveExport(str(tmp_path), None), FinalReport(str(tmp_path))], run_dir=tmp_path)
+    objective, title, command = no_terminal.getvalue().splitlines()[-3:]
+    assert objective == f"Objective: {tmp_path}/objective.safetensors" and title == "Next:"
+    assert shlex.split(command)[-1] == "env.train=[Hopper-v5]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"hidden_units": 64, "random_env_steps": 1000, "window_length": 10, "num_windows": 16}, []),
+        ({"saturation_penalty": 1e-3}, ["agent=paper", "agent.saturation_penalty=0.001"]),
+        ({}, ["agent=paper"]),
+    ],
+)
+def test_the_next_command_makes_agents_like_those_of_meta_training(changes: dict[str, float], expected: list[str]) -> None:
+    paper = dict(OmegaConf.load(ROOT / "conf/agent/paper.yaml").items())
+    assert callbacks.display._agent_overrides({**paper, **changes}) == expected
 
 
 def test_a_copied_checkpoint_does_not_crowd_out_a_new_one(tmp_path: Path) -> None:

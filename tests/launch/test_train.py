@@ -226,6 +226,8 @@ def test_learning_curves_are_drawn_and_the_table_is_printed(debug: tuple[Path, s
     assert (run_dir / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     assert f"Run folder: runs/{run_dir.name} (replay: up to " in printed
     assert f"Learning curves: runs/{run_dir.name}/learning_curves.png" in printed
+    settings = "agent.hidden_units=8 agent.random_env_steps=100 agent.warmup_env_steps=100 agent.num_windows=4"
+    assert f"objective.safetensors env.train=[Hopper-v5] {settings}\n  metagenrl report " in printed.replace("'", "")
     table = printed[printed.index("Meta-test: return of fresh agents") :]
     for name in (DOUBLE, *(METHODS[method].label for method in ("learned", "untrained", "reinforce", "critic", "random"))):
         assert name in table
@@ -1072,6 +1074,8 @@ def test_a_signal_in_the_final_meta_test_says_how_to_go_on(in_process: Train) ->
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
     go_on = f"python train.py ckpt_path={checkpoint} 'trusted_packages=[test_train]'"
     assert printed.splitlines()[-1] == f"Stopped at once. To go on: {go_on}"
+    for trusted in ("trusted_packages=test_train", "trusted_packages=[test_train]"):  # one value may stand for a list
+        assert in_process("ckpt_path=here", trusted)[0] == STOPPED
     code, printed, _ = in_process("experiment=debug", "env_steps=40", *stop[:2], "callbacks.checkpoint=null", "run_dir=there")
     assert code == INTERRUPTED and printed.splitlines()[-1] == "Stopped; nothing was saved yet"
 
@@ -1098,9 +1102,12 @@ def test_a_diverging_run_names_quantity_and_agent(in_process: Train) -> None:
 
 
 def test_a_process_ends_as_it_should(tmp_path: Path) -> None:
-    done = as_a_process(tmp_path, "population.size=0")
+    done = as_a_process(tmp_path, "population.size=0", "objective=critic", "meta=frozen", "inner=adam")
     assert done.returncode == 2 and done.stdout.endswith(": loading PyTorch and Lightning\n")
-    assert done.stderr == "error: population: size must be at least 1, got 0\n"
+    assert done.stderr == (
+        "warning: inner has no effect: meta=frozen has no gradient through an inner step\n"
+        "error: population: size must be at least 1, got 0\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -108,7 +108,7 @@ def test_legend_names_each_thing_once(tmp_path: Path, figures: list[Figure]) -> 
 
     (legend,) = figures[0].legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        *("meta-training: mean (thin: agents)", "exploring"),
+        *("training: mean (thin: agents)", "exploring"),
         *("learned objective", "its earlier stages", "DDPG/TD3", "random actions"),
     ]
     assert list(_panels(figures[0])) == ["A", "B", "T"]

@@ -71,8 +71,10 @@ def run_command_line(conf: Path) -> None:
 def prepare(config: DictConfig, overridden: list[str]) -> DictConfig:
     """Print the first line, import everything, and complete the configuration (see `prepare_config`)."""
     _print_first_line()
+    form = warnings.formatwarning
     from metagenrl_pl.launch.checks import prepare_config
 
+    warnings.formatwarning = form  # Lightning, which this has imported, sets its own
     return prepare_config(config, overridden)
 
 

@@ -183,7 +183,8 @@ def _foreign_config(stored: Any, path: Path, config: DictConfig, overridden: Seq
         if not isinstance(stored, dict) or not isinstance(stored.get("run_dir"), str):
             raise ConfigError("its configuration has no run_dir; valid is a checkpoint that train.py saved")
         new = _replace_prefix(stored, stored["run_dir"], str(folder))
-        check_foreign(_without(new, overridden), KINDS, config.get("trusted_packages") or (), folder)
+        trusted = config.get("trusted_packages") or ()
+        check_foreign(_without(new, overridden), KINDS, [trusted] if isinstance(trusted, str) else trusted, folder)
     except ConfigError as error:
         raise ConfigError(f"ckpt_path={path}: {error}") from error
     here = {key: config[key] for key in ("compile_cache", "trusted_packages") if key in config}

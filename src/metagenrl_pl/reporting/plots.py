@@ -25,7 +25,7 @@ _RETURNS = ("episode_return", "evaluation_return")
 def draw_learning_curves(run_dir: Path) -> Path | None:
     """Draw `<run_dir>/learning_curves.png` from what the folder holds of `metrics.csv` and `meta_test.csv`.
 
-    A grid of panels. First one for each meta-training environment: return against env steps per agent; thin lines are agents, the
+    A grid of panels. First one for each training environment: return against env steps per agent; thin lines are agents, the
     thick one is their mean. Evaluation returns count where there are any; exploration returns are faint then. Then one for each
     meta-test environment: return against env steps of the fresh agents; for each method thin lines are agents and a thick one is
     their mean; lighter lines are earlier stages of the learned objective; random actions are dashed.
@@ -47,7 +47,7 @@ def draw_learning_curves(run_dir: Path) -> Path | None:
         axes.set_visible(False)
     for axes, (environment, kinds) in zip(grid, training.items(), strict=False):
         _draw_training(axes, kinds)
-        _style(axes, environment, "meta-training: env steps per agent")
+        _style(axes, environment, "training: env steps per agent")
     rows = [row for environment_rows in test.values() for row in environment_rows]
     methods, newest = find_methods(row.method for row in rows), set(newest_stage(rows))
     for axes, (environment, environment_rows) in zip(grid[len(training) :], test.items(), strict=False):
@@ -132,7 +132,7 @@ def _agent_curves(rows: Sequence[MetaTestRow]) -> list[Curve]:
 
 def _training_legend(training: Mapping[str, Mapping[str, Sequence[Curve]]]) -> list[Line2D]:
     kinds = {kind for panel in training.values() for kind in panel}
-    legend = [Line2D([], [], color=_AGENT_COLOUR, linewidth=2.2, label="meta-training: mean (thin: agents)")]
+    legend = [Line2D([], [], color=_AGENT_COLOUR, linewidth=2.2, label="training: mean (thin: agents)")]
     if len(kinds) == 2:
         legend.append(Line2D([], [], color=_AGENT_COLOUR, linewidth=0.9, alpha=0.25, label="exploring"))
     return legend

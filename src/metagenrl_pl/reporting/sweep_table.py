@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from omegaconf import OmegaConf
 from rich.table import Table
 from rich.text import Text
 
-from metagenrl_pl.results.methods import find_methods
+from metagenrl_pl.results.methods import LEARNED
 from metagenrl_pl.results.rows import final_rows, mean_returns, newest_stage, read_rows
 
 
@@ -29,7 +30,7 @@ def sweep_table(jobs: Sequence[SweepJob]) -> Table:
     """A line for each job: its overrides, how it ended, its run folder, the return of its own method in each environment.
 
     The return is the mean over fresh agents at their last evaluation, of the learned objective if it was tested, else of the method
-    that the run trained.
+    that the run itself evaluated.
     """
     finals = [_final_returns(job.run_dir) for job in jobs]
     environments = sorted({name for final in finals for name in final})
@@ -48,5 +49,8 @@ def sweep_table(jobs: Sequence[SweepJob]) -> Table:
 
 def _final_returns(run_dir: Path | None) -> dict[str, float]:
     rows = newest_stage(read_rows(run_dir / "meta_test.csv")) if run_dir is not None else []
-    methods = [method.name for method in find_methods(row.method for row in rows) if method.trains]
-    return mean_returns([row for row in final_rows(rows) if row.method == methods[0]]) if methods else {}
+    if run_dir is None or not rows:
+        return {}
+    is_learned = any(row.method == LEARNED.name for row in rows)
+    own = LEARNED.name if is_learned else OmegaConf.select(OmegaConf.load(run_dir / "config.yaml"), "callbacks.evaluation.method")
+    return mean_returns([row for row in final_rows(rows) if row.method == own])
