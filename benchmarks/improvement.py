@@ -37,7 +37,7 @@ def scores_in(
     runs, untested = find_runs(folders)
     found, others_untested = find_runs(others) if others else ([], [])
     # An objective of `others` is not part of the method.
-    comparable, incomparable = with_the_same_agents(runs[0], found)
+    comparable, incomparable = with_the_same_agents(runs, found)
     references = [run._replace(rows=[row for row in run.rows if not depends_on_meta_training(row)]) for run in comparable]
     curves, contradictions = learning_curves(runs)
     others_curves, others_contradictions = learning_curves(references)

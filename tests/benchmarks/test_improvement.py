@@ -63,6 +63,12 @@ def test_agents_with_other_settings_are_not_compared() -> None:
     assert scores == alone and any("is not compared: its agents differ in agent.num_windows" in note for note in notes)
 
 
+def test_objectives_whose_agents_have_other_settings_are_not_one_method() -> None:
+    alone, _ = scores_in([RESULTS / "seed_1"], [])
+    scores, notes = scores_in([RESULTS / "seed_1", RESULTS.parent / "protocol" / "light" / "seed_0"], [])
+    assert scores == alone and any("is not compared: its agents differ in agent.num_windows" in note for note in notes)
+
+
 def test_what_is_left_out_of_the_other_methods_is_told(tmp_path: Path) -> None:
     """Agents of the same numbers with other returns, and a run without results."""
     for name in ("baselines", "copy"):

@@ -112,6 +112,17 @@ def test_the_page_is_well_formed_and_names_everything(made: str) -> None:
         assert name in page.text, name
 
 
+def test_agents_of_other_settings_are_not_pooled_without_a_learned_objective(tmp_path: Path) -> None:
+    """In one environment; in another one, other agents are all there is."""
+    for name, environment, units, value in (("a", "One", 64, 1.0), ("b", "One", 256, 3.0), ("c", "Two", 256, 5.0)):
+        rows = [MetaTestRow(environment, "critic", seed, 10, value) for seed in (0, 1)]
+        append_rows(tmp_path / name / "meta_test.csv", rows)
+        OmegaConf.save({"seed": 0, "meta": None, "agent": {"hidden_units": units}}, tmp_path / name / "config.yaml")
+    page = Page(render([tmp_path]))
+    assert page.row("DDPG/TD3", "method") == ["DDPG/TD3", "1.00 ± 0.00 (2)", "5.00 ± 0.00 (2)"]
+    assert "b is not compared: its agents differ in agent.hidden_units." in page.text
+
+
 def test_the_page_stands_alone_and_is_small(made: str) -> None:
     page = Page(made)
     for tag, attributes in page.tags:

@@ -444,6 +444,32 @@ def test_other_agents_and_other_untrained_objectives_are_not_compared(tmp_path: 
     assert notes == ["large is not compared: its agents differ in agent.hidden_units."]
 
 
+def test_tests_of_one_objective_with_other_agents_are_variants_of_their_own(tmp_path: Path) -> None:
+    """Also where their agents have the same numbers, and beside a test whose agents are unknown."""
+    card = {"architecture": {}, "training_environments": ["T"], "seed": 1}
+    for name, agent in (("small", {"hidden_units": 64}), ("large", {"hidden_units": 256}), ("unknown", {})):
+        made = _folder(tmp_path / name, BASELINES + _learned(10.0), meta=None, agent=agent)
+        (made / "objective.json").write_text(json.dumps(card))
+    variants = variants_of(find_runs([tmp_path])[0])
+    assert {variant.title: [run.name for run in variant.runs] for variant in variants} == {
+        "Meta-trained on T (tested with agent.hidden_units=256)": ["large", "unknown"],
+        "Meta-trained on T (tested with agent.hidden_units=64)": ["small"],
+    }
+    assert [dict(variant.incomparable) for variant in variants] == [
+        {"small": ["agent.hidden_units"]},
+        {"large": ["agent.hidden_units"]},
+    ]
+
+
+def test_curves_of_runs_with_other_agents_are_not_put_together(tmp_path: Path) -> None:
+    for seed, units in enumerate((64, 256, 64)):
+        rows = [row._replace(seed=row.seed + 2 * seed) for row in BASELINES]
+        _folder(tmp_path / f"run_{seed}", rows, meta=None, agent={"hidden_units": units})
+    curves, notes = learning_curves(find_runs([tmp_path])[0])
+    assert {curve.run for curve in curves} == {"run_0", "run_2"}
+    assert notes == ["run_1 is not compared: its agents differ in agent.hidden_units."]
+
+
 def test_names_are_short_and_each_run_counts_once(tmp_path: Path) -> None:
     for name in ("sweep/0", "sweep/1"):
         _folder(tmp_path / name, BASELINES)

@@ -24,8 +24,9 @@ from metagenrl_pl.reporting.report_tables import (
 )
 from metagenrl_pl.results.comparisons import Comparison, Entry, comparisons_of
 from metagenrl_pl.results.methods import find_methods
+from metagenrl_pl.results.rows import newest_stage
 from metagenrl_pl.results.run_folders import Run, find_runs
-from metagenrl_pl.results.scores import learning_curves, raw_scores
+from metagenrl_pl.results.scores import LearningCurve, learning_curves, raw_scores
 from metagenrl_pl.results.variants import variants_of
 
 _MOST_LEARNED = 2  # learned objectives whose lines are on from the start where there are many
@@ -86,7 +87,7 @@ def render(paths: Sequence[Path], report: Report = ignore) -> str:
 
     sections = [_section(comparison, index, advance) for index, comparison in enumerate(comparisons)]
     alone, more = _without_learned(runs, comparisons)
-    notes += [note for note in [*(note for comparison in comparisons for note in comparison.notes), *more] if note not in notes]
+    notes = list(dict.fromkeys([*notes, *(note for comparison in comparisons for note in comparison.notes), *more]))
     templates = Environment(
         loader=PackageLoader("metagenrl_pl.reporting", "."),
         autoescape=True,
@@ -159,10 +160,16 @@ def _without_learned(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> 
     """Returns and curves in environments in which no learned objective was tested, and notes on them; None if there are none."""
     covered = {name for comparison in comparisons for name in comparison.environments}
     longest_first = sorted(runs, key=lambda run: -max(row.env_steps for row in run.rows))  # the first curve of an agent counts
-    curves = [curve for curve in learning_curves([], longest_first)[0] if curve.environment not in covered]
+    curves: list[LearningCurve] = []
+    notes: list[str] = []
+    for environment in sorted({row.environment for run in runs for row in run.rows} - covered):  # each may have agents of its own
+        rows = {run.folder: [row for row in newest_stage(run.rows) if row.environment == environment] for run in longest_first}
+        own, more = learning_curves([run._replace(rows=rows[run.folder]) for run in longest_first if rows[run.folder]])
+        curves += own
+        notes += more
     if not curves:
-        return None, []
-    scores, notes = raw_scores(curves)
+        return None, notes
+    scores, more = raw_scores(curves)
     entries = [
         Entry(
             method.label,
@@ -179,7 +186,7 @@ def _without_learned(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> 
         "judged_at": judged_at(entries),
         "curves": learning_curve_panels(comparison, keys),
         "switches": _switches(comparison, keys, colours_of(comparison)),
-    }, notes
+    }, [*notes, *more]
 
 
 def _read(name: str) -> Markup:

@@ -92,12 +92,13 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
     Methods that need no meta-training count once, however many runs repeat them: the first run that has a curve gives it.
 
     Args:
-        runs: whose curves all count.
+        runs: whose curves all count. Those with agents of other settings than the first are left out.
         others: give what the runs lack of the methods that need no meta-training. Runs with agents of other settings are left out.
             A curve without the evaluations that the learned objectives have belongs to a test of another kind: it serves only as a
             reference that is missing otherwise.
     """
-    others, incomparable = with_the_same_agents(runs[0], others) if runs else (others, [])
+    others, incomparable = with_the_same_agents(runs, others)
+    runs, unlike = with_the_same_agents(runs, runs)
     curves: dict[Agent, LearningCurve] = {}
     contradictions: dict[tuple[str, str, Path, Path], int] = defaultdict(int)
     for curve in (curve for run in runs for curve in _curves_of(run)):
@@ -105,7 +106,7 @@ def learning_curves(runs: Sequence[Run], others: Sequence[Run] = ()) -> tuple[li
         if not _are_equal(first, curve):  # another device, another version, or compiled: rounding is enough
             contradictions[curve.method, curve.environment, first.folder, curve.folder] += 1
     names = {run.folder: run.name for run in (*runs, *others)}
-    notes = incomparable + [
+    notes = [*unlike, *incomparable] + [
         f"{method} on {environment} differs between {names[first]} and {names[second]} ({count} runs); the former counts."
         for (method, environment, first, second), count in contradictions.items()
     ]

@@ -1,4 +1,4 @@
-"""Variants: runs whose meta-training differs in its seed alone, and the runs that they may be compared with."""
+"""Variants: runs that differ in the seed of their meta-training alone, and the runs that they may be compared with."""
 
 import re
 from collections import Counter, defaultdict
@@ -14,7 +14,7 @@ _NUMBERS = re.compile(r"\d+|seed_\d+.*")
 
 
 class Variant(NamedTuple):
-    """Runs whose meta-training differs in its seed alone.
+    """Runs that differ in the seed of their meta-training alone, and whose fresh agents have the same settings.
 
     Args:
         name: what its folders are called, as `light`; not always unique.
@@ -36,7 +36,8 @@ class Variant(NamedTuple):
 def variants_of(runs: Sequence[Run]) -> list[Variant]:
     """Runs grouped by all that shaped their objectives but the seed: environments, settings, length of meta-training.
 
-    Runs that tested in the same environments at other env steps stay apart, since their results are not comparable.
+    Runs that tested in the same environments at other env steps, or agents of other settings, stay apart, since their results are not
+    comparable.
 
     A setting that a card does not name separates no runs, so that the test of an objective from a file joins the runs that meta-trained it.
     """
@@ -50,6 +51,7 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
                 and first_origin.training_environments == origin.training_environments
                 and not first_origin.differences(origin)
                 and all(_share_evaluations(member, run) for member, _ in group)
+                and not _differing_agent_settings([member for member, _ in group], run)
             ):
                 group.append((run, origin))
                 break
@@ -58,8 +60,8 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
     variants = []
     for group in groups:
         members = sorted((run for run, _ in group), key=runs.index)
-        (first, origin), rest = group[0], [run for run in runs if run not in members]
-        incomparable = {run.name: differing for run in rest if (differing := _differing_agent_settings(first, run))}
+        origin, rest = group[0][1], [run for run in runs if run not in members]
+        incomparable = {run.name: differing for run in rest if (differing := _differing_agent_settings(members, run))}
         others = [_drop_other_untrained(run, origin) for run in rest if run.name not in incomparable]
         variants.append(
             Variant(_name(members), _title(group[0], groups), origin.training_environments, members, others, incomparable)
@@ -67,9 +69,12 @@ def variants_of(runs: Sequence[Run]) -> list[Variant]:
     return sorted(variants, key=lambda variant: runs.index(variant.runs[0]))
 
 
-def with_the_same_agents(run: Run, others: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Those of other runs whose agents have the settings of a run's, and a note on each that is left out."""
-    differing = [_differing_agent_settings(run, other) for other in others]
+def with_the_same_agents(runs: Sequence[Run], others: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Those of `others` whose agents have the settings of those of `runs`, and a note on each that is left out.
+
+    The first of `runs` with known settings decides. Others with unknown settings are kept.
+    """
+    differing = [_differing_agent_settings(runs, other) for other in others]
     pairs = list(zip(others, differing, strict=True))
     notes = [note_on_agents(other.name, keys) for other, keys in pairs if keys]
     return [other for other, keys in pairs if not keys], notes
@@ -87,10 +92,11 @@ def _name(runs: Sequence[Run]) -> str:
     return count.most_common(1)[0][0] if count else LEARNED.label
 
 
-def _differing_agent_settings(one: Run, other: Run) -> list[str]:
-    """Settings in which the agents of two runs differ; none if those of one run are unknown."""
-    keys = one.agent.keys() | other.agent.keys() if one.agent and other.agent else ()
-    return sorted(f"agent.{key}" for key in keys if one.agent.get(key) != other.agent.get(key))
+def _differing_agent_settings(runs: Sequence[Run], other: Run) -> list[str]:
+    """Settings in which the agents of a run differ from those of `runs`, of which the first with known settings decides."""
+    agent = next((run.agent for run in runs if run.agent), {})
+    keys = agent.keys() | other.agent.keys() if agent and other.agent else ()
+    return sorted(f"agent.{key}" for key in keys if agent.get(key) != other.agent.get(key))
 
 
 def _drop_other_untrained(run: Run, origin: Origin) -> Run:
@@ -127,7 +133,11 @@ def _title(first: tuple[Run, Origin], groups: Sequence[Sequence[tuple[Run, Origi
     if _is_unusual(run.stage, [other.stage for other, _ in alike]):
         details.append(f"for {run.stage:,} env steps per agent")
     twins = [other for other, made in alike if other.stage == run.stage and not origin.differences(made)]
-    if len(twins) > 1:
+    differing = {other.name: _differing_agent_settings([run], other) for other in twins}
+    if keys := sorted({key for keys in differing.values() for key in keys}):
+        values = [_describe(key, run.agent.get(key.removeprefix("agent."))) for key in keys]
+        details.append(f"tested with {' and '.join(values)}")
+    if sum(not keys for keys in differing.values()) > 1:
         details.append(f"tested for {max(row.env_steps for row in run.rows):,}")
     return title + (f" ({', '.join(details)})" if details else "")
 
