@@ -82,6 +82,8 @@ def test_an_objective_without_scores_has_a_page(hub: Any) -> None:
     objective = LearnedMixture(hidden_units=2)
     objective.card = {"scores": {"Hopper-v5": {"return": 3.0, "normalised": None}}}  # where DDPG/TD3 is not above random actions
     assert "| Hopper-v5 | unseen | 3.0 | - |" in hub.model_card(objective, "me/new")
+    objective.card["earlier"] = [{"training_environments": ["Hopper-v5"]}]
+    assert "| Hopper-v5 | training | 3.0 | - |" in hub.model_card(objective, "me/new")
 
 
 def test_failures_are_one_line(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:

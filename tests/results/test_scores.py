@@ -387,6 +387,21 @@ def test_a_test_of_an_objective_from_a_file_joins_the_run_that_made_it(tmp_path:
     assert {run.name: run.origin and run.origin.seed for run in runs} == {"made": 3, "tested": 9}
 
 
+def test_environments_of_earlier_meta_training_are_not_unseen(tmp_path: Path) -> None:
+    """Neither in the run that goes on, nor in a test of its objective, nor where only the card of the file it began with is there."""
+    first = {"training_environments": ["P"], "seed": 1, "env_steps": 9}
+    (tmp_path / "first.json").write_text(json.dumps({**first, "earlier": [{"training_environments": ["O"]}]}))
+    earlier = [{"training_environments": ["O"]}, {**first, "architecture": {}}]
+    card = {"training_environments": ["H"], "seed": 2, "earlier": earlier}
+    given = {"path": str(tmp_path / "first.safetensors"), "frozen": False}
+    _folder(tmp_path / "copied", _learned(10.0), train=["H"], objective=given)
+    for name, meta in (("continued", {"gradient": "clip"}), ("tested", None)):
+        made = _folder(tmp_path / name, _learned(10.0), train=["H"], objective=given, meta=meta)
+        (made / "objective.json").write_text(json.dumps(card))
+    environments = {run.name: run.origin and run.origin.training_environments for run in find_runs([tmp_path])[0]}
+    assert environments == dict.fromkeys(("copied", "continued", "tested"), ("H", "O", "P"))
+
+
 def test_baselines_of_other_runs_fill_in_where_the_objective_was_tested(tmp_path: Path) -> None:
     _folder(tmp_path / "learned", _learned(10.0))
     append_rows(tmp_path / "baseline" / "meta_test.csv", BASELINES + [BASELINES[2]._replace(environment="B")])

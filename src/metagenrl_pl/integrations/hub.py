@@ -8,6 +8,7 @@ from typing import Any
 
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.objectives import ParametricObjective
+from metagenrl_pl.objectives.pretrained import trained_in
 
 try:
     import huggingface_hub
@@ -78,7 +79,7 @@ def model_card(objective: ParametricObjective, repo_id: str) -> str:
     }
     if not scores:
         del metadata["model-index"]
-    trained, chosen_by = card.get("training_environments") or [], card.get("chosen_by") or []
+    trained, chosen_by = trained_in(card), card.get("chosen_by") or []
     rows = []
     for environment, score in scores.items():
         kind = "training" if environment in trained else "validation" if environment in chosen_by else "unseen"

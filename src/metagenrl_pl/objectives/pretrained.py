@@ -14,7 +14,7 @@ class Pretrained(NamedTuple):
 
     Args:
         name: for `ParametricObjective.pretrained` and `objective.name`.
-        training_environments: of its meta-training.
+        training_environments: of its meta-training, also of earlier runs.
         scores: of fresh agents by environment, at the end of their training: random actions 0, DDPG/TD3 1. None where DDPG/TD3 is not
             above random actions.
         chosen_by: validation environments, by whose scores it was chosen among objectives of several seeds. They are not unseen.
@@ -75,7 +75,12 @@ def describe_card(card: Mapping[str, Any]) -> list[str]:
     return parts
 
 
+def trained_in(card: Mapping[str, Any]) -> set[str]:
+    """All environments that an objective was meta-trained in: in the run of its card, and in those whose objective that run continued."""
+    return {name for run in (card, *(card.get("earlier") or ())) for name in run.get("training_environments") or ()}
+
+
 def _read_card(path: Path) -> Pretrained:
     card = json.loads(path.read_text())
     scores = {name: score["normalised"] for name, score in card["scores"].items()}
-    return Pretrained(path.stem, tuple(card["training_environments"]), scores, tuple(card.get("chosen_by", ())))
+    return Pretrained(path.stem, tuple(sorted(trained_in(card))), scores, tuple(card.get("chosen_by", ())))

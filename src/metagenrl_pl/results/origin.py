@@ -12,6 +12,7 @@ from metagenrl_pl.config.former import update_card, update_config
 from metagenrl_pl.config.schema import ConfigError, defaults_of, import_target
 from metagenrl_pl.config.trust import TRUSTED
 from metagenrl_pl.environments.environment import EnvironmentSpec
+from metagenrl_pl.objectives.pretrained import trained_in
 
 _TARGET_OF_OLDER_CARDS = "metagenrl_pl.objectives.LearnedObjective"
 
@@ -21,7 +22,7 @@ class Origin(NamedTuple):
 
     Args:
         seed: of the meta-training.
-        training_environments: their names, sorted.
+        training_environments: their names, sorted, also of earlier runs whose objective it continued.
         settings: what else made it, by dotted key.
         commit: of the code, empty if unknown.
         is_whole: whether the settings are all there were, those that are missing being null; not so in a card that has only some of them.
@@ -59,7 +60,7 @@ def origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, A
     Args:
         path: of the configuration, for the message.
         config: what it holds.
-        card: of the objective, which names the commit; empty if there is none.
+        card: of the objective, or of the one that the run continued, which names the commit and earlier runs; empty if there is none.
 
     Raises:
         ValueError: if it is no configuration of a run.
@@ -68,7 +69,7 @@ def origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, A
         seed, entries = config["seed"], config["env"]["train"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no config of a run: it lacks seed or env.train") from error
-    names = {EnvironmentSpec.parse(entry).name for entry in entries}
+    names = {EnvironmentSpec.parse(entry).name for entry in entries} | trained_in(card)
     settings = _complete(meta_training_settings(config))
     return Origin(seed, tuple(sorted(names)), settings, str(card.get("commit") or ""), is_whole=True)
 
@@ -87,7 +88,7 @@ def origin_in_card(card: Mapping[str, Any]) -> Origin | None:
             settings |= {name: card[key]} if key in card else {}
     else:
         settings = _complete(settings)
-    return Origin(card["seed"], tuple(sorted(card["training_environments"])), settings, str(card.get("commit") or ""), is_whole)
+    return Origin(card["seed"], tuple(sorted(trained_in(card))), settings, str(card.get("commit") or ""), is_whole)
 
 
 def read_card(path: Path) -> dict[str, Any]:
