@@ -52,6 +52,7 @@ def test_throughput(tmp_path: Path) -> None:
     assert 0 <= difference < 1e-4  # NaN is not; float32 sums may be in another order
 
 
+@pytest.mark.slow
 def test_cycle(tmp_path: Path) -> None:
     report, _ = quick_run("cycle.py", tmp_path, "--size", "small-ops", "--units", "64", "--windows", "16")
     parts, arithmetic = report["results"]

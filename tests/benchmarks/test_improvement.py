@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from improvement import main, scores_in, tables
+from metagenrl_pl.results.rows import read_rows
 
 RESULTS = Path(__file__).parents[2] / "results" / "paper_inputs"
 
@@ -82,3 +83,16 @@ def test_what_is_left_out_of_the_other_methods_is_told(tmp_path: Path) -> None:
         note.startswith("untested is left out") for note in notes
     )
     assert all(score.final != 1.0 for score in scores)
+
+
+def test_longer_tests_can_be_compared_with_shorter_ones() -> None:
+    """Cut to the length of the shorter ones, not judged at the last evaluation of the longer."""
+    folder = RESULTS.parent / "paper_inputs_cooled_protocol_length"
+    short, long = (
+        {score.agent: score.final for score in scores_in([folder / "seed_0"], [folder], None, env_steps)[0]}
+        for env_steps in (12000, 40000)
+    )
+    rows = read_rows(folder / "seed_0" / "meta_test.csv")
+    for row in (row for row in rows if row.env_steps in (12000, 40000)):
+        assert (short if row.env_steps == 12000 else long)[row.environment, "learned", 0, row.seed] == row.episode_return
+    assert short.keys() == long.keys() and {agent[1] for agent in short} == {"learned", "reinforce"}

@@ -78,6 +78,7 @@ def test_each_seed_is_meta_trained_and_tested_once(
         command(tmp_path, monkeypatch, *arguments, "--env-steps", "20")
 
 
+@pytest.mark.slow
 def test_a_seed_that_was_stopped_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = OmegaConf.create(compose_yaml(["experiment=protocol", *SMALL]))
     whole = rl2.meta_test
@@ -95,6 +96,7 @@ def test_a_seed_that_was_stopped_is_made_again(tmp_path: Path, monkeypatch: pyte
     assert {row.seed for row in read_rows(tmp_path / "seed_1" / "meta_test.csv")} == {2, 3}
 
 
+@pytest.mark.slow
 def test_rewards_are_normalised_in_each_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pendulum's are ten times InvertedPendulum's. Both become about as large."""
     pytest.importorskip("sb3_contrib")

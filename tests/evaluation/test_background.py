@@ -141,7 +141,7 @@ def test_it_is_for_long_tests_beside_a_single_process_on_the_cpu(monkeypatch: py
     assert not can_run_in_background(Resources(), 2000)
 
 
-@pytest.mark.parametrize("trouble", [None, "dies", "cannot"])
+@pytest.mark.parametrize("trouble", [None, "dies", pytest.param("cannot", marks=pytest.mark.slow)])
 def test_a_run_writes_the_same_results_in_the_same_order(
     trouble: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +209,7 @@ def test_a_run_takes_what_is_done_before_its_end(fails: bool, tmp_path: Path, mo
     assert waiting.num_batches == 1
 
 
+@pytest.mark.slow
 def test_what_is_done_may_have_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends with an error does not wait for the other process, and keeps its own error."""
     monkeypatch.setattr(background, "MIN_ENV_STEPS", 0)

@@ -218,6 +218,7 @@ def test_an_agent_that_breaks_in_the_second_process_is_named_by_the_first(tmp_pa
     assert not is_anybody_left(process)
 
 
+@pytest.mark.slow
 def test_an_environment_that_fails_in_the_second_process_is_named(tmp_path: Path) -> None:
     failing = "{id: 'toy_environments:Showing-v0', kwargs: {observation: [0.0, 0.0], reward: nan}}"
     process = start(tmp_path, [*THREE, f"env.train=[Pendulum-v1,InvertedPendulum-v5,{failing}]", "run_dir=here", TWO])
