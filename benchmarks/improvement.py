@@ -1,13 +1,16 @@
 """Final returns of an objective's fresh agents beside those of other methods, and the probability that one of them has the higher return.
 
-    python benchmarks/improvement.py results/paper_inputs/seed_* --others results/paper_inputs/baselines [--envs Hopper-v5 ...]
+    python benchmarks/improvement.py results/paper_inputs/seed_* --others results/paper_inputs/baselines [--envs Hopper-v5 ...] \\
+        [--env-steps N]
 
-Prints two tables, with every environment that the objective was tested in, or those of `--envs`. None is left out because DDPG/TD3 does
+Prints two tables, with every environment that the objective was tested in, or those of `--envs`. With `--env-steps`, evaluations after N
+env steps of the fresh agents do not count, so longer tests can be compared with shorter ones. None is left out because DDPG/TD3 does
 badly there, as in the report's scores, which are normalised by it. Runs that meta-trained objectives of several seeds count as one method.
 What they tested beside their objectives counts as well.
 """
 
 import argparse
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,13 +19,14 @@ from pathlib import Path
 from metagenrl_pl.common.files import path_argument
 from metagenrl_pl.common.messages import one_line
 from metagenrl_pl.results.methods import LEARNED, find_method
-from metagenrl_pl.results.run_folders import depends_on_meta_training, find_runs
+from metagenrl_pl.results.run_folders import Run, depends_on_meta_training, find_runs
 from metagenrl_pl.results.scores import Score, improvement, learning_curves, raw_scores
 from metagenrl_pl.results.variants import with_the_same_agents
+from side_by_side import positive
 
 
 def scores_in(
-    folders: Sequence[Path], others: Sequence[Path], environments: Sequence[str] | None = None
+    folders: Sequence[Path], others: Sequence[Path], environments: Sequence[str] | None = None, env_steps: float = math.inf
 ) -> tuple[list[Score], list[str]]:
     """The raw scores of all agents, in the environments in which the learned objectives were tested, and what was left out.
 
@@ -30,12 +34,14 @@ def scores_in(
         folders: of the objectives.
         others: of other methods.
         environments: those of them that count; all by default.
+        env_steps: of fresh agents, after which evaluations do not count.
 
     Raises:
         ValueError: if there is no such folder, or no learned objective was tested in an environment.
     """
     runs, untested = find_runs(folders)
     found, others_untested = find_runs(others) if others else ([], [])
+    runs, found = ([_until(env_steps, run) for run in some] for some in (runs, found))
     # An objective of `others` is not part of the method.
     comparable, incomparable = with_the_same_agents(runs, found)
     references = [run._replace(rows=[row for row in run.rows if not depends_on_meta_training(row)]) for run in comparable]
@@ -54,6 +60,10 @@ def scores_in(
         )
     scores, more = raw_scores([curve for curve in curves if curve.environment in chosen])
     return scores, [*notes, *more]
+
+
+def _until(env_steps: float, run: Run) -> Run:
+    return run._replace(rows=[row for row in run.rows if row.env_steps <= env_steps])
 
 
 def tables(scores: Sequence[Score]) -> str:
@@ -98,10 +108,11 @@ def main() -> None:
         "folders", nargs="+", type=path_argument, help="of runs that meta-trained or tested one kind of objective"
     )
     parser.add_argument("--others", nargs="+", type=path_argument, default=[], help="of runs of other methods")
+    parser.add_argument("--env-steps", type=positive, default=math.inf, metavar="N", help="after which evaluations do not count")
     parser.add_argument("--envs", nargs="+", metavar="ID", help="by default all in which the objective was tested")
     options = parser.parse_args()
     try:
-        scores, notes = scores_in(options.folders, options.others, options.envs)
+        scores, notes = scores_in(options.folders, options.others, options.envs, options.env_steps)
         print(tables(scores))
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
