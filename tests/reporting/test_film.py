@@ -206,6 +206,24 @@ def test_a_checkpoint_without_its_agents_is_refused(checkpoint: Path, tmp_path: 
         assert exit.value.code == 2 and told.startswith("error: ") and message in told and told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("seed: 0", " has no agent; valid is the config of a run"),
+        ("agent: 3", " is not readable: agent is 3; valid is a mapping"),
+    ],
+)
+def test_fresh_agents_without_their_settings_are_refused(
+    config: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fresh_agents").mkdir()
+    (tmp_path / "fresh_agents" / "learned.safetensors").touch()
+    (tmp_path / "config.yaml").write_text(config)
+    with pytest.raises(SystemExit) as exit:
+        film.main([str(tmp_path)])
+    assert exit.value.code == 2 and capsys.readouterr().err.startswith(f"error: {tmp_path / 'config.yaml'}{message}")
+
+
 def test_episodes_are_those_of_evaluations() -> None:
     spec = EnvironmentSpec("Pendulum-v1", max_episode_steps=5, evaluation_kwargs={"g": 0.0})
     still = film.record_episode(spec, lambda observation: np.zeros(1), seed=3)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -535,8 +536,8 @@ HEADER = "environment,method,seed,env_steps,return,meta_training_env_steps\n"
             "/config.yaml is no config of a run",
         ),
         (
-            {"meta_test.csv": f"{HEADER}A,learned,0,100,1.0,9\n", "config.yaml": "meta: 5\n"},
-            "/config.yaml is no config of a run",
+            {"meta_test.csv": f"{HEADER}A,learned,0,100,1.0,9\n", "config.yaml": "seed: 3\nenv: {train: [{name: B}]}\n"},
+            "/config.yaml is no config of a run, .*needs an id",
         ),
     ],
 )
@@ -549,6 +550,44 @@ def test_errors_name_the_folder(files: Mapping[str, str] | None, told: str, tmp_
     if folder.is_dir():
         with pytest.raises(ValueError, match=f"^{folder}{told.removesuffix(' in this folder or below')}"):
             read_run(folder)
+
+
+@pytest.mark.parametrize("is_learned", [True, False])
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("objective.json", {"training_environments": None}, "training_environments is null; valid is a list of names"),
+        ("objective.json", {"training_environments": 3}, "training_environments is 3; valid is a list of names"),
+        ("objective.json", {"training_environments": [1]}, "training_environments is [1]; valid is a list of names"),
+        ("objective.json", {"seed": [1]}, "seed is [1]; valid is a whole number"),
+        ("objective.json", {"seed": {"a": 1}}, "seed is a mapping; valid is a whole number"),
+        ("objective.json", {"window_length": "ten"}, "window_length is 'ten'; valid is a whole number or null"),
+        ("objective.json", {"settings": 3}, "settings is 3; valid is a mapping"),
+        ("objective.json", {"architecture": [3]}, "architecture is [3]; valid is a mapping"),
+        ("objective.json", {"earlier": [3]}, "earlier is [3]; valid is a list of mappings"),
+        ("objective.json", {"earlier": [{"training_environments": 3}]}, "earlier[0].training_environments is 3; valid is a list"),
+        *(
+            ("config.yaml", {group: 3}, f"{group} is 3; valid is a mapping or null")
+            for group in ("objective", "agent", "population", "inner", "judge", "meta", "env")
+        ),
+        ("config.yaml", {"agent": [3], "meta": {"advantage_share": 0.5}}, "agent is [3]; valid is a mapping or null"),
+        ("config.yaml", {"env": {"train": 3}}, "env.train is 3; valid is a list"),
+        ("config.yaml", {"seed": [1]}, "seed is [1]; valid is a whole number"),
+        ("config.yaml", {"agent": {"window_length": "ten"}}, "agent.window_length is 'ten'; valid is a whole number or null"),
+        ("config.yaml", {"objective": {"path": 3}}, "objective.path is 3; valid is a text or null"),
+    ],
+)
+def test_a_file_of_another_structure_leaves_out_its_run_alone(
+    name: str, content: dict[str, Any], told: str, is_learned: bool, tmp_path: Path
+) -> None:
+    _folder(tmp_path / "good", BASELINES + _learned(10.0))
+    bad = _folder(tmp_path / "bad", BASELINES + (_learned(9.0) if is_learned else []), meta=None)
+    (bad / "objective.json").write_text(json.dumps({"training_environments": ["A"], "seed": 1}))
+    stored: Any = OmegaConf.to_container(load_config(bad / name))  # JSON is YAML
+    (bad / name).write_text(json.dumps({**stored, **content}))
+    with pytest.warns(match=re.escape(f"bad is left out: {bad / name} is not readable: {told}")):
+        runs, _ = find_runs([tmp_path])
+    assert [run.name for run in runs] == ["good"]
 
 
 def test_titles_name_classes_by_their_last_word(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from ctypes.util import find_library
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -23,8 +22,7 @@ from metagenrl_pl.agents.population import AgentSettings, Population, Population
 from metagenrl_pl.common.exit_codes import MISTAKE
 from metagenrl_pl.common.files import atomic_write, check_can_write, path_argument
 from metagenrl_pl.common.messages import one_line
-from metagenrl_pl.config.former import update_config
-from metagenrl_pl.config.schema import build, load_config
+from metagenrl_pl.config.schema import build
 from metagenrl_pl.config.trust import check_foreign
 from metagenrl_pl.environments.environment import Environment, EnvironmentSets, EnvironmentSpec
 from metagenrl_pl.environments.failures import EnvironmentFailure
@@ -32,6 +30,7 @@ from metagenrl_pl.environments.group import sizes_of
 from metagenrl_pl.evaluation.policies import FreshAgents, load_policies
 from metagenrl_pl.reporting.film_frames import Episode, play, side_by_side
 from metagenrl_pl.results.methods import CRITIC, LEARNED, find_methods
+from metagenrl_pl.results.origin import read_config
 from metagenrl_pl.training.checkpoint_io import PROJECT_KEY, AtomicCheckpointIO, CheckpointError, newest_checkpoint
 
 FORMATS = ("gif", "mp4")
@@ -74,7 +73,9 @@ def load_fresh_agents(run_dir: Path, trusted: Collection[str] = ()) -> dict[str,
     files = sorted((run_dir / "fresh_agents").glob("*.safetensors"))
     if not files:
         return {}
-    stored: Any = update_config(OmegaConf.to_container(load_config(run_dir / "config.yaml")))  # type: ignore[arg-type]
+    stored = read_config(run_dir / "config.yaml")
+    if not stored.get("agent"):
+        raise ValueError(f"{run_dir / 'config.yaml'} has no agent; valid is the config of a run, which has its settings there")
     check_foreign(stored, {"agent": AgentSettings}, trusted)
     settings = build(OmegaConf.create(stored).agent, AgentSettings)
     return dict(load_policies(file, settings, trusted) for file in files)

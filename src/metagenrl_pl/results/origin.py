@@ -2,19 +2,35 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metagenrl_pl.common.messages import one_line
+from omegaconf import OmegaConf
+
+from metagenrl_pl.common.messages import format_value, join_key, one_line
 from metagenrl_pl.config.dotted_keys import group_settings, ungroup_settings
 from metagenrl_pl.config.former import update_card, update_config
-from metagenrl_pl.config.schema import ConfigError, defaults_of, import_target
+from metagenrl_pl.config.schema import ConfigError, defaults_of, import_target, load_config
 from metagenrl_pl.config.trust import TRUSTED
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.objectives.pretrained import trained_in
 
 _TARGET_OF_OLDER_CARDS = "metagenrl_pl.objectives.LearnedObjective"
+_GROUPS = ("population", "objective", "agent", "inner", "judge", "meta")
+
+_Kind = tuple[Callable[[Any], bool], str]  # what a value has to be, as a check and in words
+_NUMBER: _Kind = (lambda value: type(value) is int, "a whole number")
+_NUMBER_OR_NULL: _Kind = (lambda value: value is None or type(value) is int, "a whole number or null")
+_TEXT_OR_NULL: _Kind = (lambda value: isinstance(value, str | None), "a text or null")
+_LIST: _Kind = (lambda value: isinstance(value, list), "a list")
+_NAMES: _Kind = (lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value), "a list of names")
+_MAPPING: _Kind = (lambda value: isinstance(value, Mapping), "a mapping")
+_MAPPINGS: _Kind = (
+    lambda value: isinstance(value, list) and all(isinstance(item, Mapping) for item in value),
+    "a list of mappings",
+)
+_MAPPING_OR_NULL: _Kind = (lambda value: isinstance(value, Mapping | None), "a mapping or null")
 
 
 class Origin(NamedTuple):
@@ -49,8 +65,7 @@ class Origin(NamedTuple):
 
 def meta_training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What shapes an objective beside seed, environments and length, of a run's configuration, by dotted key."""
-    groups = ("population", "objective", "agent", "inner", "judge", "meta")
-    settings = ungroup_settings({group: config.get(group) or {} for group in groups})
+    settings = ungroup_settings({group: config.get(group) or {} for group in _GROUPS})
     return {key: value for key, value in settings.items() if key != "objective.seed"}
 
 
@@ -66,12 +81,13 @@ def origin_in_config(path: Path, config: Mapping[str, Any], card: Mapping[str, A
         ValueError: if it is no configuration of a run.
     """
     try:
-        seed, entries = config["seed"], config["env"]["train"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no config of a run: it lacks seed or env.train") from error
-    names = {EnvironmentSpec.parse(entry).name for entry in entries} | trained_in(card)
+        seed, names = config["seed"], {EnvironmentSpec.parse(entry).name for entry in config["env"]["train"]}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no config of a run, which has seed, a number, and env.train, a list of environments ({one_line(error)})"
+        ) from error
     settings = _complete(meta_training_settings(config))
-    return Origin(seed, tuple(sorted(names)), settings, str(card.get("commit") or ""), is_whole=True)
+    return Origin(seed, tuple(sorted(names | trained_in(card))), settings, str(card.get("commit") or ""), is_whole=True)
 
 
 def origin_in_card(card: Mapping[str, Any]) -> Origin | None:
@@ -95,13 +111,41 @@ def read_card(path: Path) -> dict[str, Any]:
     """An objective's card, as this version writes it.
 
     Raises:
-        ValueError: if the file is no JSON.
+        ValueError: if the file is no JSON, or something in it is not what it has to be.
     """
     try:
         card = json.loads(path.read_text())
-        return update_card(card) if isinstance(card, dict) else {}
-    except (ValueError, RecursionError, TypeError, AttributeError) as error:  # also settings that are no mapping
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable: {one_line(error)}") from error
+    if not isinstance(card, dict):
+        return {}
+    environments = {"training_environments": _NAMES}
+    _check(path, card, {**environments, "seed": _NUMBER, "window_length": _NUMBER_OR_NULL})
+    _check(path, card, {"architecture": _MAPPING, "settings": _MAPPING, "earlier": _MAPPINGS})
+    for number, run in enumerate(card.get("earlier", ())):
+        _check(path, run, environments, f"earlier[{number}]")
+    return update_card(card)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's configuration, as this version writes it, in plain dictionaries.
+
+    Raises:
+        ValueError: if the file is missing or no YAML, or something in it is not what it has to be.
+    """
+    config: Any = OmegaConf.to_container(load_config(path))
+    _check(path, config, {"seed": _NUMBER, "env": _MAPPING_OR_NULL, **dict.fromkeys(_GROUPS, _MAPPING_OR_NULL)})
+    _check(path, config.get("env") or {}, {"train": _LIST}, "env")
+    _check(path, config.get("agent") or {}, {"window_length": _NUMBER_OR_NULL}, "agent")
+    _check(path, config.get("objective") or {}, {"path": _TEXT_OR_NULL}, "objective")
+    return update_config(config)
+
+
+def _check(path: Path, values: Mapping[str, Any], kinds: Mapping[str, _Kind], parent: str = "") -> None:
+    """Raise a ValueError if one of the values, in the file at `path` and there below the key `parent`, is of another kind."""
+    for name, (is_valid, kind) in kinds.items():
+        if name in values and not is_valid(values[name]):
+            raise ValueError(f"{path} is not readable: {join_key(parent, name)} is {format_value(values[name])}; valid is {kind}")
 
 
 def with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
-from metagenrl_pl.config.former import update_config
-from metagenrl_pl.config.schema import load_config
 from metagenrl_pl.objectives.pretrained import pretrained_path
 from metagenrl_pl.results.methods import find_method
-from metagenrl_pl.results.origin import Origin, origin_in_card, origin_in_config, read_card, with_defaults
+from metagenrl_pl.results.origin import Origin, origin_in_card, origin_in_config, read_card, read_config, with_defaults
 from metagenrl_pl.results.rows import MetaTestRow, read_rows
 
 
@@ -103,8 +99,8 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     other agents in `env.train`: there the card names the origin, in the run's folder or else beside the file.
 
     Raises:
-        ValueError: no `meta_test.csv`, nothing in it, other columns, an unreadable config, or a learned objective whose origin neither
-            config nor card name.
+        ValueError: no `meta_test.csv`, nothing in it, other columns, an unreadable config or card, or a learned objective whose origin
+            neither config nor card name.
     """
     path = folder / "meta_test.csv"
     if not path.exists():
@@ -112,7 +108,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     rows = read_rows(path)
     if not rows:
         raise ValueError(f"{path}: no result in it; was the run stopped during its meta-test?")
-    config = _read_config(folder / "config.yaml")
+    config = read_config(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
     card_paths = [folder / "objective.json"]
     objective = config.get("objective") or {}
     if given := objective.get("path"):
@@ -130,12 +126,6 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             raise ValueError(f"{folder}: no file says how its learned objective was meta-trained; looked for {tried}")
     window_length = card.get("window_length", (config.get("agent") or {}).get("window_length"))
     return Run(folder, name or folder.name, rows, origin, meta_trains, window_length, with_defaults(config.get("agent") or {}))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """As this version writes it, in plain dictionaries; empty if there is no file."""
-    config: Any = OmegaConf.to_container(load_config(path)) if path.exists() else {}
-    return update_config(config)
 
 
 def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
