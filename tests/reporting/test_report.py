@@ -123,6 +123,18 @@ def test_agents_of_other_settings_are_not_pooled_without_a_learned_objective(tmp
     assert "b is not compared: its agents differ in agent.hidden_units." in page.text
 
 
+def test_a_score_over_some_of_the_environments_says_over_how_many(tmp_path: Path) -> None:
+    """In the table as in the plot, and only where the method was not tested in all."""
+    _run(tmp_path / "run", 0, 20.0)
+    rows = [row for row in _rows("Other-v0", 30.0) if row.method in ("learned", "random", "critic")]
+    append_rows(tmp_path / "run" / "meta_test.csv", rows)
+    page = Page(render([tmp_path]))
+    row = page.row("off-policy REINFORCE (GAE)", "method")
+    assert row[1].endswith("] (1 of 2 environments)") and row[2].endswith("] (1 of 2 environments)")
+    assert row[3].endswith("]")  # the only training environment
+    assert not [cell for cell in page.row("learned objective", "method") if "environments" in cell]
+
+
 def test_the_page_stands_alone_and_is_small(made: str) -> None:
     page = Page(made)
     for tag, attributes in page.tags:

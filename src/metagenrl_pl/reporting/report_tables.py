@@ -112,7 +112,10 @@ def forests(comparison: Comparison, keys: dict[str, str], colours: dict[str, str
 
 
 def summary_table(comparison: Comparison) -> Table:
-    """Every entry's scores, whether it is better than the reference, and how many agents say so; best first."""
+    """Every entry's scores, whether it is better than the reference, and how many agents say so; best first.
+
+    A score over some of the environments alone says over how many.
+    """
     reference = reference_entry(comparison)
     kinds = [kind for kind in KINDS if comparison.environments_of(kind)]
     header = ["method", *(f"{kind}: {name}" for kind in kinds for name in ("final", "area"))]
@@ -122,7 +125,11 @@ def summary_table(comparison: Comparison) -> Table:
     rows = []
     for entry in by_score(comparison):
         cells = [entry.name]
-        cells += [format_interval(comparison.score_of(entry, kind, measure)) for kind in kinds for measure in MEASURES.values()]
+        for kind in kinds:
+            missing = _missing(comparison.scores(entry, kind), comparison.environments_of(kind))
+            for measure in MEASURES.values():
+                score = comparison.score_of(entry, kind, measure)
+                cells.append(format_interval(score) + (f" ({missing})" if missing and score is not None else ""))
         if reference is not None and kinds:
             cells += [_against_text(comparison, entry, reference, kinds[0])]
         rows.append([*cells, _agents_text(entry)])
