@@ -18,9 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 import rl2
 import sb3_baselines
@@ -32,7 +29,7 @@ from paper_output import COLUMNS, FIGURE_3, FIGURE_5, TABLE_1, Row, write_figure
 from side_by_side import (
     Distinct,
     PlannedRun,
-    compose_yaml,
+    compose_run,
     is_begun,
     meta_test_in,
     positive,
@@ -92,7 +89,7 @@ def meta_training(scale: Scale, experiment: str, folder: Path, seed: int, extra:
         *("callbacks.meta_test.untrained=false", "callbacks.meta_test.random=false", "~callbacks.meta_test.baselines"),
         *extra,
     ]
-    return PlannedRun(folder / f"seed_{seed}", overrides, compose_yaml(overrides))
+    return PlannedRun(folder / f"seed_{seed}", overrides, compose_run(overrides))
 
 
 def evolution_of(scale: Scale) -> list[str]:
@@ -115,7 +112,7 @@ def hand_made(scale: Scale, out: Path, extra: Sequence[str]) -> PlannedRun:
         ),
         *("env_steps=1", "population.size=1", "population.lifetime_env_steps=null", "callbacks.objective_export=null"),
     ]
-    return PlannedRun(out / "hand_made" / "seed_0", overrides, compose_yaml(overrides))
+    return PlannedRun(out / "hand_made" / "seed_0", overrides, compose_run(overrides))
 
 
 def plan_rows(
@@ -145,12 +142,12 @@ def run_libraries(
     rows: Sequence[Row], scale: Scale, out: Path, seeds: Sequence[int] | None, extra: Sequence[str], num_jobs: int
 ) -> None:
     """PPO, on-policy REINFORCE and RL2, by Stable-Baselines3 and sb3-contrib, under the same conditions."""
-    settings: Any = OmegaConf.create(hand_made(scale, out, extra).settings)
+    settings = hand_made(scale, out, extra).settings
     for method in ("ppo", "on_policy_reinforce"):
         file = out / method / "meta_test.csv"
         sb3_baselines.train_agents(method, list(settings.callbacks.meta_test.seeds), settings, file, num_jobs)
     for regime in dict.fromkeys(row.regime for row in rows if row.method == "rl2"):
-        settings = OmegaConf.create(compose_yaml([f"experiment=paper/{regime}", *scale.overrides, TESTS, *extra]))
+        settings = compose_run([f"experiment=paper/{regime}", *scale.overrides, TESTS, *extra])
         for seed in seeds or scale.seeds[regime]:
             rl2.run_seed(settings, seed, scale.rl2_env_steps, 2000, out / f"rl2_{regime}")
 
@@ -162,7 +159,7 @@ def plan(what: str, scale: Scale, out: Path, seeds: Sequence[int] | None, extra:
         ValueError: if overrides compose no configuration.
     """
     if what == "figure4":
-        composed: Any = OmegaConf.create(meta_training(scale, "figure4", out, 0, extra).settings)
+        composed = meta_training(scale, "figure4", out, 0, extra).settings
         every = f"every_env_steps={composed.env_steps // 5}"
         stages = [f"callbacks.meta_test.{every}", f"callbacks.objective_export.{every}", *extra]
         return [meta_training(scale, "figure4", out / "figure4", seed, stages) for seed in seeds or (0,)]
@@ -179,7 +176,7 @@ def write(what: str, scale: Scale, out: Path, extra: Sequence[str]) -> Path:
     """Write the table or the figure from the runs that have ended; its path."""
     if what == "table1":
         evolution = meta_training(scale, "paper/cheetah_hopper", out, 0, [*evolution_of(scale), *extra])
-        config: Any = OmegaConf.create(evolution.settings)
+        config = evolution.settings
         if (length := config.population.lifetime_env_steps) is None:
             raise ValueError("population.lifetime_env_steps=null: evolution needs the length of a generation's lives")
         return write_table_1(out, config.env_steps // length)
@@ -211,7 +208,7 @@ def main() -> None:
         if not options.only_write:
             runs = plan(options.what, scale, out, options.seeds, options.overrides)
             for run in runs:
-                meta_test_in(OmegaConf.create(run.settings))
+                meta_test_in(run.settings)
             run_all(runs, out, options.jobs)
         if uses_libraries:
             with lock_folder(out):

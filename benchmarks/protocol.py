@@ -13,7 +13,7 @@ run again, and a run that was stopped goes on from its newest checkpoint.
 
 import argparse
 import shutil
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import random_returns
 from metagenrl_pl.reporting.report import main as report
 from metagenrl_pl.results.methods import LEARNED, METHODS, RANDOM, UNTRAINED
-from metagenrl_pl.results.rows import append_rows
+from metagenrl_pl.results.rows import append_rows, read_rows
 from metagenrl_pl.results.run_folders import Run, find_runs
 from metagenrl_pl.results.scores import Score, aggregate, learning_curves, scores_of, select_normalised
-from side_by_side import Distinct, PlannedRun, compose_yaml, is_begun, meta_test_in, positive, refuse_overrides, run_all
+from side_by_side import Distinct, PlannedRun, compose_run, is_begun, meta_test_in, positive, refuse_overrides, run_all
 
 SWITCHES = {name: method.switch for name, method in METHODS.items() if method.switch is not None}
 """The override that leaves out the test of each method that does not depend on meta-training."""
@@ -55,12 +55,12 @@ def plan_runs(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path
     for name, overrides in variants.items():
         for seed in seeds:
             every = ["experiment=protocol", f"seed={seed}", *overrides, *extra]
-            runs.append(PlannedRun(out / name / f"seed_{seed}", every, compose_yaml(every)))
+            runs.append(PlannedRun(out / name / f"seed_{seed}", every, compose_run(every)))
     begun = [load_config(folder / "config.yaml") for folder in out.glob("*/seed_*/") if is_begun(folder)]
     tested = {test for config in begun if config.callbacks.meta_test is not None for test in _tests(config)}
-    wanted: dict[tuple[str, Hashable], list[PlannedRun]] = {}
+    wanted: dict[tuple[str, str], list[PlannedRun]] = {}
     for plan in runs:
-        for test in _tests(OmegaConf.create(plan.settings)):
+        for test in _tests(plan.settings):
             wanted.setdefault(test, []).append(plan)
     assigned: dict[Path, list[str]] = {plan.folder: [] for plan in runs if not plan.is_begun}
     missing = []
@@ -74,43 +74,28 @@ def plan_runs(variants: Mapping[str, list[str]], seeds: Sequence[int], out: Path
     if missing:
         raise ValueError(f"no run in {out} tests {', '.join(missing)}; valid are more --seeds, or another --out")
     return [
-        plan._replace(without=[option for method, option in SWITCHES.items() if method not in assigned.get(plan.folder, [])])
+        plan._replace(
+            without=[SWITCHES[method] for method, _ in _tests(plan.settings) if method not in assigned.get(plan.folder, [])]
+        )
         for plan in runs
     ]
 
 
-def _tests(config: Any) -> list[tuple[str, Hashable]]:
-    """The methods that a run tests beside its learned objective, each with all settings that its results depend on.
+def _tests(config: Any) -> list[tuple[str, str]]:
+    """The methods that a run tests beside its learned objective, each with all settings that its results depend on, as YAML.
 
     Raises:
         ValueError: if it makes no meta-tests.
     """
-    test = meta_test_of(config)
-    conditions = [config.agent, *(test[key] for key in CONDITIONS)]
-    own: dict[str, Any] = dict(test["baselines"] or {})
-    if test["untrained"]:
-        own[UNTRAINED.name] = {key: value for key, value in config.objective.items() if key != "seed"}
-    if test["random"]:
-        own[RANDOM.name] = {}
-    return [(method, _hashable([*conditions, own[method]])) for method in SWITCHES if own.get(method) is not None]
-
-
-def _hashable(value: Any) -> Hashable:
-    """A value of a configuration as a key of a dictionary; 1 equals 1.0."""
-    if isinstance(value, Mapping):
-        return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
-    return tuple(map(_hashable, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
-def meta_test_of(config: Any) -> dict[str, Any]:
-    """The options of a configuration's meta-tests, resolved.
-
-    Raises:
-        ValueError: if there are none.
-    """
     test = meta_test_in(config)
-    keys = (*CONDITIONS, "untrained", "random", "baselines")
-    return {key: OmegaConf.to_container(test[key], resolve=True) if OmegaConf.is_config(test[key]) else test[key] for key in keys}
+    conditions = [config.agent, *(test[key] for key in CONDITIONS)]
+    own: dict[str, Any] = dict(test.get("baselines") or {})
+    if test.untrained:
+        own[UNTRAINED.name] = {key: value for key, value in config.objective.items() if key != "seed"}
+    if test.random:
+        own[RANDOM.name] = {}
+    settings = {method: [*conditions, own[method]] for method in SWITCHES if own.get(method) is not None}
+    return [(method, OmegaConf.to_yaml(value, sort_keys=True)) for method, value in settings.items()]
 
 
 def plan_frozen_runs(folders: Sequence[Path], seeds: Sequence[int], out: Path, extra: Sequence[str]) -> list[PlannedRun]:
@@ -164,31 +149,31 @@ def plan_baselines(seeds: Sequence[int], out: Path, extra: Sequence[str]) -> lis
 
 
 def write_random_actions(out: Path, extra: Sequence[str]) -> PlannedRun:
-    """Write returns of random actions into a `meta_test.csv` below `out`, unless it is there. Returns its folder, as that of a run."""
-    config = OmegaConf.create(compose_yaml(["experiment=protocol", *extra]))
-    test, file = meta_test_of(config), out / "baselines" / "random" / "meta_test.csv"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        specs = [EnvironmentSpec.parse(entry) for entry in test["environments"]]
-        append_rows(file, random_returns(specs, test["seeds"], test["num_episodes"]))
+    """Write the returns of random actions that a `meta_test.csv` below `out` lacks. Returns its folder, as that of a run."""
+    test, file = meta_test_in(compose_run(["experiment=protocol", *extra])), out / "baselines" / "random" / "meta_test.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    done = {(row.environment, row.seed) for row in read_rows(file)}
+    for spec in map(EnvironmentSpec.parse, test.environments):
+        if seeds := [seed for seed in test.seeds if (spec.name, seed) not in done]:
+            append_rows(file, random_returns([spec], seeds, test.num_episodes))
     return PlannedRun(file.parent, [])
 
 
 def _run_of_fresh_agents(folder: Path, objective: Sequence[str], seed: int, extra: Sequence[str]) -> PlannedRun:
     """A run without meta-training. Its population is the fresh agents of `experiment=protocol`'s meta-tests under these overrides."""
-    test = meta_test_of(OmegaConf.create(compose_yaml(["experiment=protocol", *extra])))
-    if test["seeds"] != list(range(len(test["seeds"]))):
-        raise ValueError(f"callbacks.meta_test.seeds={test['seeds']}: valid are 0, 1, 2 and so on for runs of fresh agents")
+    test = meta_test_in(compose_run(["experiment=protocol", *extra]))
+    if test.seeds != list(range(len(test.seeds))):
+        raise ValueError(f"callbacks.meta_test.seeds={test.seeds}: valid are 0, 1, 2 and so on for runs of fresh agents")
     own = [override for override in extra if not _sets_any(override, META_TRAINING_KEYS)]
     if not any(override.startswith("env=") for override in own):
         own.insert(0, "env=protocol")
     overrides = [
         *(*objective, "callbacks.meta_test=null", "compile=true", *own, "env.train=${env.test}", f"seed={seed}"),
-        *(f"population.size={len(test['environments']) * len(test['seeds'])}", f"env_steps={test['env_steps']}"),
-        f"callbacks.evaluation.every_env_steps={test['evaluate_every_env_steps']}",
-        f"callbacks.evaluation.num_episodes={test['num_episodes']}",
+        *(f"population.size={len(test.environments) * len(test.seeds)}", f"env_steps={test.env_steps}"),
+        f"callbacks.evaluation.every_env_steps={test.evaluate_every_env_steps}",
+        f"callbacks.evaluation.num_episodes={test.num_episodes}",
     ]
-    return PlannedRun(folder, overrides, compose_yaml(overrides))
+    return PlannedRun(folder, overrides, compose_run(overrides))
 
 
 def _sets_any(override: str, keys: Iterable[str]) -> bool:
@@ -280,13 +265,13 @@ def main() -> None:
         refuse_overrides(options.overrides)
         runs, out = _plan(options)
         run_all(runs, out, options.jobs)
+        kept = list(runs)
+        if options.objectives:
+            kept.append(write_random_actions(out, options.overrides))
+        if options.keep is not None:
+            copy_results(kept, out, options.keep)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    kept = list(runs)
-    if options.objectives:
-        kept.append(write_random_actions(out, options.overrides))
-    if options.keep is not None:
-        copy_results(kept, out, options.keep)
     report([str(out), "--out", str(out / "report.html")])
     every = find_runs([out])[0]
     of_variants: dict[str, list[Run]] = {}

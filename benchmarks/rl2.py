@@ -43,7 +43,7 @@ from metagenrl_pl.results.methods import RL2
 from metagenrl_pl.results.provenance import add_provenance
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, read_rows
 from sb3_baselines import Episodes
-from side_by_side import Distinct, check_note, compose_yaml, meta_test_in, note_of, positive, refuse_overrides
+from side_by_side import Distinct, check_note, compose_run, meta_test_in, note_of, positive, refuse_overrides
 
 
 class Trial(gym.Env):
@@ -171,13 +171,13 @@ def run_seed(settings: Any, seed: int, env_steps: int, trial_env_steps: int, out
         ValueError: if no test environment is as narrow as those of meta-training, or `out` has results of other settings.
     """
     folder, test = out / f"seed_{seed}", meta_test_in(settings)
-    note = OmegaConf.to_yaml({"settings": settings, "env_steps": env_steps, "trial_env_steps": trial_env_steps})
+    note = OmegaConf.create({"settings": settings, "env_steps": env_steps, "trial_env_steps": trial_env_steps})
     if read_rows(folder / "meta_test.csv"):
         check_note(folder, note)
         print(f"{folder} has ended already")
         return
     folder.mkdir(parents=True, exist_ok=True)  # now, not after meta-training, if it cannot be made
-    note_of(folder).write_text(note)
+    OmegaConf.save(note, note_of(folder))
     sizes = widest(sizes_of([EnvironmentSpec.parse(entry) for entry in settings.env.train]))
     specs = [EnvironmentSpec.parse(entry) for entry in test.environments]
     widths = zip(specs, sizes_of(specs), strict=True)
@@ -212,7 +212,7 @@ def main() -> None:
     torch.set_num_threads(1)
     try:
         refuse_overrides(options.overrides)
-        settings: Any = OmegaConf.create(compose_yaml(["experiment=protocol", *options.overrides]))
+        settings = compose_run(["experiment=protocol", *options.overrides])
         for seed in options.seeds:
             run_seed(settings, seed, options.env_steps, options.trial_env_steps, options.out)
     except (ValueError, OSError) as error:

@@ -35,7 +35,7 @@ from metagenrl_pl.experience.collector import episode_seed
 from metagenrl_pl.results.methods import METHODS
 from metagenrl_pl.results.provenance import add_provenance
 from metagenrl_pl.results.rows import MetaTestRow, append_rows, read_rows
-from side_by_side import Distinct, check_note, compose_yaml, meta_test_in, note_of
+from side_by_side import Distinct, check_note, compose_run, meta_test_in, note_of
 
 ON_POLICY: dict[str, Any] = {"learning_rate": 3e-3, "n_steps": 512, "gae_lambda": 0.97}
 SB3_METHODS = [name for name, method in METHODS.items() if method.package == "stable_baselines3"]
@@ -124,7 +124,8 @@ def train_agents(method: str, seeds: Sequence[int], settings: Any, file: Path, n
         ValueError: if an environment cannot serve, or the file holds agents of other settings or that were not tested to the end.
     """
     test = meta_test_in(settings)
-    note = OmegaConf.to_yaml({key: settings[key] for key in ("agent", "callbacks")})
+    note = OmegaConf.create({key: settings[key] for key in ("agent", "callbacks")})
+    del note.callbacks.meta_test.environments  # a later command may add some
     interval, env_steps = test.evaluate_every_env_steps, test.env_steps
     wanted = sorted({*range(interval, env_steps + 1, interval), env_steps})
     done: dict[tuple[str, int], list[MetaTestRow]] = {}
@@ -142,7 +143,7 @@ def train_agents(method: str, seeds: Sequence[int], settings: Any, file: Path, n
     if done:
         check_note(file.parent, note)
     file.parent.mkdir(parents=True, exist_ok=True)
-    note_of(file.parent).write_text(note)
+    OmegaConf.save(note, note_of(file.parent))
     if not left:
         print(f"{file} has all agents already")
     else:
@@ -167,7 +168,7 @@ def main() -> None:
     if importlib.util.find_spec("stable_baselines3") is None:
         sys.exit('error: stable-baselines3 is not installed; pip install -e ".[train,sb3]"')
     try:
-        settings: Any = OmegaConf.create(compose_yaml(["experiment=protocol", *options.overrides]))
+        settings = compose_run(["experiment=protocol", *options.overrides])
         for method in options.methods:
             train_agents(method, options.seeds, settings, options.out / method / "meta_test.csv", options.jobs)
     except (ValueError, OSError) as error:

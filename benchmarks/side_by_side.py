@@ -15,12 +15,18 @@ from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from metagenrl_pl.common.commands import hydra_override
 from metagenrl_pl.common.locks import lock_folder
-from metagenrl_pl.common.messages import format_value, one_line
+from metagenrl_pl.common.messages import format_value
 from metagenrl_pl.config.dotted_keys import flatten_settings
+from metagenrl_pl.config.run_config import RunConfig
+from metagenrl_pl.config.schema import validate
+from metagenrl_pl.launch.checks import prepare_config
+from metagenrl_pl.launch.command_line import composition_error
+from metagenrl_pl.launch.entry import make_importable
 from metagenrl_pl.training.checkpoint_io import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -32,13 +38,13 @@ class PlannedRun(NamedTuple):
     Args:
         folder: of the run.
         overrides: of the default run.
-        settings: the configuration that they compose.
+        settings: its configuration, from `compose_run`.
         without: further overrides, which leave out methods that other runs test.
     """
 
     folder: Path
     overrides: list[str]
-    settings: str = ""
+    settings: Any = {}
     without: list[str] = []
 
     @property
@@ -101,22 +107,28 @@ def meta_test_in(config: Any) -> Any:
     Raises:
         ValueError: if there is none.
     """
-    if (test := config.callbacks.meta_test) is None:
+    if (test := config.callbacks.get("meta_test")) is None:
         raise ValueError("callbacks.meta_test is null; valid is a meta-test, since this command compares its results")
+    if test.seeds is None:
+        raise ValueError("callbacks.meta_test.seeds is null; valid is a list of seeds, such as [0,1,2]")
     return test
 
 
-def compose_yaml(overrides: Sequence[str]) -> str:
-    """The configuration of a run with these overrides, as YAML.
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that `train.py` has with these overrides: checked, without references.
+
+    Its run folder is always called the same, since settings are compared without the folder of their run.
 
     Raises:
-        ValueError: if they compose none.
+        ValueError: if `train.py` would refuse them.
     """
+    make_importable(ROOT)  # the configuration names `callbacks`
     try:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return OmegaConf.to_yaml(compose("config", list(overrides)))
-    except HydraException as error:
-        raise ValueError(one_line(error)) from error
+            config = compose("config", ["run_dir=run", *overrides])
+        return validate(prepare_config(config, []), RunConfig)  # the run itself warns of overrides without an effect
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(composition_error(error, ROOT / "conf", RunConfig)) from error
 
 
 def run_all(runs: Sequence[PlannedRun], out: Path, num_jobs: int) -> None:
@@ -176,21 +188,23 @@ def note_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.settings.yaml")
 
 
-def check_note(folder: Path, settings: str) -> None:
+def check_note(folder: Path, settings: Any) -> None:
     """Refuse to go on with results of other settings.
 
     Args:
         folder: of the results.
-        settings: YAML.
+        settings: that they have now.
 
     Raises:
         ValueError: if they were made with other ones.
     """
     note = note_of(folder)
-    texts = (note.read_text() if note.exists() else "", settings)
-    each: list[Any] = [OmegaConf.to_container(OmegaConf.create(text)) for text in texts]
+    configs = (OmegaConf.load(note) if note.exists() else OmegaConf.create(), OmegaConf.create(settings))
+    each: list[Any] = [OmegaConf.to_container(config) for config in configs]
     before, now = map(flatten_settings, each)
-    if differing := sorted(key for key in before | now if before.get(key) != now.get(key)):
+    different = (key for key in before | now if before.get(key) != now.get(key))
+    # Notes had references, `${env.test}`, before they had values. What they refer to is compared under its own key.
+    if differing := sorted(key for key in different if "${" not in str(before.get(key))):
         key = differing[0]
         change = f"{key}: {format_value(before.get(key))}, not {format_value(now.get(key))}"
         raise ValueError(f"{folder} holds a run of other settings ({change}); valid is another --out, or to remove it")
@@ -236,7 +250,7 @@ class Runner:
         else:
             arguments = [hydra_override("run_dir", str(folder)), *plan.overrides, *plan.without]
             folder.parent.mkdir(parents=True, exist_ok=True)
-            plan.note.write_text(plan.settings)
+            plan.note.write_text(OmegaConf.to_yaml(plan.settings))
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         print(f"{folder}: {' '.join(arguments)}", flush=True)
         with plan.log.open("a") as log:

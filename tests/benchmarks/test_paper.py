@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import paper
 import paper_output
 from metagenrl_pl.results.rows import MetaTestRow, append_rows
-from side_by_side import Runner, check_folders, compose_yaml
+from side_by_side import Runner, check_folders, compose_run
 
 TESTED = [
     *("agent.hidden_units=4", "agent.num_windows=2", "agent.window_length=3", "agent.random_env_steps=5", "compile=false"),
@@ -31,17 +31,19 @@ TINY = [
 def composed_once() -> Iterator[None]:
     """Plans of several tests have the same runs; composing one takes a fifth of a second."""
     with pytest.MonkeyPatch.context() as patch:
-        compose = functools.cache(lambda overrides: compose_yaml(list(overrides)))
-        patch.setattr(paper, "compose_yaml", lambda overrides: compose(tuple(overrides)))
+        compose = functools.cache(lambda overrides: compose_run(list(overrides)))
+        patch.setattr(paper, "compose_run", lambda overrides: compose(tuple(overrides)))
         yield
 
 
 def test_every_run_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paper, "compose_yaml", lambda overrides: f"env_steps: 5\noverrides: '{' '.join(overrides)}'")
+    monkeypatch.setattr(
+        paper, "compose_run", lambda overrides: OmegaConf.create({"env_steps": 5, "overrides": " ".join(overrides)})
+    )
     for what in paper.WHAT:
         for scale in paper.SCALES.values():
             runs = paper.plan(what, scale, tmp_path, None, [])
-            assert len({run.folder for run in runs}) == len(runs) and len({run.settings for run in runs}) == len(runs)
+            assert len({run.folder for run in runs}) == len(runs) and len({run.settings.overrides for run in runs}) == len(runs)
     table = paper.plan("table1", paper.SCALES["light"], tmp_path, None, [])
     assert len(table) == 1 + 4 * 3 + 3  # hand-made; two regimes by gradients and by evolution, three seeds; three more regimes
 
@@ -51,7 +53,7 @@ def test_what_runs_are_made_of(scale: str, tmp_path: Path) -> None:
     hand_made = paper.hand_made(paper.SCALES[scale], tmp_path, [])
     changes = paper.evolution_of(paper.SCALES[scale])
     evolution = paper.meta_training(paper.SCALES[scale], "paper/lunar_cheetah", tmp_path, 2, changes)
-    configs: list[Any] = [OmegaConf.create(run.settings) for run in (hand_made, evolution)]
+    configs = [run.settings for run in (hand_made, evolution)]
     assert [config.agent.hidden_units for config in configs] == [64 if scale == "light" else 350] * 2
     assert configs[0].meta is None and set(configs[0].callbacks.meta_test.baselines) == {"reinforce", "critic"}
     assert "baselines" not in configs[1].callbacks.meta_test and configs[1].seed == 2
@@ -131,7 +133,7 @@ def test_rl2_agents_of_a_seed_are_not_independent(tmp_path: Path) -> None:
 def test_one_run_tests_untrained_weights(tmp_path: Path) -> None:
     for seeds in (None, [4, 5]):
         runs = paper.plan("table1", paper.SCALES["light"], tmp_path, seeds, [])
-        tested = [run for run in runs if OmegaConf.create(run.settings).callbacks.meta_test.untrained]
+        tested = [run for run in runs if run.settings.callbacks.meta_test.untrained]
         first, *others = [run for run in tested if run.folder.parent.name != "hand_made"]
         assert {run.folder.parent.name for run in (first, *others)} == {"learned_cheetah_hopper"}
         assert first.without == [] and all(run.without == ["callbacks.meta_test.untrained=false"] for run in others)
@@ -147,7 +149,7 @@ def test_seeds_may_be_run_one_after_the_other(is_tested: bool, tmp_path: Path) -
     ]
     earlier.folder.mkdir(parents=True)
     (earlier.folder / "ended").touch()
-    earlier.note.write_text(earlier.settings)
+    OmegaConf.save(earlier.settings, earlier.note)
     (earlier.folder / "config.yaml").write_text(f"callbacks: {{meta_test: {{untrained: {str(is_tested).lower()}}}}}")
     runs = paper.plan("table1", paper.SCALES["light"], tmp_path, None, [])
     check_folders(runs)
@@ -165,7 +167,7 @@ def test_figure_3_trains_what_it_reads_and_as_the_table_does(tmp_path: Path, mon
 
     monkeypatch.setattr(paper_output, "results_of", remember)
     tested = {"callbacks": {"meta_test": {"seeds": [0]}}}
-    monkeypatch.setattr(paper, "compose_yaml", lambda overrides: OmegaConf.to_yaml({**tested, "overrides": list(overrides)}))
+    monkeypatch.setattr(paper, "compose_run", lambda overrides: OmegaConf.create({**tested, "overrides": list(overrides)}))
     monkeypatch.setattr("sb3_baselines.train_agents", lambda *arguments: made.append((arguments[3].parent, arguments)))
     monkeypatch.setattr("rl2.run_seed", lambda *arguments: made.append((arguments[-1], arguments)))
     of_what = {}
@@ -184,7 +186,7 @@ def test_figure_3_trains_what_it_reads_and_as_the_table_does(tmp_path: Path, mon
 @pytest.mark.parametrize("extra", [[], ["env_steps=1000"]])
 def test_figure_4_has_five_stages(extra: list[str], tmp_path: Path) -> None:
     (run,) = paper.plan("figure4", paper.SCALES["light"], tmp_path, None, extra)
-    config: Any = OmegaConf.create(run.settings)
+    config = run.settings
     assert config.env_steps == 5 * config.callbacks.meta_test.every_env_steps
 
 
@@ -202,7 +204,7 @@ def test_overrides_may_follow_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(paper, "run_all", lambda runs, out, jobs: made.extend(runs))
     paper.main()
-    assert len(made) == 5 and all("env_steps: 20\n" in run.settings for run in made)
+    assert len(made) == 5 and all(run.settings.env_steps == 20 for run in made)
     assert capsys.readouterr().out == f"{tmp_path / 'figure5.png'}\n"
 
 

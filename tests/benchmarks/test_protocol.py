@@ -17,8 +17,18 @@ from metagenrl_pl.evaluation.fresh_agents import agent_numbers
 from metagenrl_pl.results.rows import read_rows
 from metagenrl_pl.results.run_folders import find_runs
 from metagenrl_pl.results.variants import variants_of
-from protocol import SWITCHES, comparison_table, copy_results, main, plan_baselines, plan_frozen_runs, plan_runs, read_variants
-from side_by_side import PlannedRun, Runner, check_folders
+from protocol import (
+    SWITCHES,
+    comparison_table,
+    copy_results,
+    main,
+    plan_baselines,
+    plan_frozen_runs,
+    plan_runs,
+    read_variants,
+    write_random_actions,
+)
+from side_by_side import PlannedRun, Runner, check_folders, compose_run
 
 ROOT = Path(__file__).parents[2]
 PATHS = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -102,7 +112,7 @@ def test_protocol(tmp_path: Path) -> None:
 def test_further_agents_of_the_baselines_are_others_than_those_of_the_meta_tests(tmp_path: Path) -> None:
     runs = plan_baselines([1, 2], tmp_path, [*SMALL, "num_threads=2"])
     assert [run.folder.name for run in runs] == ["reinforce_seed_1", "reinforce_seed_2", "critic_seed_1", "critic_seed_2"]
-    config = OmegaConf.create(runs[1].settings)
+    config = runs[1].settings
     assert (config.seed, config.env_steps, config.agent.num_windows, config.compile) == (2, 40, 3, False)
     assert config.num_threads == 2
     assert config.callbacks.evaluation.every_env_steps == 20 and config.callbacks.evaluation.num_episodes == 1
@@ -129,7 +139,7 @@ def test_what_was_tested_under_other_conditions_is_tested_again(tmp_path: Path) 
     begun = tmp_path / "before" / "seed_0"
     begun.mkdir(parents=True)
     (begun / "ended").touch()
-    OmegaConf.save(OmegaConf.create(plan.settings), begun / "config.yaml")
+    OmegaConf.save(plan.settings, begun / "config.yaml")
     frozen = tmp_path / "before" / "seed_0_agents_1"  # tests nothing beside its own agents
     frozen.mkdir()
     (frozen / "ended").touch()
@@ -140,6 +150,44 @@ def test_what_was_tested_under_other_conditions_is_tested_again(tmp_path: Path) 
     assert without({"protocol": []}, "callbacks.meta_test.env_steps=60") == [set()]
     assert without({"protocol": []}, "callbacks.meta_test.seeds=[0]") == [set()]
     assert without({"protocol": []}, "callbacks.meta_test.baselines.reinforce.discount=0.5") == [every - {"reinforce"}]
+
+
+def test_one_value_may_stand_for_a_list(tmp_path: Path) -> None:
+    """As in `train.py`, whose configuration of a run that ended has the list."""
+    one = [*SMALL, "env.test=Hopper-v5", "callbacks.meta_test.seeds=0"]
+    (plan,) = plan_runs({"protocol": []}, [0], tmp_path, one)
+    assert plan.without == []
+    plan.folder.mkdir(parents=True)
+    (plan.folder / "ended").touch()
+    config = {**plan.settings, "run_dir": str(plan.folder)}
+    OmegaConf.save(OmegaConf.create(config), plan.folder / "config.yaml")
+    OmegaConf.save(plan.settings, plan.note)
+    several = [*SMALL, "env.test=[Hopper-v5]", "callbacks.meta_test.seeds=[0]"]
+    for extra in (one, several):
+        check_folders(plan_runs({"protocol": []}, [0], tmp_path, extra))
+    assert [run.settings.population.size for run in plan_baselines([1], tmp_path, one)] == [1, 1]
+
+
+def test_a_run_without_baselines_leaves_out_none(tmp_path: Path) -> None:
+    first, second = plan_runs({"protocol": []}, [0, 1], tmp_path, [*SMALL, "callbacks.meta_test.baselines=null"])
+    assert {len(run.without) for run in (first, second)} == {1}
+    for run in (first, second):
+        compose_run([*run.overrides, *run.without])
+
+
+def test_random_actions_are_tested_in_the_environments_that_lack_them(tmp_path: Path) -> None:
+    pendulum, both = (
+        ["callbacks.meta_test.num_episodes=1", f"env.test={test}"] for test in ("Pendulum-v1", "[Pendulum-v1,Reacher-v5]")
+    )
+    file = write_random_actions(tmp_path, [*pendulum, "callbacks.meta_test.seeds=[0,1]"]).folder / "meta_test.csv"
+    before = read_rows(file)
+    assert [(row.environment, row.seed) for row in before] == [("Pendulum-v1", 0), ("Pendulum-v1", 1)]
+    write_random_actions(tmp_path, [*both, "callbacks.meta_test.seeds=[0,1,2]"])
+    rows = read_rows(file)
+    assert rows[:2] == before and len(rows) == 6 and len(file.read_text().splitlines()) == 7
+    (tmp_path / "whole").mkdir()
+    write_random_actions(tmp_path / "whole", [*both, "callbacks.meta_test.seeds=[0,1,2]"])
+    assert sorted(read_rows(tmp_path / "whole" / "baselines" / "random" / "meta_test.csv")) == sorted(rows)
 
 
 def test_a_run_goes_on_from_the_checkpoint_that_has_its_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +217,7 @@ def test_objectives_that_cannot_be_tested_are_refused(tmp_path: Path) -> None:
         (tmp_path / folder / "protocol" / "seed_0" / "objective.safetensors").touch()
     plans = plan_frozen_runs([tmp_path / "a"], [0, 2], tmp_path, SMALL)
     assert [plan.folder for plan in plans] == [tmp_path / "protocol" / f"seed_0_agents_{seed}" for seed in (0, 2)]
-    assert [OmegaConf.create(plan.settings).seed for plan in plans] == [0, 2]
+    assert [plan.settings.seed for plan in plans] == [0, 2]
     with pytest.raises(ValueError, match=f"several would be tested in {tmp_path / 'protocol' / 'seed_0'}"):
         plan_frozen_runs([tmp_path], [0], tmp_path, SMALL)
     with pytest.raises(ValueError, match=r"callbacks.meta_test.seeds=\[1, 2\]: valid are 0, 1, 2"):
@@ -181,13 +229,16 @@ def test_objectives_that_cannot_be_tested_are_refused(tmp_path: Path) -> None:
     [
         (["--variants", "nothing"], "--variants nothing: valid are protocol, "),
         (["--variants", "gone.yaml"], "--variants gone.yaml: cannot read the config gone.yaml"),
-        (["agent.num_window=4"], "Could not override 'agent.num_window'"),
+        (["agent.num_window=4"], "unknown key 'agent.num_window'; did you mean 'agent.num_windows'?"),
         (["seed=3"], "seed=3 is set by this command; valid is --seeds"),
         (["run_dir=x"], "run_dir=x is set by this command; valid is --out"),
         (["--out", "/proc/x"], "[Errno 2] No such file or directory: '/proc/x'"),
         (["--jobs", "0"], "argument --jobs: must be at least 1, got 0"),
         (["--seeds", "1", "1"], "argument --seeds: valid are numbers that differ"),
         (["callbacks.meta_test=null"], "callbacks.meta_test is null"),
+        (["~callbacks.meta_test"], "callbacks.meta_test is null"),
+        (["callbacks.meta_test.seeds=null"], "callbacks.meta_test.seeds is null; valid is a list"),
+        (["callbacks.meta_test.seeds=x"], "callbacks.meta_test.seeds: "),
         (["--objectives", "."], "--objectives needs an --out of its own"),
         (["--objectives", ".", "a=1", "--out", "x"], "--objectives a=1: no such folder"),
         (
@@ -210,15 +261,15 @@ def test_arguments_that_mean_nothing_are_refused_in_a_line(
 
 def test_the_same_values_under_other_keys_are_other_settings(tmp_path: Path) -> None:
     folders = [tmp_path / "size_0.1", tmp_path / "size_0.2"]  # and what belongs to a folder with a dot is its own
-    runs = [PlannedRun(folder, [], f"train: [{name}]\ntest: [B]\n") for folder, name in zip(folders, "AC", strict=True)]
+    runs = [PlannedRun(folder, [], {"train": [name], "test": ["B"]}) for folder, name in zip(folders, "AC", strict=True)]
     for plan in runs:
         plan.folder.mkdir()
         (plan.folder / "ended").touch()
-        plan.note.write_text(plan.settings)
+        OmegaConf.save(plan.settings, plan.note)
     check_folders(runs)
     assert len({path for plan in runs for path in (plan.note, plan.log)}) == 4
     with pytest.raises(ValueError, match=r"size_0.1 holds a run of other settings \(test: \['B'\], not \['A'\]\)"):
-        check_folders([runs[0]._replace(settings="train: [B]\ntest: [A]\n")])
+        check_folders([runs[0]._replace(settings={"train": ["B"], "test": ["A"]})])
 
 
 def test_variants_of_a_file_of_ones_own(tmp_path: Path) -> None:

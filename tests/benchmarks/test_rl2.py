@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 from toy_environments import Counting  # noqa: F401 (which registers them all)
 
 import rl2
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
 from metagenrl_pl.experience.collector import episode_seed
 from metagenrl_pl.results.rows import read_rows
-from side_by_side import compose_yaml
+from side_by_side import compose_run
 
 SMALL = [
     *("env.train=[Reacher-v5,toy_environments:Approach-v0]", "env.test=[Pendulum-v1,Hopper-v5]", "agent.hidden_units=4"),
@@ -80,7 +79,7 @@ def test_each_seed_is_meta_trained_and_tested_once(
 
 @pytest.mark.slow
 def test_a_seed_that_was_stopped_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = OmegaConf.create(compose_yaml(["experiment=protocol", *SMALL]))
+    settings = compose_run(["experiment=protocol", *SMALL])
     whole = rl2.meta_test
 
     def stopped(trained: Any, spec: EnvironmentSpec, number: int, *rest: Any) -> Any:
@@ -100,7 +99,7 @@ def test_a_seed_that_was_stopped_is_made_again(tmp_path: Path, monkeypatch: pyte
 def test_rewards_are_normalised_in_each_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pendulum's are ten times InvertedPendulum's. Both become about as large."""
     pytest.importorskip("sb3_contrib")
-    settings = OmegaConf.create(compose_yaml(["experiment=protocol", "env.train=[Pendulum-v1,InvertedPendulum-v5]"]))
+    settings = compose_run(["experiment=protocol", "env.train=[Pendulum-v1,InvertedPendulum-v5]"])
     _, environment = rl2.meta_train(settings, 0, 512, 200, (4, 1))
     rewards = [np.abs(environment.step(np.zeros((2, 1), np.float32))[1]) for _ in range(100)]
     pendulum, inverted_pendulum = np.mean(rewards, 0)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 import sb3_baselines
 from metagenrl_pl.environments.environment import Environment, EnvironmentSpec
@@ -13,7 +12,7 @@ from metagenrl_pl.evaluation.fresh_agents import fresh_seed
 from metagenrl_pl.experience.collector import episode_seed
 from metagenrl_pl.results.rows import read_rows
 from sb3_baselines import Episodes, train_agent
-from side_by_side import compose_yaml
+from side_by_side import compose_run
 
 PENDULUM = EnvironmentSpec("Pendulum-v1")
 SMALL = [
@@ -73,7 +72,7 @@ def test_a_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("method", sb3_baselines.SB3_METHODS)
 def test_an_agent_follows_from_its_number(method: str) -> None:
-    settings = OmegaConf.create(compose_yaml(["experiment=protocol", *SMALL]))
+    settings = compose_run(["experiment=protocol", *SMALL])
     first, again, other = (train_agent((method, PENDULUM, number), settings) for number in (0, 0, 1))
     assert first == again
     assert all(row.episode_return != another.episode_return for row, another in zip(first, other, strict=True))

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import side_by_side
 from metagenrl_pl.common.locks import lock_folder
 from metagenrl_pl.launch.run_folder import open_run_folder
-from side_by_side import PlannedRun, Runner, compose_yaml, run_all
+from side_by_side import ROOT, PlannedRun, Runner, check_note, compose_run, note_of, run_all
 
 
 @pytest.fixture
@@ -50,7 +51,8 @@ def test_folders_may_have_any_name(tmp_path: Path, started: list[list[str]]) -> 
     checkpoint.touch()
     with pytest.raises(SystemExit, match="2 of 2 runs did not end"):
         run_all(plans, out, 1)
-    new, saved = (OmegaConf.create(compose_yaml(command)) for command in started)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        new, saved = (compose("config", command) for command in started)
     assert new.run_dir == str(plans[0].folder) and saved.ckpt_path == str(checkpoint)
 
 
@@ -87,3 +89,20 @@ def test_a_second_signal_may_come_while_the_first_is_handled(tmp_path: Path) -> 
     thread.join(5)
     assert not thread.is_alive() and signals == []
     assert runner.run(PlannedRun(tmp_path / "next", [])) == 1
+
+
+def test_a_configuration_is_that_of_train_py() -> None:
+    one, several = (compose_run([f"env.test={test}", "env_steps=6e3"]) for test in ("Pendulum-v1", "[Pendulum-v1]"))
+    assert one == several and type(one.env_steps) is int and one.callbacks.meta_test.environments == ["Pendulum-v1"]
+    with pytest.raises(ValueError, match=r"^unknown key 'agent.num_window'; did you mean 'agent.num_windows'\?$"):
+        compose_run(["agent.num_window=4"])
+    with pytest.raises(ValueError, match=r"^callbacks.meta_test.seeds\[0\]: expected int, got 'x'$"):
+        compose_run(["callbacks.meta_test.seeds=[x]"])
+
+
+def test_a_note_with_references_is_one_of_the_same_settings(tmp_path: Path) -> None:
+    note_of(tmp_path).write_text("env: {test: [A]}\ntest: {environments: '${env.test}', number: 1}\n")
+    settings = {"env": {"test": ["A"]}, "test": {"environments": ["A"], "number": 1}}
+    check_note(tmp_path, settings)
+    with pytest.raises(ValueError, match=r"holds a run of other settings \(env.test: \['A'\], not \['B'\]\)"):
+        check_note(tmp_path, {"env": {"test": ["B"]}, "test": {"environments": ["B"], "number": 1}})

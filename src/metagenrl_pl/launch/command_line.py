@@ -78,7 +78,7 @@ def hydra_entry(
     except Exception as error:
         if error in jobs.bugs:
             raise
-        jobs.mistakes.append(_composition_error(error, Path(config_path), schema))  # before a job: command line or config files
+        jobs.mistakes.append(composition_error(error, Path(config_path), schema))  # before a job: command line or config files
         print(f"error: {printable(jobs.mistakes[-1])}", file=sys.stderr)
     jobs.add_foreign(outcomes)
     if len(jobs.done) > 1:
@@ -206,7 +206,7 @@ def _is_varied(key: str) -> bool:
     return not arguments or any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(arguments))
 
 
-def _composition_error(error: Exception, config_path: Path, schema: type) -> str:
+def composition_error(error: Exception, config_path: Path, schema: type) -> str:
     """The one-line message for an error that Hydra raised before the job started."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, choice = _group_and_choice(error.missing_cfg_file)
