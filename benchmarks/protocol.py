@@ -13,7 +13,7 @@ run again, and a run that was stopped goes on from its newest checkpoint.
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from metagenrl_pl.config.schema import ConfigError, load_config
 from metagenrl_pl.environments.environment import EnvironmentSpec
 from metagenrl_pl.evaluation.fresh_agents import random_returns
 from metagenrl_pl.reporting.report import main as report
-from metagenrl_pl.results.methods import LEARNED, METHODS, RANDOM, UNTRAINED
+from metagenrl_pl.reporting.report_tables import summary_table
+from metagenrl_pl.results.comparisons import comparisons_of
+from metagenrl_pl.results.methods import METHODS, RANDOM, UNTRAINED
 from metagenrl_pl.results.rows import append_rows, read_rows
 from metagenrl_pl.results.run_folders import Run, find_runs
-from metagenrl_pl.results.scores import Score, aggregate, learning_curves, scores_of, select_normalised
+from metagenrl_pl.results.variants import variants_of
 from side_by_side import Distinct, PlannedRun, compose_run, is_begun, meta_test_in, positive, refuse_overrides, run_all
 
 SWITCHES = {name: method.switch for name, method in METHODS.items() if method.switch is not None}
@@ -193,36 +195,18 @@ def copy_results(runs: Sequence[PlannedRun], out: Path, results: Path) -> None:
                 shutil.copyfile(plan.folder / name, target / name)
 
 
-def comparison_table(variants: Mapping[str, Sequence[Run]], others: Sequence[Run]) -> str:
-    """Normalised final scores (random actions 0, DDPG/TD3 1) of the learned objectives of each variant, as a Markdown table.
-
-    Of environments that were meta-trained on and of others: interquartile mean with its 95 % interval, at the end and of the area under
-    the curve. Below are notes on what was left out.
-
-    Args:
-        variants: their runs.
-        others: runs that have the baselines.
-    """
-    lines = ["| variant | runs | training | training, area | other | other, area |", "|---|---|---|---|---|---|"]
-    notes: list[str] = []
-    measures: list[Callable[[Score], float]] = [lambda score: score.normalised_final, lambda score: score.normalised_area]
-    for name, runs in variants.items():
-        curves, of_curves = learning_curves(runs, others)
-        scores, of_scores = scores_of(curves)
-        scores = select_normalised(scores)
-        notes += [f"{name}: {note}" for note in (*of_curves, *of_scores)]
-        trained_on = {environment for run in runs if run.origin for environment in run.origin.training_environments}
-        cells = []
-        for is_training in (True, False):
-            own = [score for score in scores if (score.environment in trained_on) == is_training]
-            values = [aggregate(own, LEARNED.name, measure) for measure in measures]
-            cells += ["-" if value is None else f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})" for value in values]
-        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
+def summary_tables(runs: Sequence[Run]) -> str:
+    """The report's summary table of each comparison, as Markdown. Below it are notes on what was left out."""
+    parts: list[str] = []
+    for comparison in comparisons_of(variants_of(runs)):
+        table = summary_table(comparison)
+        rows = [table.header, ["---"] * len(table.header), *table.rows]
+        parts += ["\n".join(f"| {' | '.join(row)} |" for row in rows), *comparison.notes]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
-    """Plan the runs, run them, write the report and print the table."""
+    """Plan the runs, run them, write the report and print its summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--objectives",
@@ -273,12 +257,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     report([str(out), "--out", str(out / "report.html")])
-    every = find_runs([out])[0]
-    of_variants: dict[str, list[Run]] = {}
-    for run in every:
-        if run.origin is not None and run.folder in {plan.folder.resolve() for plan in runs}:
-            of_variants.setdefault(run.folder.parent.name, []).append(run)
-    print(comparison_table(of_variants, every))
+    print(summary_tables(find_runs([out])[0]))
 
 
 def _plan(options: argparse.Namespace) -> tuple[list[PlannedRun], Path]:

@@ -1,5 +1,6 @@
 """The protocol in small: its runs, what they keep, and that what has ended is not run again."""
 
+import math
 import os
 import re
 import shutil
@@ -14,18 +15,19 @@ from omegaconf import OmegaConf
 
 from metagenrl_pl.config.schema import build
 from metagenrl_pl.evaluation.fresh_agents import agent_numbers
-from metagenrl_pl.results.rows import read_rows
-from metagenrl_pl.results.run_folders import find_runs
+from metagenrl_pl.results.origin import Origin
+from metagenrl_pl.results.rows import MetaTestRow, read_rows
+from metagenrl_pl.results.run_folders import Run, find_runs
 from metagenrl_pl.results.variants import variants_of
 from protocol import (
     SWITCHES,
-    comparison_table,
     copy_results,
     main,
     plan_baselines,
     plan_frozen_runs,
     plan_runs,
     read_variants,
+    summary_tables,
     write_random_actions,
 )
 from side_by_side import PlannedRun, Runner, check_folders, compose_run
@@ -65,11 +67,11 @@ def test_protocol(tmp_path: Path) -> None:
     assert [run.origin.seed for run in variant.runs if run.origin] == [0, 1]
     page = (tmp_path / "runs" / "protocol" / "report.html").read_text()
     assert "unseen" in page and "probability of improvement" in page.lower()
-    table = done.stdout[done.stdout.index("| variant") :]
-    assert re.search(r"^\| protocol \| 2 \|( -?[\d.]+ \(-?[\d.]+ to -?[\d.]+\) \|){2}", table, re.MULTILINE), table
+    table = done.stdout[done.stdout.index("| method | unseen: final | unseen: area | training: final") :]
+    assert re.search(r"^\| learned objective \|.* \| \d+ \(2\) \|$", table, re.MULTILINE), table
 
     again = protocol(tmp_path, *SMALL, "--seeds", "1")  # DDPG/TD3 is that of the run that has it
-    assert again.returncode == 0 and "exit code" not in again.stdout and "| protocol | 1 |" in again.stdout
+    assert again.returncode == 0 and "exit code" not in again.stdout and "| learned objective | " in again.stdout
     other = protocol(tmp_path, *SMALL, "agent.num_windows=4")
     assert (
         other.returncode == 2
@@ -78,7 +80,7 @@ def test_protocol(tmp_path: Path) -> None:
     variant = protocol(
         tmp_path, *SMALL, "--variants", "clip", "--seeds", "0"
     )  # on the same environments, beside the same baselines
-    assert variant.returncode == 0 and "| clip | 1 |" in variant.stdout, variant.stdout + variant.stderr
+    assert variant.returncode == 0 and "| clip | " in variant.stdout, variant.stdout + variant.stderr
     clip = tmp_path / "runs" / "protocol" / "clip" / "seed_0"
     assert OmegaConf.load(clip / "config.yaml").meta.gradient == "clip"
     assert {row.method for row in read_rows(clip / "meta_test.csv")} == {"learned"}
@@ -86,7 +88,7 @@ def test_protocol(tmp_path: Path) -> None:
 
     longer = ["--out", "runs/longer", "--baseline-seeds", "0", "--keep", "longer", *SMALL, "callbacks.meta_test.env_steps=60"]
     tested = protocol(tmp_path, "--objectives", "kept/protocol/seed_0", *longer)  # the same objective and agents, for longer
-    assert tested.returncode == 0 and "| protocol | 1 |" in tested.stdout, tested.stdout + tested.stderr
+    assert tested.returncode == 0 and "| learned objective | " in tested.stdout, tested.stdout + tested.stderr
     (variant,) = variants_of(find_runs([tmp_path / "longer"])[0])
     (run,) = variant.runs
     assert {file.name for file in run.folder.iterdir()} == {
@@ -319,8 +321,16 @@ def test_a_signal_lets_the_run_save_and_begins_no_other(number: signal.Signals, 
 
 def test_the_table_leaves_out_agents_with_other_settings() -> None:
     """The protocol's baselines learn from 16 windows of 10 steps, these objectives' agents from 32 of 20."""
-    learned, _ = find_runs([ROOT / "results" / "paper_inputs" / f"seed_{seed}" for seed in range(3)])
     own, others = (find_runs([ROOT / "results" / folder])[0] for folder in ("paper_inputs", "protocol/baselines"))
-    header, _, row, *notes = comparison_table({"paper": learned}, [*own, *others]).splitlines()
-    assert comparison_table({"paper": learned}, own).splitlines()[:3] == [header, "|---|---|---|---|---|---|", row]
-    assert any("critic_seed_1 is not compared" in note for note in notes)
+    alone, *_ = summary_tables(own).partition("\n\n")
+    table, _, notes = summary_tables([*own, *others]).partition("\n\n")
+    assert table == alone and "critic_seed_1 is not compared" in notes
+
+
+def test_the_table_shows_single_agents_and_those_that_diverged() -> None:
+    rows = [MetaTestRow(name, *of) for name in "AB" for of in (("random", 0, 0, 0.0), ("critic", 0, 100, 10.0))]
+    returns = [("A", 0, 5.0), ("B", 0, 5.0), ("B", 1, math.nan)]
+    rows += [MetaTestRow(name, "learned", agent, 100, value, 500) for name, agent, value in returns]
+    run = Run(Path("seed_0"), "seed_0", rows, Origin(0, ("A",), {}), True, 10)
+    (line,) = [line for line in summary_tables([run]).splitlines() if line.startswith("| learned objective |")]
+    assert line.startswith("| learned objective | diverged | diverged | 0.50 | 0.50 |")
