@@ -117,14 +117,14 @@ def main() -> None:
     try:
         run, scores = best_on_validation(find_runs(options.runs)[0], find_runs(options.baselines)[0], options.validation)
         objective = LearnedObjective.load(run.folder / "objective.safetensors")
-    except ValueError as error:
+        card = {"scores": scores_by_environment(scores), "made_by": options.made_by, "licence": "Apache-2.0"}
+        card["chosen_by"] = list(options.validation)
+        if run.origin is not None and run.origin.is_whole:
+            card["settings"] = dict(run.origin.settings)
+        options.to.mkdir(parents=True, exist_ok=True)
+        objective.save(options.to / f"{options.name}.safetensors", card)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    card = {"scores": scores_by_environment(scores), "made_by": options.made_by, "licence": "Apache-2.0"}
-    card["chosen_by"] = list(options.validation)
-    if run.origin is not None and run.origin.is_whole:
-        card["settings"] = dict(run.origin.settings)
-    options.to.mkdir(parents=True, exist_ok=True)
-    objective.save(options.to / f"{options.name}.safetensors", card)
     print(f"{options.to / options.name}.safetensors: {run.name}, {card['scores']}")
 
 

@@ -80,28 +80,29 @@ def test_a_run_that_diverged_is_not_taken() -> None:
     assert best(runs)[0] is runs[1]
 
 
-def test_the_card_tells_where_it_comes_from(tmp_path: Path) -> None:
-    LearnedObjective(hidden_units=8).save(tmp_path / "objective.safetensors", {"seed": 3, "training_environments": ["A"]})
-    append_rows(tmp_path / "meta_test.csv", run_of(3, {"A": [8.0], "B": [2.0]}).rows)
+def ship(runs: Path, to: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command on the objective of a run that was tested on A and B."""
+    LearnedObjective(hidden_units=8).save(runs / "objective.safetensors", {"seed": 3, "training_environments": ["A"]})
+    append_rows(runs / "meta_test.csv", run_of(3, {"A": [8.0], "B": [2.0]}).rows)
     script = Path(__file__).parents[2] / "benchmarks" / "ship.py"
-    command = [
-        sys.executable,
-        str(script),
-        str(tmp_path),
-        "--name",
-        "mine",
-        "--validation",
-        "B",
-        "--to",
-        str(tmp_path / "package"),
-    ]
+    command = [sys.executable, str(script), str(runs), "--name", "mine", "--validation", "B", "--to", str(to)]
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1] / "src")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def test_the_card_tells_where_it_comes_from(tmp_path: Path) -> None:
+    done = ship(tmp_path, tmp_path / "package")
     assert done.returncode == 0, done.stderr
     card = LearnedObjective.load(tmp_path / "package" / "mine.safetensors").card
     assert (card["seed"], card["licence"], card["made_by"]) == (3, "Apache-2.0", "python benchmarks/protocol.py")
     assert card["chosen_by"] == ["B"]
     assert card["scores"]["B"] == {"env_steps": 100, "agents": 1, "return": 2.0, "normalised": 0.2}
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_a_line(tmp_path: Path) -> None:
+    done = ship(tmp_path, Path("/proc/x"))
+    assert done.returncode == 2 and done.stderr.endswith("error: [Errno 2] No such file or directory: '/proc/x'\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_refuses_runs_that_were_not_tested_where_it_counts() -> None:
