@@ -153,7 +153,7 @@ def test_an_argument_of_test_that_is_no_override_is_the_objective(
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("jinja2", "report"), ("hydra.core", "train"), ("pytorch_lightning", "train"), ("stable_baselines3", "sb3")],
+    [("jinja2", "report"), ("hydra.core", "train"), ("pytorch_lightning", "train")],
 )
 def test_a_missing_extra_is_one_line_with_the_command(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -22,13 +22,8 @@ COMMANDS = {
 EXTRAS = {
     "train": ("gymnasium", "hydra", "matplotlib", "mujoco", "omegaconf", "pytorch_lightning", "rich", "scipy", "tensorboard"),
     "report": ("imageio", "jinja2", "PIL"),
-    "sb3": ("stable_baselines3",),
-    "hub": ("huggingface_hub",),
-    "torchrl": ("torchrl",),
-    "wandb": ("wandb",),
-    "mlflow": ("mlflow",),
 }
-"""The modules of each extra, without those that other modules of the extra bring along."""
+"""The modules of the extras that commands import, without those that other modules of the extra bring along."""
 
 
 def main() -> None:

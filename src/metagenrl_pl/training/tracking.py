@@ -3,6 +3,7 @@
 import uuid
 from argparse import Namespace
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ class RunWandbLogger(WandbLogger):
     Args:
         run_dir: folder of the run; it keeps W&B's files, and the run's id in `wandb_run_id`.
         arguments: of `WandbLogger`.
+
+    Raises:
+        ModuleNotFoundError: names the extra.
     """
 
     def __init__(self, run_dir: str, **arguments: Any) -> None:
+        _check_extra("wandb")
         self._id_file = Path(run_dir) / "wandb_run_id"
         super().__init__(save_dir=run_dir, id=_read(self._id_file) or uuid.uuid4().hex, resume="allow", **arguments)
 
@@ -40,9 +45,13 @@ class RunMLFlowLogger(MLFlowLogger):
         run_dir: folder of the run; it keeps the run's id in `mlflow_run_id`.
         tracking_uri: of a server or a database; by default an SQLite file in the run folder.
         arguments: of `MLFlowLogger`.
+
+    Raises:
+        ModuleNotFoundError: names the extra.
     """
 
     def __init__(self, run_dir: str, tracking_uri: str | None = None, **arguments: Any) -> None:
+        _check_extra("mlflow")
         folder = Path(run_dir).absolute()
         self._id_file = folder / "mlflow_run_id"
         if tracking_uri is None:
@@ -69,6 +78,12 @@ class RunMLFlowLogger(MLFlowLogger):
         settings: Mapping[str, Any] = vars(params) if isinstance(params, Namespace) else params
         super().log_hyperparams({key: value for key, value in settings.items() if key not in known})
         _write(self._id_file, self.run_id)
+
+
+def _check_extra(name: str) -> None:
+    """Lightning's own error advises to install any version that it can use. This project's extras need newer ones."""
+    if find_spec(name) is None:
+        raise ModuleNotFoundError(f"{name} is not installed; pip install 'metagenrl-pl[{name}]'", name=name)
 
 
 def _read(file: Path) -> str | None:
