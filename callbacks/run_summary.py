@@ -34,8 +34,8 @@ class RunSummary(pl.Callback):
             if isinstance(logger, TensorBoardLogger):
                 if not trainer.is_global_zero:
                     continue  # the others have no file to write to
-                tested = settings.get("env.test") or settings.get("env.train") or ()
-                names = [f"meta_test/{EnvironmentSpec.parse(entry).name}/{LEARNED.name}" for entry in tested]
+                tested = map(EnvironmentSpec.parse, settings.get("env.test") or ())
+                names = [f"meta_test/{spec.name}/{LEARNED.name}" for spec in tested]
                 self._write_settings(logger, {key: _as_cell(value) for key, value in settings.items()}, names)
             else:
                 logger.log_hyperparams(settings)

@@ -48,6 +48,17 @@ def test_an_environment_with_settings_has_the_name_of_its_metric(tmp_path: Path)
     assert b"meta_test/Hopper-v5/learned" in shown and b"meta_test/Pendulum-v1[max_episode_steps=5]/learned" in shown
 
 
+def test_a_run_that_tests_nothing_has_no_metric_of_a_test(tmp_path: Path) -> None:
+    """It would be an empty column."""
+    logger = TensorBoardLogger(str(tmp_path), name="", version="tensorboard", default_hp_metric=False)
+    trainer = _trainer(logger, env={"train": ["A"], "test": []})
+    RunSummary(str(tmp_path)).on_train_start(trainer, trainer.lightning_module)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert b"env.train" in shown and b"meta_test/" not in shown
+
+
 def test_other_loggers_get_the_settings_alone(tmp_path: Path) -> None:
     given: list[Any] = []
     trainer = _trainer(SimpleNamespace(log_hyperparams=given.append), seed=3, agent={"x": {"y": 1}})
