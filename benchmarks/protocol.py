@@ -92,9 +92,9 @@ def _tests(config: Any) -> list[tuple[str, str]]:
     test = meta_test_in(config)
     conditions = [config.agent, *(test[key] for key in CONDITIONS)]
     own: dict[str, Any] = dict(test.get("baselines") or {})
-    if test.untrained:
+    if test.get("untrained", True):
         own[UNTRAINED.name] = {key: value for key, value in config.objective.items() if key != "seed"}
-    if test.random:
+    if test.get("random", True):
         own[RANDOM.name] = {}
     settings = {method: [*conditions, own[method]] for method in SWITCHES if own.get(method) is not None}
     return [(method, OmegaConf.to_yaml(value, sort_keys=True)) for method, value in settings.items()]

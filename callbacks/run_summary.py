@@ -34,8 +34,10 @@ class RunSummary(pl.Callback):
             if isinstance(logger, TensorBoardLogger):
                 if not trainer.is_global_zero:
                     continue  # the others have no file to write to
-                tested = map(EnvironmentSpec.parse, settings.get("env.test") or ())
-                names = [f"meta_test/{spec.name}/{LEARNED.name}" for spec in tested]
+                # Without seeds, a test is of other methods than the learned objective.
+                is_tested = settings.get("callbacks.meta_test.seeds")
+                tested = settings.get("callbacks.meta_test.environments") or () if is_tested else ()
+                names = [f"meta_test/{EnvironmentSpec.parse(entry).name}/{LEARNED.name}" for entry in tested]
                 self._write_settings(logger, {key: _as_cell(value) for key, value in settings.items()}, names)
             else:
                 logger.log_hyperparams(settings)

@@ -18,9 +18,13 @@ def _trainer(logger: Any, **config: Any) -> Any:
     return SimpleNamespace(loggers=[logger], is_global_zero=True, lightning_module=SimpleNamespace(run_config=config))
 
 
+def meta_test_of(*environments: Any) -> dict[str, Any]:
+    return {"callbacks": {"meta_test": {"environments": list(environments), "seeds": [0, 1, 2]}}}
+
+
 def test_tensorboard_has_settings_meta_test_curves_and_the_picture(tmp_path: Path) -> None:
     logger = TensorBoardLogger(str(tmp_path), name="", version="tensorboard", default_hp_metric=False)
-    trainer = _trainer(logger, seed=3, agent={"hidden_units": 64}, env={"test": ["A"]})
+    trainer = _trainer(logger, seed=3, agent={"hidden_units": 64}, **meta_test_of("A"))
     summary = RunSummary(str(tmp_path))
     summary.on_train_start(trainer, trainer.lightning_module)
     rows = [MetaTestRow("A", "critic", seed, n, 10.0 * n + seed) for n in (10, 20) for seed in (0, 2)]
@@ -40,7 +44,7 @@ def test_tensorboard_has_settings_meta_test_curves_and_the_picture(tmp_path: Pat
 def test_an_environment_with_settings_has_the_name_of_its_metric(tmp_path: Path) -> None:
     logger = TensorBoardLogger(str(tmp_path), name="", version="tensorboard", default_hp_metric=False)
     entry = {"id": "Pendulum-v1", "max_episode_steps": 5}
-    trainer = _trainer(logger, env={"test": ["Hopper-v5", entry]})
+    trainer = _trainer(logger, **meta_test_of("Hopper-v5", entry))
     RunSummary(str(tmp_path)).on_train_start(trainer, trainer.lightning_module)
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -48,10 +52,11 @@ def test_an_environment_with_settings_has_the_name_of_its_metric(tmp_path: Path)
     assert b"meta_test/Hopper-v5/learned" in shown and b"meta_test/Pendulum-v1[max_episode_steps=5]/learned" in shown
 
 
-def test_a_run_that_tests_nothing_has_no_metric_of_a_test(tmp_path: Path) -> None:
-    """It would be an empty column."""
+@pytest.mark.parametrize("test", [None, {"environments": [], "seeds": [0]}, {"environments": ["A"], "seeds": None}])
+def test_a_run_that_tests_no_learned_objective_has_no_metric_of_one(test: Any, tmp_path: Path) -> None:
+    """It would be an empty column. Runs of fresh agents test other methods with the seeds of their own agents."""
     logger = TensorBoardLogger(str(tmp_path), name="", version="tensorboard", default_hp_metric=False)
-    trainer = _trainer(logger, env={"train": ["A"], "test": []})
+    trainer = _trainer(logger, env={"train": ["A"], "test": ["A"]}, callbacks={"meta_test": test})
     RunSummary(str(tmp_path)).on_train_start(trainer, trainer.lightning_module)
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

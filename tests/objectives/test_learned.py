@@ -249,14 +249,12 @@ def test_a_terminal_state_of_mean_value(terminal: str) -> None:
     assert same == (terminal == "after")
 
 
-@pytest.mark.parametrize("options", [{}, {"terminal": "before"}, {"terminal": "input"}, {"use_critic_gradient": True}])
+@pytest.mark.parametrize("options", [{}, {"terminal": "before"}, {"terminal": "input"}])
 def test_rewards_and_values_may_not_vary(options: dict[str, Any]) -> None:
     """Then padded zeros and terminal states are far from the mean. Without an LSTM nothing else bounds them."""
     objective, inputs = LearnedObjective(use_lstm=False, **options).float(), random_inputs()
-    critic_gradient = torch.where(inputs.valid[..., None] > 0, 1e-6 * inputs.critic_gradient, 100.0)
     reward, value = 100 * inputs.valid, 100 * valid_states(inputs.valid)
-    inputs = inputs._replace(reward=reward, value=value, critic_gradient=critic_gradient)
-    inputs = ObjectiveInputs(*(tensor.float() for tensor in inputs))
+    inputs = ObjectiveInputs(*(tensor.float() for tensor in inputs._replace(reward=reward, value=value)))
     parameters = objective.stacked_parameters(NUM_AGENTS)
     gradient, pull_back = objective.action_gradient_and_pull_back(parameters, inputs)
     for found in (*objective.loss_and_action_gradient(parameters, inputs), gradient, *pull_back(gradient).values()):

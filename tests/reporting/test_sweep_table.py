@@ -12,6 +12,7 @@ def test_a_line_for_each_job_with_its_own_methods_return(tmp_path: Path) -> None
     others = [MetaTestRow("B", "random", 0, 0, 1.0), MetaTestRow("B", "critic", 0, 5, 8.0)]
     append_rows(tmp_path / "1" / "meta_test.csv", [*others, MetaTestRow("B", "mine", 0, 5, 7.0)])
     (tmp_path / "1" / "config.yaml").write_text("callbacks: {evaluation: {method: mine}}")
+    append_rows(tmp_path / "2" / "meta_test.csv", others)  # and no config.yaml
     jobs = [SweepJob(f"job {n}: seed={n}", tmp_path / str(n), code) for n, code in enumerate((0, 3, 0))]
     table = sweep_table([*jobs, SweepJob("job 3: seed=x", None, 2)])
     cells = [[str(cell) for cell in row] for row in zip(*(column.cells for column in table.columns), strict=True)]

@@ -122,7 +122,8 @@ def goes_on(next_observation: np.ndarray, observation: np.ndarray) -> np.ndarray
 class WindowBuffer:
     """Ring buffers of N environments that step together.
 
-    If an observation is not the `next_observation` of the step before, that step ended its episode. So no window spans a reset.
+    If an observation is not the `next_observation` of the step before, that step ended its episode. So add observations as the environment
+    gives them, and normalise windows after `sample`. Gymnasium's vector environments need `AutoresetMode.SAME_STEP`.
 
     Args:
         capacity: steps of each environment.
@@ -201,7 +202,7 @@ class WindowBuffer:
             if is_reset.any():
                 warnings.warn(
                     "observation is not the next_observation of the step before, which ended no episode: an episode that was reset counts "
-                    "as truncated",
+                    "as truncated; if this comes at every step, add observations as the environment gives them",
                     stacklevel=2,
                 )
             self._ends[slot - 1] |= is_reset

@@ -168,9 +168,18 @@ class Objective(nn.Module, ABC):
         )
 
     def loss_and_action_gradient(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
-        """`loss`, [P, B, T], and g, [P, B, T, A], as constants, for the policy update. A subclass may compute them together."""
+        """`loss`, [P, B, T], and g, [P, B, T, A], as constants, for the policy update: in one pass, unless a subclass writes g itself."""
+        if type(self).action_gradient is not Objective.action_gradient:
+            with torch.no_grad():
+                return self.loss(parameters, inputs), self.action_gradient(parameters, inputs)
+
+        def summed(action: Tensor) -> tuple[Tensor, Tensor]:
+            loss = self.loss(parameters, inputs._replace(policy_action=action))
+            return loss.sum(), loss
+
         with torch.no_grad():
-            return self.loss(parameters, inputs), self.action_gradient(parameters, inputs)
+            gradient, loss = torch.func.grad(summed, has_aux=True)(inputs.policy_action)
+        return loss, gradient
 
     def action_gradient_and_pull_back(self, parameters: Parameters, inputs: ObjectiveInputs) -> tuple[Tensor, PullBack]:
         """g = dL/da, and how <g, c> depends on the parameters for a constant c. By autograd, unless a subclass writes it by hand."""

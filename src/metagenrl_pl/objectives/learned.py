@@ -224,8 +224,8 @@ def normalise(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def scaled_to_one(x: Tensor, action_weight: Tensor, valid: Tensor) -> Tensor:
-    """[P, B, T, A] over its root mean square over each agent's valid steps and action dimensions; 0 where padded."""
-    return x * (inverse_root_mean_square(x, action_weight, valid)[:, None, None] * valid).unsqueeze(-1)
+    """[P, B, T, A] over its root mean square over each agent's valid steps and action dimensions."""
+    return x * inverse_root_mean_square(x, action_weight, valid)[:, None, None, None]
 
 
 def _register(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

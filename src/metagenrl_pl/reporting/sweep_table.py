@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 from rich.text import Text
 
+from metagenrl_pl.config.schema import ConfigError, load_config
 from metagenrl_pl.results.methods import LEARNED
 from metagenrl_pl.results.rows import final_rows, mean_returns, newest_stage, read_rows
 
@@ -51,6 +52,10 @@ def _final_returns(run_dir: Path | None) -> dict[str, float]:
     rows = newest_stage(read_rows(run_dir / "meta_test.csv")) if run_dir is not None else []
     if run_dir is None or not rows:
         return {}
-    is_learned = any(row.method == LEARNED.name for row in rows)
-    own = LEARNED.name if is_learned else OmegaConf.select(OmegaConf.load(run_dir / "config.yaml"), "callbacks.evaluation.method")
+    own = LEARNED.name
+    if all(row.method != own for row in rows):
+        try:
+            own = OmegaConf.select(load_config(run_dir / "config.yaml"), "callbacks.evaluation.method")
+        except ConfigError:  # a table without a number is better than none
+            return {}
     return mean_returns([row for row in final_rows(rows) if row.method == own])
