@@ -782,7 +782,7 @@ def test_whoever_stops_a_run_before_its_first_batch_is_named(in_process: Train) 
 
 
 def test_a_sweep_goes_on_after_a_callback_has_stopped_a_job_and_ends_with_a_signal(in_process: Train) -> None:
-    sweep = ("-m", "experiment=debug", "env_steps=100000", "callbacks.meta_test=null", "seed=1,2")
+    sweep = ("-m", "experiment=debug", "env_steps=100000", "compile=false", "callbacks.meta_test=null", "seed=1,2")
     code, _, errors = in_process(*sweep, *TIMER, "hydra.sweep.dir=timed")
     assert code == STOPPED, errors
     assert all(list(Path(f"timed/{job}/checkpoints").glob("*.ckpt")) for job in (0, 1))
