@@ -3,11 +3,10 @@
     python benchmarks/improvement.py results/paper_inputs/seed_* --others results/paper_inputs/baselines [--envs Hopper-v5 ...] \\
         [--env-steps N]
 
-Prints two tables, with every environment that the objective was tested in, or those of `--envs`. With `--env-steps`, evaluations after N
-env steps of the fresh agents do not count, so longer tests can be compared with shorter ones. All runs should have an evaluation at N;
-notes name those that are left out. None is left out because DDPG/TD3 does
+Prints two tables, with every environment that the objective was tested in, or those of `--envs`. None is left out because DDPG/TD3 does
 badly there, as in the report's scores, which are normalised by it. Runs that meta-trained objectives of several seeds count as one method.
-What they tested beside their objectives counts as well.
+What they tested beside their objectives counts as well. With `--env-steps`, evaluations after N env steps of the fresh agents do not count,
+so longer tests can be compared with shorter ones. All runs should have an evaluation at N; notes name those that are left out.
 """
 
 import argparse

@@ -170,6 +170,13 @@ def test_one_value_may_stand_for_a_list(tmp_path: Path) -> None:
     assert [run.settings.population.size for run in plan_baselines([1], tmp_path, one)] == [1, 1]
 
 
+@pytest.mark.parametrize("method", ["untrained", "random"])
+def test_a_method_that_is_tested_by_default_is_tested_where_its_key_is_removed(method: str, tmp_path: Path) -> None:
+    plans = plan_runs({"protocol": []}, [0, 1], tmp_path, [*SMALL, f"~callbacks.meta_test.{method}"])
+    switch = f"callbacks.meta_test.{method}=false"
+    assert sorted(switch in plan.without for plan in plans) == [False, True]  # by one of both runs
+
+
 def test_a_run_without_baselines_leaves_out_none(tmp_path: Path) -> None:
     first, second = plan_runs({"protocol": []}, [0, 1], tmp_path, [*SMALL, "callbacks.meta_test.baselines=null"])
     assert {len(run.without) for run in (first, second)} == {1}
